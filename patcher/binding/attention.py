@@ -1,0 +1,147 @@
+"""The one attention function that is registered with transformers; what it does is decided per module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ...errors import UnsupportedAttentionArgument
+from ..methods import AttentionInputs, AttentionMethod, attend_rows
+from ..methods.rows import Observer
+from ..methods.visibility import Visibility
+from ..meter import Meter
+from ..thresholds import ModuleThresholds
+from .masks import build_mask, ordinary_mask, read_mask
+
+# transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
+ATTENTION_NAME = "hf_sparsify"
+
+# The attribute of an attention module that holds its ModulePatch.
+PATCH_ATTRIBUTE = "_hf_sparsify_patch"
+
+# Arguments that change nothing about which scores a row has, or that the mask already says.
+HARMLESS = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "encoder_hidden_states",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "return_dict",
+        "sliding_window",
+        "use_cache",
+    }
+)
+
+
+@dataclass
+class ModulePatch:
+    """What one attention module does while its model is patched. kind: "self" or "cross"."""
+
+    name: str
+    kind: str
+    method: AttentionMethod
+    thresholds: ModuleThresholds | None = None
+    observer: Observer | None = None
+    meter: Meter | None = None
+    calls: int = 0
+
+
+def register() -> None:
+    """Makes the function and its mask builder known to transformers. Safe to repeat; harmless to unpatched models.
+
+    Both are needed: without the builder transformers would silently pass no mask, and causality and padding were lost.
+    """
+    AttentionInterface.register(ATTENTION_NAME, attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The transformers attention contract: query [B, H, q, D], key and value [B, G, n, D] -> ([B, q, H, D], None).
+
+    Raises UnsupportedAttentionArgument for an argument that is set and not known here.
+    """
+    unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in HARMLESS)
+    patch: ModulePatch | None = getattr(module, PATCH_ATTRIBUTE, None)
+    if unknown:
+        where = patch.name if patch is not None else type(module).__name__
+        raise UnsupportedAttentionArgument(
+            f"{where} hands its attention function {', '.join(unknown)}, which sparse attention does not know: "
+            "this model cannot be patched"
+        )
+    if is_causal is None:
+        # Modules without the attribute (Splinter, MarkupLM ...) are bidirectional.
+        is_causal = bool(getattr(module, "is_causal", False))
+    if patch is None and softcap is None and s_aux is None:
+        mask, causal = ordinary_mask(attention_mask, query.shape[2], key.shape[2])
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal if causal is None else causal,
+            position_bias=position_bias,
+        )
+    visibility, added = read_mask(attention_mask, query.shape[2], key.shape[2], is_causal)
+    bias = position_bias
+    if bias is not None:
+        bias = bias[..., : key.shape[2]]
+    if added is not None:
+        bias = added if bias is None else bias + added
+    inputs = AttentionInputs(
+        query=query,
+        key=key,
+        value=value,
+        visibility=_on(visibility, query.device),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        bias=bias,
+        softcap=softcap,
+        sinks=s_aux,
+        dropout=dropout,
+    )
+    out = attend_rows(inputs)[0] if patch is None else _attend(patch, inputs)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
+    patch.calls += 1
+    if patch.kind == "cross":
+        # The builder compares query positions with key positions, which means nothing across two sequences.
+        inputs = replace(inputs, visibility=replace(inputs.visibility, counted=None))
+    out, counts = patch.method.attend(
+        inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
+    )
+    if patch.meter is not None and counts is not None:
+        lengths = inputs.visibility.lengths()
+        decoding = inputs.query.shape[2] == 1 and patch.kind == "self"
+        patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), inputs.visibility.counted, decoding)
+    return out
+
+
+def _on(visibility: Visibility, device: torch.device) -> Visibility:
+    """The same visibility on the device of the call (a mask may have been made elsewhere)."""
+    moved = {name: part.to(device) for name, part in vars(visibility).items() if isinstance(part, Tensor)}
+    return replace(visibility, **moved)

@@ -1,0 +1,167 @@
+"""Masks of transformers <-> Visibility.
+
+The mask builder registered beside the attention function describes what padding, causality and a sliding window hide as
+one interval of keys per row: an int32 tensor [B, 1, q, 3] (first key, key after the last, is the query no padding).
+Being a plain 4-D tensor it passes through model code, caches and device moves; being int32 it cannot be mistaken for an
+ordinary mask. Whatever is not such an interval gets the ordinary boolean [B, 1, q, n] mask.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+from ...errors import NotPatchableError
+from ..methods.visibility import FullMask, RowRanges, Visibility
+
+# Additive masks mean "hidden" by -inf, the smallest float, or, in older models, -1e4.
+HIDDEN_BELOW = -9999.0
+
+
+def build_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The mask builder for `AttentionMaskInterface` (its arguments: transformers.masking_utils.sdpa_mask)."""
+    pattern = _recognise(mask_function, kwargs)
+    if pattern is not None and not torch.compiler.is_compiling():
+        causal, window = pattern
+        offset = int(q_offset) - kv_offset
+        ranges = _row_ranges(batch_size, q_length, kv_length, kv_offset, offset, attention_mask, causal, window, kwargs)
+        if ranges is not None:
+            return ranges
+    kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+    full = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        **kwargs,
+    )
+    if full is None:
+        raise NotPatchableError("transformers made no mask where one was asked for: this version is not supported")
+    return full
+
+
+def _recognise(mask_function: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[bool, int | None] | None:
+    """(causal, window) of a mask that one interval per row can hold, else None. A caller that forbids skipping the mask
+    wants to work on an ordinary one."""
+    if mask_function is bidirectional_mask_function:
+        return (False, None) if kwargs.get("allow_is_bidirectional_skip", True) else None
+    if not kwargs.get("allow_is_causal_skip", True):
+        return None
+    if mask_function is causal_mask_function:
+        return True, None
+    parts = inspect.getclosurevars(mask_function).nonlocals.get("mask_functions", ())
+    if len(parts) == 2 and parts[1] is causal_mask_function:
+        overlay = inspect.getclosurevars(parts[0]).nonlocals
+        if getattr(parts[0], "__qualname__", "").startswith("sliding_window_overlay.") and "sliding_window" in overlay:
+            return True, int(overlay["sliding_window"])
+    return None
+
+
+def _row_ranges(
+    batch: int,
+    queries: int,
+    keys: int,
+    kv_offset: int,
+    offset: int,
+    attention_mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    """int32 [batch, 1, queries, 3]; None where padding has holes. offset: position of the first query among the keys."""
+    device = attention_mask.device if attention_mask is not None else kwargs.get("device", "cpu")
+    low = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    high = torch.full_like(low, keys)
+    if attention_mask is not None:
+        valid = attention_mask.bool()
+        missing = keys + kv_offset - valid.shape[-1]
+        if missing > 0:
+            valid = torch.nn.functional.pad(valid, (0, missing))
+        valid = valid[:, kv_offset : kv_offset + keys].to(torch.int64)
+        total = valid.sum(-1, keepdim=True)
+        low = valid.argmax(-1, keepdim=True)
+        high = torch.where(total > 0, keys - valid.flip(-1).argmax(-1, keepdim=True), 0)
+        if bool((high - low != total).any()):
+            return None
+    position = torch.arange(offset, offset + queries, device=device).unsqueeze(0)
+    counted = (position >= low) & (position < high)
+    first, last = low.expand(-1, queries), high.expand(-1, queries)
+    if causal:
+        last = torch.minimum(last, position + 1)
+    if window is not None:
+        first = torch.maximum(first, position - window + 1)
+    last = torch.maximum(first, last)
+    return torch.stack([first, last, counted.to(torch.int64)], -1).to(torch.int32).unsqueeze(1)
+
+
+def is_row_ranges(mask: Tensor | None) -> bool:
+    """Whether a mask is one that build_mask made of intervals."""
+    return mask is not None and mask.dtype == torch.int32 and mask.ndim == 4 and mask.shape[-1] == 3
+
+
+def read_mask(mask: Tensor | None, queries: int, keys: int, causal: bool) -> tuple[Visibility, Tensor | None]:
+    """What a mask lets each row see, and the additive part of a float mask (None for the others).
+
+    causal: what the module says of itself; it counts only where there is no mask at all.
+    """
+    if mask is None:
+        if causal and queries > 1 and queries != keys:
+            raise NotPatchableError("a causal attention call with fewer queries than keys came without a mask")
+        return (RowRanges.causal if causal and queries > 1 else RowRanges.all_keys)(queries, keys), None
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise NotPatchableError(
+            f"an attention mask of type {type(mask).__name__} is not supported: pass a 2-D or 4-D one"
+        )
+    if is_row_ranges(mask):
+        if mask.shape[0] > 1 and bool((mask == mask[:1]).all()):
+            mask = mask[:1]
+        first, last, counted = mask[:, 0].to(torch.int64).unbind(-1)
+        return RowRanges(first, last, None if bool(counted.all()) else counted.bool()), None
+    mask = mask[..., :keys]
+    if mask.dtype == torch.bool:
+        return FullMask(mask.expand(-1, -1, queries, keys)), None
+    visible = mask > HIDDEN_BELOW
+    return FullMask(visible.expand(-1, -1, queries, keys)), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
+
+
+def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, bool | None]:
+    """A mask for torch SDPA and its is_causal flag (None: as the module says), for modules that stay dense.
+
+    The boolean mask of a forward pass is made once and kept on the mask tensor for the layers that follow.
+    """
+    if mask is None or not is_row_ranges(mask):
+        return mask, None
+    made = getattr(mask, "_hf_sparsify_ordinary", None)
+    if made is None or (made[0] is not None and made[0].device != mask.device):
+        made = _ordinary(mask, queries, keys)
+        mask._hf_sparsify_ordinary = made  # type: ignore[attr-defined]
+    return made
+
+
+def _ordinary(mask: Tensor, queries: int, keys: int) -> tuple[Tensor | None, bool]:
+    first, last = mask[:, :, :, 0:1], mask[:, :, :, 1:2]
+    if bool((first == 0).all()):
+        if bool((last == keys).all()):
+            return None, False
+        steps = torch.arange(1, queries + 1, device=mask.device, dtype=mask.dtype).view(1, 1, -1, 1)
+        if queries == keys and bool((last == steps).all()):
+            return None, True
+    positions = torch.arange(keys, device=mask.device, dtype=mask.dtype)
+    return (positions >= first) & (positions < last), False

@@ -1,0 +1,135 @@
+"""What was kept, counted while the model runs: attention elements, rows, and V rows in decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .methods.rows import RowCounts
+
+# Shares are counted in this many equal steps of (0, 1]; percentiles are exact to one step.
+STEPS = 1000
+
+
+def _steps() -> Tensor:
+    return torch.zeros(STEPS + 1, dtype=torch.int64)
+
+
+@dataclass
+class ModuleMeter:
+    """Counts of one module. `long` rows are those that see more keys than their k; only they can be sparse."""
+
+    visible: int = 0
+    kept: int = 0
+    long_visible: int = 0
+    long_kept: int = 0
+    rows: int = 0
+    long_rows: int = 0
+    fallback_rows: int = 0
+    rescued_rows: int = 0
+    v_rows: int = 0
+    v_rows_kept: int = 0
+    long_shares: Tensor = field(default_factory=_steps)
+    v_shares: Tensor = field(default_factory=_steps)
+
+    def add(self, counts: RowCounts, lengths: Tensor, rows_k: Tensor, counted: Tensor | None, decoding: bool) -> None:
+        """Adds one call. lengths, rows_k: int64 [B or 1, H or 1, q]; counted: bool [B or 1, q], None counts every row.
+
+        decoding: self-attention with one query, where V rows are worth counting.
+        """
+        kept = counts.kept
+        lengths = lengths.expand_as(kept)
+        seen = lengths > 0
+        if counted is not None:
+            seen = seen & counted.unsqueeze(1)
+        long = seen & (rows_k.expand_as(kept) < lengths)
+        self.visible += int(lengths[seen].sum())
+        self.kept += int(kept[seen].sum())
+        self.rows += int(seen.sum())
+        long_lengths, long_kept = lengths[long], kept[long]
+        self.long_visible += int(long_lengths.sum())
+        self.long_kept += int(long_kept.sum())
+        self.long_rows += long_lengths.numel()
+        self.fallback_rows += int((counts.fallback & seen).sum())
+        self.rescued_rows += int((counts.rescued & seen).sum())
+        self.long_shares += _histogram(long_kept, long_lengths)
+        if decoding and counts.v_rows is not None:
+            self._add_v_rows(counts.v_rows, lengths, seen)
+
+    def _add_v_rows(self, v_rows: Tensor, lengths: Tensor, seen: Tensor) -> None:
+        groups = v_rows.shape[1]
+        seen = seen[:, :: seen.shape[1] // groups, 0]
+        lengths = lengths[:, :: lengths.shape[1] // groups, 0]
+        self.v_rows += int(lengths[seen].sum())
+        self.v_rows_kept += int(v_rows[seen].sum())
+        self.v_shares += _histogram(v_rows[seen], lengths[seen])
+
+    def summary(self) -> dict[str, Any]:
+        """Shares and percentiles; None where nothing was counted."""
+        return {
+            "rows": self.rows,
+            "kept_share": _share(self.kept, self.visible),
+            "long_rows": self.long_rows,
+            "long_kept_share": _share(self.long_kept, self.long_visible),
+            "long_kept_share_p5": _percentile(self.long_shares, 0.05),
+            "long_kept_share_p95": _percentile(self.long_shares, 0.95),
+            "rows_without_threshold": self.fallback_rows,
+            "rows_saved_by_min_keep": self.rescued_rows,
+            "decode_v_rows_share": _share(self.v_rows_kept, self.v_rows),
+            "decode_v_rows_share_p5": _percentile(self.v_shares, 0.05),
+            "decode_v_rows_share_p95": _percentile(self.v_shares, 0.95),
+        }
+
+
+class Meter:
+    """Counts for every patched module, by name.
+
+    active: bool [B], set by whoever generates, False for sequences that have already ended; None counts all.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, ModuleMeter] = {}
+        self.active: Tensor | None = None
+
+    def add(
+        self, name: str, counts: RowCounts, lengths: Tensor, rows_k: Tensor, counted: Tensor | None, decoding: bool
+    ) -> None:
+        """Adds one attention call of module `name` (see ModuleMeter.add)."""
+        if self.active is not None and self.active.shape[0] == counts.kept.shape[0]:
+            active = self.active.to(counts.kept.device).unsqueeze(1)
+            counted = active if counted is None else counted & active
+        self.modules.setdefault(name, ModuleMeter()).add(counts, lengths, rows_k, counted, decoding)
+
+    def total(self) -> ModuleMeter:
+        """All modules together: sums, so that long rows weigh by their length."""
+        total = ModuleMeter()
+        for module in self.modules.values():
+            for name, value in vars(module).items():
+                setattr(total, name, getattr(total, name) + value)
+        return total
+
+    def summary(self) -> dict[str, Any]:
+        """`{"total": ..., "modules": {name: ...}}`, ready for JSON."""
+        return {
+            "total": self.total().summary(),
+            "modules": {name: module.summary() for name, module in self.modules.items()},
+        }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _histogram(part: Tensor, whole: Tensor) -> Tensor:
+    steps = torch.ceil(part.double() / whole.double() * STEPS - 1e-9).long().clamp(0, STEPS)
+    return torch.bincount(steps.cpu(), minlength=STEPS + 1)
+
+
+def _percentile(steps: Tensor, fraction: float) -> float | None:
+    total = int(steps.sum())
+    if not total:
+        return None
+    return int(torch.searchsorted(steps.cumsum(0), max(1, round(fraction * total)))) / STEPS

@@ -1,0 +1,51 @@
+"""The sparse methods: one file each, a frozen dataclass and pure tensor functions, no transformers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from ...errors import UsageError
+from .rows import AttentionInputs, Chunk, RowCounts, attend_rows
+from .top_k import TopK
+from .top_theta import TopTheta
+from .visibility import FullMask, RowRanges, Visibility
+
+AttentionMethod = TopK | TopTheta
+
+# Whoever adds a method adds its class here; the command line and the recipe know it by its name.
+METHODS: dict[str, type[TopK] | type[TopTheta]] = {method.name: method for method in (TopK, TopTheta)}
+
+
+def method_from_dict(data: dict[str, Any]) -> AttentionMethod:
+    """A method from its recipe entry, `{"method": name, field: value, ...}`; UsageError names what does not fit."""
+    name = data.get("method")
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    options = {key: value for key, value in data.items() if key != "method"}
+    known = {field.name for field in fields(METHODS[name])}
+    if unknown := sorted(set(options) - known):
+        raise UsageError(f"method {name} has no option {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    return METHODS[name](**options)
+
+
+def method_to_dict(method: AttentionMethod) -> dict[str, Any]:
+    """The recipe entry of a method: its name and every field that is not None."""
+    return {"method": method.name, **{key: value for key, value in asdict(method).items() if value is not None}}
+
+
+__all__ = [
+    "METHODS",
+    "AttentionInputs",
+    "AttentionMethod",
+    "Chunk",
+    "FullMask",
+    "RowCounts",
+    "RowRanges",
+    "TopK",
+    "TopTheta",
+    "Visibility",
+    "attend_rows",
+    "method_from_dict",
+    "method_to_dict",
+]

@@ -1,0 +1,101 @@
+"""Which keys each query row may see.
+
+Two forms. `RowRanges` holds one interval of keys per row and is all that padding, causality and a sliding window need:
+its size is linear in length. `FullMask` holds a boolean per (query, key) and is for models that bring their own mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowRanges:
+    """Row i sees the keys `first[i] <= j < last[i]`.
+
+    first, last: int64 [B or 1, q]; a row with first == last sees nothing.
+    counted: bool [B or 1, q], False for padding queries, which are neither counted nor calibrated; None counts all.
+    """
+
+    first: Tensor
+    last: Tensor
+    counted: Tensor | None = None
+
+    @staticmethod
+    def all_keys(queries: int, keys: int, device: torch.device | str = "cpu") -> RowRanges:
+        """Every row sees every key."""
+        return RowRanges(
+            torch.zeros(1, queries, dtype=torch.int64, device=device),
+            torch.full((1, queries), keys, dtype=torch.int64, device=device),
+        )
+
+    @staticmethod
+    def causal(queries: int, keys: int, device: torch.device | str = "cpu") -> RowRanges:
+        """The last query sees every key, each earlier one a key less."""
+        last = torch.arange(keys - queries + 1, keys + 1, device=device).unsqueeze(0)
+        return RowRanges(torch.zeros_like(last), last)
+
+    def lengths(self) -> Tensor:
+        """Visible keys per row, int64 [B or 1, 1, q]."""
+        return (self.last - self.first).unsqueeze(1)
+
+    def key_span(self, start: int, stop: int) -> tuple[int, int]:
+        """The smallest interval of keys that rows start..stop need."""
+        first, last = self.first[:, start:stop], self.last[:, start:stop]
+        empty = first >= last
+        if bool(empty.all()):
+            return 0, 0
+        return int(first.masked_fill(empty, torch.iinfo(torch.int64).max).min()), int(last.masked_fill(empty, 0).max())
+
+    def hidden(self, start: int, stop: int, low: int, high: int) -> Tensor | None:
+        """bool [B or 1, 1, stop - start, high - low], True where a row may not look; None where all of it is visible."""
+        first, last = self.first[:, start:stop, None], self.last[:, start:stop, None]
+        if bool(((first <= low) & (last >= high)).all()):
+            return None
+        keys = torch.arange(low, high, device=first.device)
+        return ((keys < first) | (keys >= last)).unsqueeze(1)
+
+    def ranks(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        """A key's rank among the keys its row sees, int64 [B or 1, 1, stop - start, high - low]; outside it is undefined."""
+        keys = torch.arange(low, high, device=self.first.device)
+        return (keys - self.first[:, start:stop, None]).unsqueeze(1)
+
+    def unseen_keys(self, keys: int) -> Tensor | None:
+        """bool [B or 1, keys], True for the keys before the first or after the last that any row sees; None if none."""
+        empty = self.first >= self.last
+        low = self.first.masked_fill(empty, keys).amin(-1, keepdim=True)
+        high = self.last.masked_fill(empty, 0).amax(-1, keepdim=True)
+        positions = torch.arange(keys, device=self.first.device)
+        unseen = (positions < low) | (positions >= high)
+        return unseen if bool(unseen.any()) else None
+
+
+@dataclass(frozen=True)
+class FullMask:
+    """Row i of head h sees key j where `visible[b, h, i, j]`: bool [B or 1, H or 1, q, n]."""
+
+    visible: Tensor
+    counted: Tensor | None = None
+
+    def lengths(self) -> Tensor:
+        """Visible keys per row, int64 [B or 1, H or 1, q]."""
+        return self.visible.sum(-1, dtype=torch.int64)
+
+    def key_span(self, start: int, stop: int) -> tuple[int, int]:
+        return 0, self.visible.shape[-1]
+
+    def hidden(self, start: int, stop: int, low: int, high: int) -> Tensor | None:
+        return ~self.visible[:, :, start:stop, low:high]
+
+    def ranks(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        return self.visible[:, :, start:stop, low:high].cumsum(-1) - 1
+
+    def unseen_keys(self, keys: int) -> Tensor | None:
+        unseen = ~self.visible.any(2).any(1)
+        return unseen if bool(unseen.any()) else None
+
+
+Visibility = RowRanges | FullMask
