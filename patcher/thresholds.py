@@ -23,7 +23,7 @@ class ModuleThresholds:
     """Thresholds of one module.
 
     lengths: float32 [T], ascending row lengths that were calibrated (the mean length of each bucket of rows).
-    theta: float32 [H, T], a score is kept when it is greater. shortest, longest: the range of row lengths that was seen.
+    theta: float32 [H, T], a score is kept when it is greater. shortest, longest: the range of row lengths seen.
     Between two calibrated lengths theta is interpolated linearly in log length; a row outside the range has none.
     """
 

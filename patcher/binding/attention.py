@@ -11,10 +11,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ...errors import UnsupportedAttentionArgument
+from ..meter import Meter
 from ..methods import AttentionInputs, AttentionMethod, attend_rows
 from ..methods.rows import Observer
 from ..methods.visibility import Visibility
-from ..meter import Meter
 from ..thresholds import ModuleThresholds
 from .masks import build_mask, ordinary_mask, read_mask
 

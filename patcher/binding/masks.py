@@ -85,7 +85,7 @@ def _row_ranges(
     window: int | None,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    """int32 [batch, 1, queries, 3]; None where padding has holes. offset: position of the first query among the keys."""
+    """int32 [batch, 1, queries, 3]; None where padding has holes. offset: the first query's position among the keys."""
     device = attention_mask.device if attention_mask is not None else kwargs.get("device", "cpu")
     low = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     high = torch.full_like(low, keys)

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import NotPatchableError, RecipeMismatchError, UsageError
-from ..methods import AttentionMethod
 from ..meter import Meter
+from ..methods import AttentionMethod
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
 from .modules import AttentionModule, require_attention_modules
@@ -82,7 +82,7 @@ class Patch:
 
 
 def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:
-    """Patches a loaded model in place: `plan` maps module names to methods; thresholds are for the modules that use them.
+    """Patches a loaded model in place: `plan` maps module names to methods; thresholds are for modules that use them.
 
     Everything is checked before anything is changed. Raises NotPatchableError for a model outside the interface,
     RecipeMismatchError for names or head counts that the model does not have, UsageError for an already patched model.
@@ -113,7 +113,7 @@ def _check_module(target: AttentionModule, method: AttentionMethod, table: Modul
     if method.protect_recent and not target.causal:
         raise NotPatchableError(
             f"recent keys can be protected in causal self-attention only, and {target.name} is "
-            f"{'cross-attention' if target.kind == 'cross' else 'bidirectional'}: leave it out or set protect_recent to 0"
+            f"{'cross-attention' if target.kind == 'cross' else 'bidirectional'}: leave it out or protect none"
         )
     if table is not None and target.heads is not None and table.heads != target.heads:
         raise RecipeMismatchError(

@@ -1,7 +1,7 @@
 """Attention row by row: the part that top-k and top-theta share.
 
 For a chunk of queries at a time: scale, add bias, soft-cap, mask, select, softmax, weigh. Only the selection differs
-between methods. Nothing here makes a (queries x keys) tensor for the whole sequence, so peak memory is linear in length.
+between methods. Nothing here makes a (queries x keys) tensor for a whole sequence: peak memory is linear in length.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .visibility import Visibility
 
-# Scores of one chunk, in elements: 4 MB in float32; 1M measured faster than 4M and 16M on a CPU with 2 MB of L2 per core.
+# Scores of one chunk, in elements (4 MB in float32): measured faster than 4M and 16M with 2 MB of L2 per core.
 CHUNK_ELEMENTS = 1024 * 1024
 
 
@@ -67,8 +67,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Selection:
-    """keep: bool like scores, or None to keep all that is visible. fallback: rows that had no threshold and used their
-    own exact top-k; rescued: rows that min-keep saved from keeping fewer; both bool [B, H, c], None where it cannot be."""
+    """What a method chose in a chunk.
+
+    keep: bool like scores, or None to keep all that is visible. fallback: rows that had no threshold and used their own
+    exact top-k. rescued: rows that min-keep saved from keeping fewer. Both bool [B, H, c], or None for no row at all.
+    """
 
     keep: Tensor | None
     fallback: Tensor | None = None

@@ -30,8 +30,8 @@ class Thresholds(Protocol):
 class TopTheta(Budget):
     """Thresholded attention that keeps k keys per row on average (see Budget for the fields).
 
-    min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row no longer than its k is dense;
-    a row without a threshold uses its own exact top-k.
+    min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row no longer than its k is
+    dense; a row without a threshold uses its own exact top-k.
     """
 
     min_keep: int = 1

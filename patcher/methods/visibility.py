@@ -51,7 +51,7 @@ class RowRanges:
         return int(first.masked_fill(empty, torch.iinfo(torch.int64).max).min()), int(last.masked_fill(empty, 0).max())
 
     def hidden(self, start: int, stop: int, low: int, high: int) -> Tensor | None:
-        """bool [B or 1, 1, stop - start, high - low], True where a row may not look; None where all of it is visible."""
+        """bool [B or 1, 1, stop - start, high - low], True where a row may not look; None where all is visible."""
         first, last = self.first[:, start:stop, None], self.last[:, start:stop, None]
         if bool(((first <= low) & (last >= high)).all()):
             return None
@@ -59,7 +59,7 @@ class RowRanges:
         return ((keys < first) | (keys >= last)).unsqueeze(1)
 
     def ranks(self, start: int, stop: int, low: int, high: int) -> Tensor:
-        """A key's rank among the keys its row sees, int64 [B or 1, 1, stop - start, high - low]; outside it is undefined."""
+        """A key's rank among those its row sees, int64 [B or 1, 1, stop - start, high - low]; undefined elsewhere."""
         keys = torch.arange(low, high, device=self.first.device)
         return (keys - self.first[:, start:stop, None]).unsqueeze(1)
 
