@@ -1,0 +1,66 @@
+"""Calibrating a patched model: run it on samples, observe every planned module, fit thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import DataError
+from ..patcher.binding.patching import Patch, apply_plan, remove_patch
+from ..patcher.methods import AttentionMethod, TopK, TopTheta
+from ..patcher.methods.budget import Budget
+from ..patcher.thresholds import ModuleThresholds
+from .histogram import ScoreHistogram
+
+
+def calibrate_plan(
+    model: nn.Module,
+    plan: dict[str, AttentionMethod],
+    samples: Iterable[dict[str, torch.Tensor]],
+) -> tuple[dict[str, AttentionMethod], dict[str, ModuleThresholds]]:
+    """Fits thresholds for every top-k or top-theta module of a plan at that module's own budget.
+
+    samples: model inputs (input_ids and the like, batch first, one sequence each), without gradients or cache.
+    While it is observed each module runs exact top-k at its budget, so that deeper modules see sparse activations.
+    Returns the plan with those modules as top-theta, and their tables; a module none of whose rows was longer than its
+    budget has none. The model must not be patched, and is left as it was. DataError if there are no samples.
+    """
+    exact: dict[str, AttentionMethod] = {name: TopK(**_budget(method)) for name, method in plan.items()}
+    patch = apply_plan(model, exact)
+    try:
+        observed = _observe(patch)
+        _run(model, samples)
+    finally:
+        remove_patch(model)
+    tables = {name: histogram.fit() for name, histogram in observed.items()}
+    fitted: dict[str, AttentionMethod] = {name: TopTheta(**_budget(method)) for name, method in plan.items()}
+    return fitted, {name: table for name, table in tables.items() if table is not None}
+
+
+def _observe(patch: Patch) -> dict[str, ScoreHistogram]:
+    observed = {}
+    for module in patch.module_patches:
+        module.observer = observed[module.name] = ScoreHistogram(module.method)
+    return observed
+
+
+def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> None:
+    count = 0
+    with torch.inference_mode():
+        for inputs in samples:
+            model(**inputs, use_cache=False)
+            count += 1
+    if not count:
+        raise DataError("there is no sample to calibrate on")
+
+
+def _budget(method: Budget) -> dict[str, Any]:
+    return {
+        "k": method.k,
+        "keep": method.keep,
+        "protect_first": method.protect_first,
+        "protect_recent": method.protect_recent,
+    }

@@ -1,0 +1,94 @@
+"""`sparsify calibrate`: fit thresholds on a person's questions and update the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..calibration.run import calibrate_plan
+from ..environment import package_versions
+from ..errors import DataError, UsageError
+from ..evaluation.inputs import PromptEncoder
+from ..evaluation.questions import QuestionSet
+from ..patcher.methods import AttentionMethod
+from ..patcher.recipe import CalibrationRecord, Recipe
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The updated recipe, and the modules none of whose rows was longer than their budget (they stay dense)."""
+
+    recipe: Recipe
+    without_thresholds: list[str]
+    longest_prompt: int
+
+
+def calibrate_target(
+    target: Target,
+    questions: QuestionSet,
+    *,
+    samples: int,
+    seed: int,
+    k: int | None = None,
+    keep: float | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Calibrated:
+    """Calibrates the target's plan on `samples` questions with their gold answers, at its own k or the one given.
+
+    advance: called with the number of questions done. UsageError for unusable options; DataError if every row of the
+    samples is within k, so that there is nothing to fit.
+    """
+    if samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}")
+    if k is not None and keep is not None:
+        raise UsageError("--k and --keep exclude each other: give one")
+    chosen = questions.sample(samples, seed)
+    before = target.recipe.before_calibration or target.recipe.plan
+    plan = {name: _with_budget(method, k, keep) for name, method in target.recipe.plan.items()}
+    if k is not None or keep is not None:
+        before = {name: _with_budget(method, k, keep) for name, method in before.items()}
+    longest = 0
+
+    def inputs() -> Iterator[dict[str, Any]]:
+        nonlocal longest
+        loaded = target.loaded
+        encoder = PromptEncoder.for_model(
+            loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
+        )
+        start = loaded.model.generation_config.decoder_start_token_id
+        for question in chosen.questions:
+            sample = encoder.answered(question, start)
+            longest = max(longest, sample["input_ids"].shape[1])
+            yield sample
+            if advance is not None:
+                advance(1)
+
+    fitted, tables = calibrate_plan(target.loaded.model, plan, inputs())
+    if not tables:
+        raise DataError(
+            f"no row of the {len(chosen)} samples sees more keys than its k, so there is no threshold to fit: "
+            "use a smaller --k, or longer data"
+        )
+    record = CalibrationRecord(
+        dataset=questions.name,
+        split=questions.split,
+        fingerprint=questions.fingerprint,
+        samples=len(chosen),
+        seed=seed,
+        budget=", ".join(sorted({method.describe() for method in fitted.values()})),
+    )
+    recipe = replace(
+        target.recipe,
+        plan=fitted,
+        thresholds=tables,
+        calibration=record,
+        before_calibration=before,
+        versions=package_versions(),
+    )
+    return Calibrated(recipe, [name for name in fitted if name not in tables], longest)
+
+
+def _with_budget(method: AttentionMethod, k: int | None, keep: float | None) -> AttentionMethod:
+    return method if k is None and keep is None else replace(method, k=k, keep=keep)

@@ -1,0 +1,73 @@
+"""`sparsify eval`: dense and patched on the same questions, and where the results go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..environment import package_versions
+from ..errors import UsageError
+from ..evaluation.questions import QuestionSet
+from ..evaluation.results import save_results, summarize
+from ..evaluation.run import evaluate
+from ..patcher.methods import method_to_dict
+from ..patcher.recipe import Recipe
+from .target import Target
+
+
+def evaluate_target(
+    target: Target,
+    questions: QuestionSet,
+    *,
+    limit: int | None,
+    seed: int,
+    batch_size: int,
+    max_new_tokens: int,
+    as_top_k: bool = False,
+    output: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluates, writes results.json and predictions.jsonl, returns the results and their directory.
+
+    output: the directory to write; by default RECIPE/eval/RUN_ID, or ./sparsified-eval/RUN_ID for a bare model.
+    as_top_k: run the plan from before calibration. Raises what evaluate and save_results raise.
+    """
+    recipe = target.recipe.as_top_k() if as_top_k else target.recipe
+    chosen = questions.sample(limit, seed)
+    run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{_short_hash(recipe, chosen, seed)}"
+    directory = output or (target.directory / "eval" if target.directory else Path("sparsified-eval")) / run_id
+    if directory.exists():
+        raise UsageError(f"{directory} exists already: give -o another directory for the results")
+    evaluation = evaluate(
+        target.loaded,
+        recipe.plan,
+        chosen,
+        thresholds=recipe.thresholds,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        advance=advance,
+    )
+    model = target.loaded.model
+    results = {
+        "run_id": run_id,
+        "base_model": recipe.to_dict()["base_model"],
+        "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
+        "calibration": recipe.to_dict()["calibration"],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "seed": seed,
+        "limit": limit,
+        **summarize(evaluation),
+        "versions": package_versions(),
+    }
+    return results, save_results(results, evaluation.predictions, directory)
+
+
+def _short_hash(recipe: Recipe, questions: QuestionSet, seed: int) -> str:
+    content = [replace(recipe, versions={}).to_dict(), questions.fingerprint, len(questions), seed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

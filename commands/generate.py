@@ -1,0 +1,57 @@
+"""`sparsify generate`: one prompt, answered by the dense and by the patched model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import UsageError
+from ..evaluation.generation import answer_log_probs, answer_mask, generate_greedy, kl_divergence
+from ..patcher.binding.patching import apply_plan, remove_patch
+from ..patcher.meter import Meter
+from .target import Target
+
+
+def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str, Any]:
+    """{"dense": text, "patched": text, "kl": mean nats over the dense answer, "kept": meter summary}.
+
+    A chat model gets the prompt as a user's turn. UsageError for an empty prompt, a token limit below 1 or a model that
+    does not generate.
+    """
+    if not prompt.strip():
+        raise UsageError("the prompt is empty")
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    loaded, recipe = target.loaded, target.recipe
+    if loaded.base.task not in ("causal-lm", "seq2seq-lm"):
+        raise UsageError(f"{loaded.base.id} is a {loaded.base.task} model: it does not generate text")
+    inputs = _inputs(loaded.tokenizer, prompt, loaded.model.device)
+    pad, meter = loaded.tokenizer.pad_token_id, Meter()
+    patch = apply_plan(loaded.model, recipe.plan, recipe.thresholds)
+    try:
+        with torch.inference_mode():
+            with patch.metered(meter):
+                patched = generate_greedy(loaded.model, inputs, max_new_tokens, pad, meter)
+            with patch.paused():
+                dense = generate_greedy(loaded.model, inputs, max_new_tokens, pad)
+                expected = answer_log_probs(loaded.model, inputs, dense)
+            kl = kl_divergence(expected, answer_log_probs(loaded.model, inputs, dense))
+    finally:
+        remove_patch(loaded.model)
+    return {
+        "dense": loaded.tokenizer.decode(dense[0], skip_special_tokens=True).strip(),
+        "patched": loaded.tokenizer.decode(patched[0], skip_special_tokens=True).strip(),
+        "kl": float(kl[answer_mask(loaded.model, dense)].mean()),
+        "kept": meter.summary()["total"],
+    }
+
+
+def _inputs(tokenizer: Any, prompt: str, device: torch.device) -> dict[str, torch.Tensor]:
+    if getattr(tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    else:
+        encoded = tokenizer(prompt, return_tensors="pt")
+    return {name: encoded[name].to(device) for name in ("input_ids", "attention_mask")}

@@ -1,0 +1,72 @@
+"""RECIPE or MODEL on the command line -> a loaded dense model with the recipe that applies to it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..environment import package_versions
+from ..errors import RecipeMismatchError, UsageError
+from ..evaluation.demo import DEMO_MODELS
+from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
+from ..patcher.binding.modules import require_attention_modules
+from ..patcher.methods import AttentionMethod, TopK
+from ..patcher.plan import make_plan
+from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_METHOD = TopK(k=64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A dense model, the recipe for it, and the recipe's directory (None if the recipe is the default for a MODEL)."""
+
+    loaded: LoadedModel
+    recipe: Recipe
+    directory: Path | None
+
+    @property
+    def is_demo(self) -> bool:
+        return self.recipe.base_model.id in DEMO_MODELS
+
+
+def open_target(
+    argument: str | None, options: LoadOptions, *, model: str | None = None, method: AttentionMethod = DEFAULT_METHOD
+) -> Target:
+    """Loads what `argument` names: a recipe directory, else a model (with `method` on all its attention modules).
+
+    None is the recipe in ./sparsified. model: where a recipe's model is now. Raises UsageError if there is nothing to
+    open, RecipeMismatchError for a recipe made for another model, and what loading raises.
+    """
+    if argument is None:
+        if not is_recipe(DEFAULT_RECIPE):
+            raise UsageError(f"there is no recipe in ./{DEFAULT_RECIPE}: run `sparsify patch MODEL` first, or name one")
+        argument = DEFAULT_RECIPE
+    if not is_recipe(argument):
+        if model is not None:
+            raise UsageError(f"--model goes with a recipe, and {argument} holds none")
+        loaded = load_model(argument, options)
+        plan = make_plan(require_attention_modules(loaded.model), method)
+        return Target(loaded, Recipe(loaded.base, plan, versions=package_versions()), None)
+    recipe = load_recipe(argument)
+    source = model or find_base_model(recipe.base_model, Path(argument))
+    loaded = load_model(source, options_for(recipe.base_model, options))
+    check_same_model(recipe, loaded)
+    return Target(loaded, recipe, Path(argument))
+
+
+def check_same_model(recipe: Recipe, loaded: LoadedModel) -> None:
+    """RecipeMismatchError if a recipe was made for another model shape; a warning if for another revision."""
+    made_for, found = recipe.base_model, loaded.base
+    if made_for.config_hash != found.config_hash:
+        raise RecipeMismatchError(
+            f"the recipe was made for {made_for.id} ({made_for.model_type}), and {found.id} ({found.model_type}) "
+            "has another shape: patch it anew with `sparsify patch`"
+        )
+    if made_for.revision and found.revision and made_for.revision != found.revision:
+        logger.warning(
+            "the recipe was made for revision %s of %s, this is %s", made_for.revision, made_for.id, found.revision
+        )

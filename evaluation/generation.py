@@ -1,0 +1,88 @@
+"""Greedy answers, and the output distributions along a given answer."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..patcher.meter import Meter
+
+
+class _EndedSequences(StoppingCriteria):
+    """Tells the meter which sequences of a batch have ended, so that what they compute after that is not counted."""
+
+    def __init__(self, meter: Meter, eos: Tensor) -> None:
+        self.meter = meter
+        self.eos = eos
+        self.start: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.start is None:
+            self.start = input_ids.shape[1] - 1
+        ended = torch.isin(input_ids[:, self.start :], self.eos.to(input_ids.device)).any(-1)
+        self.meter.active = ~ended
+        return torch.zeros_like(ended)
+
+
+def generate_greedy(
+    model: Any, inputs: dict[str, Tensor], max_new_tokens: int, pad_token_id: int | None, meter: Meter | None = None
+) -> Tensor:
+    """New tokens, int64 [B, m]: after the prompt for a causal model, after the start token for an encoder-decoder one."""
+    config = copy.deepcopy(model.generation_config)
+    config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
+    config.update(max_new_tokens=max_new_tokens, pad_token_id=pad_token_id)
+    criteria = []
+    if meter is not None:
+        criteria.append(_EndedSequences(meter, eos_tokens(model)))
+    try:
+        sequences = model.generate(**inputs, generation_config=config, stopping_criteria=StoppingCriteriaList(criteria))
+    finally:
+        if meter is not None:
+            meter.active = None
+    prompt = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    return sequences[:, prompt:]
+
+
+def eos_tokens(model: Any) -> Tensor:
+    """The tokens that end a sequence, int64 [0 or more]."""
+    eos = model.generation_config.eos_token_id
+    return torch.tensor([eos] if isinstance(eos, int) else list(eos or []), dtype=torch.int64)
+
+
+def answer_mask(model: Any, answers: Tensor) -> Tensor:
+    """bool like answers [B, m]: the tokens up to and including the first that ends the sequence."""
+    ended = torch.isin(answers, eos_tokens(model).to(answers.device)).to(torch.int64)
+    return ended.cumsum(-1) - ended == 0
+
+
+def answer_log_probs(model: Any, inputs: dict[str, Tensor], answers: Tensor) -> Tensor:
+    """log p over the vocabulary before every answer token, float32 [B, m, vocabulary], in one full pass.
+
+    answers: int64 [B, m], as generate_greedy returns them.
+    """
+    if model.config.is_encoder_decoder:
+        start = model.generation_config.decoder_start_token_id
+        start = model.config.decoder_start_token_id if start is None else start
+        decoder = torch.cat([answers.new_full((len(answers), 1), start), answers[:, :-1]], 1)
+        logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
+        return logits.float().log_softmax(-1)
+    tokens = torch.cat([inputs["input_ids"], answers[:, :-1]], 1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(answers[:, :-1])], 1)
+    extra: dict[str, Any] = {}
+    arguments = inspect.signature(model.forward).parameters
+    if "position_ids" in arguments:
+        extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in arguments:
+        extra["logits_to_keep"] = answers.shape[1]
+    logits = model(input_ids=tokens, attention_mask=mask, use_cache=False, **extra).logits
+    return logits[:, -answers.shape[1] :].float().log_softmax(-1)
+
+
+def kl_divergence(dense: Tensor, patched: Tensor) -> Tensor:
+    """KL(dense || patched) per token, in nats: log-probabilities [B, m, V] -> [B, m]."""
+    return (dense.exp() * (dense - patched)).sum(-1).clamp(min=0)

@@ -1,0 +1,67 @@
+"""Questions -> tensors: prompts in padded batches, and prompts with a known answer (for calibration)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .prompts import build_prompt, choose_style, extract_answer
+from .questions import Question
+
+UNANSWERABLE = "unanswerable"
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns questions into inputs for one model. style: see prompts.STYLES. version_2: some questions have no answer."""
+
+    tokenizer: Any
+    task: str
+    style: str
+    version_2: bool
+    device: torch.device
+
+    @classmethod
+    def for_model(cls, model: Any, tokenizer: Any, task: str, model_name: str, version_2: bool) -> PromptEncoder:
+        """The encoder with the prompt style that suits a model. UsageError for a task that generates no text."""
+        return cls(tokenizer, task, choose_style(task, tokenizer, model_name), version_2, model.device)
+
+    def text(self, question: Question) -> str:
+        """The complete prompt."""
+        return build_prompt(question, self.style, self.tokenizer, version_2=self.version_2).text
+
+    def token_ids(self, question: Question) -> list[int]:
+        """The prompt's tokens, without padding."""
+        prompt = build_prompt(question, self.style, self.tokenizer, version_2=self.version_2)
+        ids: list[int] = self.tokenizer(prompt.text, add_special_tokens=prompt.add_special_tokens)["input_ids"]
+        return ids
+
+    def batch(self, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
+        """input_ids and attention_mask, int64 [B, n], padded on the tokenizer's side."""
+        padded = self.tokenizer.pad({"input_ids": list(prompts)}, padding=True, return_tensors="pt")
+        return {name: padded[name].to(self.device) for name in ("input_ids", "attention_mask")}
+
+    def answered(self, question: Question, decoder_start: int | None) -> dict[str, Tensor]:
+        """One prompt followed by its first gold answer, as the model would see it while it writes that answer.
+
+        decoder_start: the first decoder token of an encoder-decoder model.
+        """
+        prompt = self.token_ids(question)
+        answer = question.answers[0] if question.answers else UNANSWERABLE
+        if self.task == "seq2seq-lm":
+            target = self.tokenizer(text_target=answer)["input_ids"]
+            inputs = self.batch([prompt])
+            start = [] if decoder_start is None else [decoder_start]
+            return inputs | {"decoder_input_ids": torch.tensor([start + target[:-1]], device=self.device)}
+        lead = "" if prompt and self.style == "chat-template" else " "
+        ids = prompt + self.tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
+        return self.batch([ids])
+
+    def answers(self, generated: Tensor) -> list[str]:
+        """The answers in generated tokens [B, m] (prompt removed)."""
+        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [extract_answer(text, self.style, version_2=self.version_2) for text in texts]

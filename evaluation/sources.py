@@ -1,0 +1,153 @@
+"""Where questions come from: the embedded demo set, a file, or a data set on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+from .formats import READERS, questions_from_records, read_questions
+from .questions import QuestionSet, make_question_set
+
+DEMO = "demo"
+DEMO_SPLITS = ("train", "validation")
+HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
+HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+PROBE_SECONDS = 5.0
+
+
+def load_questions(dataset: str, split: str | None = None, *, default_split: str = "validation") -> QuestionSet:
+    """The questions of `demo`, of a file, or of one split of a data set on the Hub.
+
+    Raises UsageError for a split that is not there, DataError for data that is missing or malformed.
+    """
+    if not dataset.strip():
+        raise UsageError("--dataset is empty; give demo, a file or the name of a data set")
+    if dataset == DEMO:
+        return _load_demo(default_split if split is None else split)
+    if is_path(dataset):
+        if split is not None:
+            raise UsageError(f"--split {split} cannot be used with {dataset}: a file has no splits")
+        return make_question_set(dataset, "", read_questions(Path(os.path.expanduser(dataset)), dataset))
+    return _load_hub(dataset, default_split if split is None else split)
+
+
+def is_path(dataset: str) -> bool:
+    """Whether the name means a file: it is one, is written like one, or could not be a name on the Hub."""
+    return (
+        Path(dataset).suffix.lower() in READERS
+        or dataset.startswith(("./", "../"))
+        or not HUB_NAME.fullmatch(dataset)
+        # `squad` stays the data set even where a file or folder has that name: that one is ./squad.
+        or (dataset not in HUB_NAMES and os.path.exists(dataset))
+    )
+
+
+def _load_demo(split: str) -> QuestionSet:
+    from .demo import demo_data_path
+
+    if split not in DEMO_SPLITS:
+        raise _unknown_split(DEMO, split, DEMO_SPLITS)
+    return make_question_set(DEMO, split, read_questions(Path(demo_data_path(split)), f"{DEMO} ({split})"))
+
+
+def _load_hub(name: str, split: str) -> QuestionSet:
+    repo = HUB_NAMES.get(name, name)
+    splits = _hub_splits(name, repo)
+    if split not in splits:
+        raise _unknown_split(name, split, splits)
+    rows = ((f"row {number}", row) for number, row in enumerate(splits[split], start=1))
+    return make_question_set(name, split, questions_from_records(rows, f"{name} ({split})"))
+
+
+def _hub_splits(name: str, repo: str) -> Any:
+    """Every split of a data set: from the Hub, or from what was downloaded before where the Hub cannot be reached."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(repo) if _hub_answers() else _local_splits(name, repo)
+    except DataError:
+        raise
+    except DatasetNotFoundError as error:
+        raise DataError(f"{_called(name, repo)} is neither a file nor a data set that the Hub lets you read") from error
+    except ConnectionError as error:
+        raise _unreachable(name, repo) from error
+    except Exception as error:
+        # `datasets` raises what its many readers raise (ValueError, RuntimeError, OSError, Arrow and HTTP errors).
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"data set {_called(name, repo)} cannot be loaded: {reason}") from error
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached, asked once and briefly: `datasets` itself would retry for half a minute."""
+    import datasets
+    import huggingface_hub
+
+    if datasets.config.HF_HUB_OFFLINE or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # the HTTP library and its exceptions differ between versions of huggingface_hub
+        return False
+    return True
+
+
+def _local_splits(name: str, repo: str) -> Any:
+    """Every split of a data set that was used or downloaded before."""
+    from datasets import load_dataset
+
+    try:
+        with _offline():
+            return load_dataset(repo if _is_in_datasets_cache(repo) else _downloaded_copy(name, repo))
+    except FileNotFoundError as error:  # what is here lacks its data files
+        raise _unreachable(name, repo) from error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """`datasets` in its offline mode, so that it does not retry what was just seen to fail."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _is_in_datasets_cache(repo: str) -> bool:
+    """Whether `datasets` has prepared this data set before; offline it then uses that copy."""
+    import datasets
+
+    return any((Path(datasets.config.HF_DATASETS_CACHE).expanduser() / repo.replace("/", "___")).glob("*/*/*"))
+
+
+def _downloaded_copy(name: str, repo: str) -> str:
+    """The folder that `hf download` made, where `datasets` does not look by itself when it is offline."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(repo, repo_type="dataset", local_files_only=True)
+    except Exception as error:  # not there, or not even a possible name
+        raise _unreachable(name, repo) from error
+
+
+def _called(name: str, repo: str) -> str:
+    return name if name == repo else f"{name} ({repo})"
+
+
+def _unreachable(name: str, repo: str) -> DataError:
+    return DataError(
+        f"data set {_called(name, repo)} is not on this machine and the Hugging Face Hub cannot be reached; "
+        f"fetch it where there is a connection with: hf download --repo-type dataset {repo}"
+    )
+
+
+def _unknown_split(name: str, split: str, splits: Any) -> UsageError:
+    return UsageError(f"--split {split}: data set {name} has the splits {', '.join(splits)}")

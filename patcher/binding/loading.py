@@ -1,0 +1,217 @@
+"""Loading a dense model with its tokenizer, from the Hub, a local folder, a GGUF file or the embedded demo models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GgufConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from ...errors import SparsifyError, UsageError
+from ...evaluation.demo import DEMO_MODELS, demo_model_path
+from ..recipe import BaseModel
+
+AUTO_CLASSES = {
+    "causal-lm": AutoModelForCausalLM,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
+    "question-answering": AutoModelForQuestionAnswering,
+    "encoder": AutoModel,
+}
+
+# What two models must share for one recipe to fit both, under the names that families give it.
+SHAPE_FIELDS = frozenset(
+    [
+        "model_type",
+        "hidden_size",
+        "d_model",
+        "n_embd",
+        "dim",
+        "num_hidden_layers",
+        "num_layers",
+        "n_layer",
+        "n_layers",
+        "num_decoder_layers",
+        "encoder_layers",
+        "decoder_layers",
+        "num_attention_heads",
+        "num_heads",
+        "n_head",
+        "n_heads",
+        "encoder_attention_heads",
+        "decoder_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "d_kv",
+        "intermediate_size",
+        "d_ff",
+        "ffn_dim",
+        "n_inner",
+        "vocab_size",
+        "sliding_window",
+        "layer_types",
+        "is_encoder_decoder",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load: dtype and device take "auto"; trust_remote_code runs code that comes with the model, so it is off."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    gguf_file: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A dense model ready to run, its tokenizer (None if it has none), and who it is."""
+
+    model: Any
+    tokenizer: Any
+    base: BaseModel
+
+
+def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
+    """Loads a model by Hub name, folder or demo name.
+
+    UsageError for a bad dtype or device; SparsifyError, in one sentence with the fix, if it cannot be found or read.
+    """
+    options = options or LoadOptions()
+    dtype, device = _dtype(options.dtype), resolve_device(options.device)
+    source = str(demo_model_path(name)) if name in DEMO_MODELS else name
+    common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if options.revision is not None:
+        common["revision"] = options.revision
+    if options.gguf_file is not None:
+        common["gguf_file"] = options.gguf_file
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        task = task_of(config)
+        extra = {"quantization_config": GgufConfig(dequantize=True)} if options.gguf_file else {}
+        model = AUTO_CLASSES[task].from_pretrained(source, dtype=dtype, **common, **extra)
+        tokenizer = _tokenizer(source, task, common)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SparsifyError(_why(name, error)) from error
+    base = BaseModel(
+        id=name if name in DEMO_MODELS or not Path(name).exists() else str(Path(name).resolve()),
+        task=task,
+        model_type=str(config.model_type),
+        config_hash=config_hash(config),
+        revision=getattr(config, "_commit_hash", None) or options.revision,
+        gguf_file=options.gguf_file,
+    )
+    return LoadedModel(model.eval().to(device), tokenizer, base)
+
+
+def task_of(config: Any) -> str:
+    """The task that a configuration is for: a key of AUTO_CLASSES."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq-lm"
+    architectures = getattr(config, "architectures", None) or [""]
+    if "ForQuestionAnswering" in architectures[0]:
+        return "question-answering"
+    if architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or architectures[0].endswith("ForCausalLM"):
+        return "causal-lm"
+    if not architectures[0] and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return "causal-lm" if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "encoder"
+    return "encoder"
+
+
+def config_hash(config: Any) -> str:
+    """sha256 over a configuration's shape fields; the same for a fine-tuned copy and across transformers versions."""
+    shape = {key: value for key, value in config.to_dict().items() if key in SHAPE_FIELDS and value is not None}
+    return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is CUDA, then MPS, then the CPU. UsageError for what this machine lacks."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device must be auto, cpu, mps or cuda[:n], not {device!r}") from None
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device {device} is not available here: torch sees {torch.cuda.device_count()} CUDA devices")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device mps is not available here")
+    return chosen
+
+
+def _dtype(name: str) -> Any:
+    names = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in names:
+        raise UsageError(f"dtype must be one of {', '.join(names)}, not {name!r}")
+    return names[name]
+
+
+def _tokenizer(source: str, task: str, common: dict[str, Any]) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Generation continues the prompt, so a decoder's padding has to come before it.
+    tokenizer.padding_side = "left" if task == "causal-lm" else "right"
+    return tokenizer
+
+
+def _why(name: str, error: Exception) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if "trust_remote_code" in text:
+        return f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+            hint = f": pass --gguf-file {ggufs[0]}" if ggufs else " (it has no config.json)"
+            return f"{name} is a folder but not a model{hint}"
+        return f"the model in {name} cannot be loaded: {first}"
+    if isinstance(error, OSError):
+        return (
+            f"unknown model {name!r}: there is no such folder, and the Hub cannot be reached or has no such model; "
+            f"check the name, or fetch it where there is a network with `hf download {name}`"
+        )
+    return f"the model {name} cannot be loaded: {first}"
+
+
+def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
+    """Where a recipe's base model is now. A local folder that moved is looked for, by name and config hash, beside the
+    recipe and in the working directory. SparsifyError says how to name it."""
+    path = Path(base.id)
+    if not path.is_absolute() or path.exists():
+        return base.id
+    for candidate in (recipe_directory / path.name, recipe_directory.parent / path.name, Path.cwd() / path.name):
+        if (candidate / "config.json").is_file():
+            try:
+                found = config_hash(AutoConfig.from_pretrained(candidate))
+            except (OSError, ValueError):
+                continue
+            if found == base.config_hash:
+                return str(candidate)
+    raise SparsifyError(f"the recipe's model {base.id} is not there any more: say where it is with --model")
+
+
+def options_for(base: BaseModel, options: LoadOptions) -> LoadOptions:
+    """Load options with what the recipe recorded filled in where the person said nothing."""
+    return replace(options, revision=options.revision or base.revision, gguf_file=options.gguf_file or base.gguf_file)

@@ -1,0 +1,231 @@
+"""Shows on the loaded model that a patch does what it says, before anything is written.
+
+Random tokens are enough: what is checked is whether masks, padding, caches and undoing work, not quality. Sparse checks
+run at a small k, so that selection is at work on short inputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NotPatchableError
+from .binding.patching import Patch, apply_plan, remove_patch
+from .methods import AttentionMethod
+from .thresholds import ModuleThresholds
+
+LENGTH = 48
+SHORTER = 37
+DECODED = 6
+SMALL_K = 8
+
+# Largest difference of outputs, relative to the largest output. Rounding accumulates over layers; a lost mask is near 1.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
+
+Plan = Mapping[str, AttentionMethod]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was shown, or not. error: the measured relative difference, None where there is no number."""
+
+    name: str
+    passed: bool
+    error: float | None = None
+    modules: tuple[str, ...] = ()
+
+
+class ProofFailedError(NotPatchableError):
+    """A check failed; `checks` holds them all."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        failed = next(check for check in checks if not check.passed)
+        by = f" (off by {failed.error:.2g} of the largest output)" if failed.error is not None else ""
+        where = ", ".join(failed.modules) or "all planned modules together"
+        super().__init__(
+            f"the patch is not sound on this model: {failed.name}: failed for {where}{by}; nothing was written"
+        )
+        self.checks = checks
+
+
+def prove(model: Any, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None, task: str) -> list[Check]:
+    """Runs every check that applies to the task; the model must not be patched and is left as it was.
+
+    Raises ProofFailedError that names the module to blame, NotPatchableError for a model that takes no tokens.
+    """
+    with torch.inference_mode():
+        prover = _Prover(model, plan, dict(thresholds or {}), task)
+        before = prover.run(prover.tokens[:1])
+        checks = [prover.called(), prover.blame("keep = 1 equals the dense model", prover.dense_error)]
+        checks.append(prover.blame("padding and batching do not matter", prover.padding_error))
+        if task in ("causal-lm", "seq2seq-lm"):
+            checks.append(prover.blame("the future does not matter", prover.future_error))
+            checks.append(prover.blame("cached decoding equals the full forward pass", prover.cache_error))
+        after = prover.run(prover.tokens[:1])
+        checks.append(Check("unpatching restores the dense model to the bit", torch.equal(before, after)))
+    if not all(check.passed for check in checks):
+        raise ProofFailedError(checks)
+    return checks
+
+
+class _Prover:
+    def __init__(self, model: Any, plan: Plan, thresholds: dict[str, ModuleThresholds], task: str) -> None:
+        self.model, self.plan, self.thresholds = model, plan, thresholds
+        self.encoder_decoder = task == "seq2seq-lm"
+        self.causal = task == "causal-lm"
+        self.arguments = inspect.signature(model.forward).parameters
+        if "input_ids" not in self.arguments:
+            raise NotPatchableError(
+                f"{type(model).__name__} takes no input_ids, so the patch cannot be verified on it: use --no-verify"
+            )
+        self.tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
+        limit = getattr(model.config, "max_position_embeddings", None) or LENGTH
+        self.length = min(LENGTH, limit)
+        self.shorter = min(SHORTER, self.length - 2)
+        self.tokens = self._random_tokens(2, self.length)
+        self.targets = self._random_tokens(2, self.length // 2)
+
+    def _random_tokens(self, batch: int, length: int) -> Tensor:
+        """int64 [batch, length] without special tokens; from a generator of its own."""
+        config = self.model.config.get_text_config()
+        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")}
+        special |= set(getattr(config, "eos_token_id", None) or []) if isinstance(config.eos_token_id, list) else set()
+        ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
+        generator = torch.Generator().manual_seed(length)
+        return ordinary[torch.randint(len(ordinary), (batch, length), generator=generator)].to(self.model.device)
+
+    @contextmanager
+    def patched(self, plan: Plan) -> Any:
+        tables = {name: table for name, table in self.thresholds.items() if name in plan}
+        patch: Patch = apply_plan(self.model, plan, tables)
+        try:
+            yield patch
+        finally:
+            remove_patch(self.model)
+
+    def run(self, tokens: Tensor, mask: Tensor | None = None, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """The output [B, n, features] of a full forward pass."""
+        inputs: dict[str, Any] = {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens) if mask is None else mask,
+        }
+        if self.encoder_decoder:
+            inputs["decoder_input_ids"] = self.targets[: len(tokens)] if targets is None else targets
+        elif mask is not None and self.causal and "position_ids" in self.arguments:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        return _features(self.model(**inputs, **kwargs))
+
+    def called(self) -> Check:
+        with self.patched(_dense(self.plan)) as patch:
+            self.run(self.tokens[:1])
+            silent = tuple(module.name for module in patch.module_patches if not module.calls)
+        return Check("every planned module is called", not silent, modules=silent[:3])
+
+    def blame(self, name: str, measure: Callable[[Plan], float]) -> Check:
+        """A check of the whole plan; if it fails, the modules that fail it alone."""
+        error = measure(self.plan)
+        if error <= self.tolerance:
+            return Check(name, True, error)
+        alone = (module for module in self.plan if measure({module: self.plan[module]}) > self.tolerance)
+        return Check(name, False, error, tuple(module for module, _ in zip(alone, range(3), strict=False)))
+
+    def dense_error(self, plan: Plan) -> float:
+        dense = self.run(self.tokens[:1])
+        with self.patched(_dense(plan)):
+            return _difference(self.run(self.tokens[:1]), dense)
+
+    def padding_error(self, plan: Plan) -> float:
+        """A short sequence alone against itself padded, on either side, beside a longer one."""
+        short = self.tokens[1:, : self.shorter]
+        pad = self.length - self.shorter
+        filler = self.tokens[1:, :pad]
+        targets = self.targets[1:]
+        with self.patched(_small(plan)):
+            alone = self.run(short, targets=targets)
+            errors = []
+            for left in (False, True) if self.causal else (False,):
+                row = torch.cat([filler, short] if left else [short, filler], 1)
+                mask = torch.ones_like(self.tokens)
+                mask[1, slice(0, pad) if left else slice(self.shorter, None)] = 0
+                batch = self.run(torch.cat([self.tokens[:1], row]), mask)[1:]
+                if not self.encoder_decoder:
+                    batch = batch[:, pad:] if left else batch[:, : self.shorter]
+                errors.append(_typical_difference(batch, alone))
+        return max(errors)
+
+    def future_error(self, plan: Plan) -> float:
+        """Earlier outputs while later tokens change."""
+        ids = self.targets[:1] if self.encoder_decoder else self.tokens[:1]
+        half = ids.shape[1] // 2
+        changed = ids.clone()
+        changed[:, half:] = ids[:, half:].flip(1)
+        with self.patched(_small(plan)):
+            if self.encoder_decoder:
+                first = self.run(self.tokens[:1], targets=ids)
+                second = self.run(self.tokens[:1], targets=changed)
+            else:
+                first, second = self.run(ids), self.run(changed)
+        return _difference(second[:, :half], first[:, :half])
+
+    def cache_error(self, plan: Plan) -> float:
+        """The last tokens one by one through a KV cache, against one pass over all of them."""
+        ids = self.targets[:1] if self.encoder_decoder else self.tokens[:1]
+        key = "decoder_input_ids" if self.encoder_decoder else "input_ids"
+        with self.patched(_small(plan)):
+            full = self.run(self.tokens[:1])
+            fixed: dict[str, Any] = {}
+            if self.encoder_decoder:
+                fixed["encoder_outputs"] = self.model.get_encoder()(input_ids=self.tokens[:1])
+            step = self.model(**{key: ids[:, :-DECODED]}, use_cache=True, **fixed)
+            if getattr(step, "past_key_values", None) is None:
+                return 0.0
+            outputs = []
+            for position in range(ids.shape[1] - DECODED, ids.shape[1]):
+                token = ids[:, position : position + 1]
+                step = self.model(**{key: token}, past_key_values=step.past_key_values, use_cache=True, **fixed)
+                outputs.append(_features(step))
+        return _typical_difference(torch.cat(outputs, 1), full[:, -DECODED:])
+
+
+def _dense(plan: Plan) -> dict[str, AttentionMethod]:
+    return {name: replace(method, k=None, keep=1.0) for name, method in plan.items()}
+
+
+def _small(plan: Plan) -> dict[str, AttentionMethod]:
+    """The plan at a small k (or its own, if smaller), protected keys included only where they fit."""
+    small: dict[str, AttentionMethod] = {}
+    for name, method in plan.items():
+        k = min(method.k or SMALL_K, SMALL_K)
+        fits = method.protect_first + method.protect_recent <= k
+        options: dict[str, Any] = {} if fits else {"protect_first": 0, "protect_recent": 0}
+        if hasattr(method, "min_keep"):
+            options["min_keep"] = min(method.min_keep, k)
+        small[name] = replace(method, k=k, keep=None, **options)
+    return small
+
+
+def _features(output: Any) -> Tensor:
+    for name in ("logits", "start_logits", "last_hidden_state"):
+        value = getattr(output, name, None)
+        if value is not None:
+            return value.unsqueeze(-1) if value.ndim == 2 else value
+    raise NotPatchableError("the model returns neither logits nor hidden states: use --no-verify")
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected value; infinite if something is not finite."""
+    error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
+    return float(error) if bool(torch.isfinite(error)) else float("inf")
+
+
+def _typical_difference(found: Tensor, expected: Tensor) -> float:
+    """As _difference, for the median position: rounding may flip a near tie of the selection here and there, while a
+    lost mask moves every position."""
+    error = (found - expected).abs().amax(-1).median() / expected.abs().max().clamp(min=1e-6)
+    return float(error) if bool(torch.isfinite(error)) else float("inf")

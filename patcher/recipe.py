@@ -1,0 +1,168 @@
+"""A recipe: what is to be patched and how, as data in a directory. It holds no weights and nothing that could run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, SparsifyError, UsageError
+from .methods import AttentionMethod, method_from_dict, method_to_dict
+from .thresholds import ModuleThresholds, load_thresholds, save_thresholds
+
+SCHEMA_VERSION = 1
+RECIPE_FILE = "sparsify.json"
+THRESHOLDS_FILE = "thresholds.safetensors"
+DEFAULT_RECIPE = "sparsified"
+
+Plan = dict[str, AttentionMethod]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The dense model that a recipe is for.
+
+    id: a Hub name, a local folder or a demo model. revision: the commit it was resolved to, None for a local folder.
+    config_hash: over the configuration's shape fields. gguf_file: the file inside the model, if it is a GGUF one.
+    """
+
+    id: str
+    task: str
+    model_type: str
+    config_hash: str
+    revision: str | None = None
+    gguf_file: str | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """What the thresholds were fitted on. budget: "k = 64" or the like, where all modules share one."""
+
+    dataset: str
+    split: str
+    fingerprint: str
+    samples: int
+    seed: int
+    budget: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Plan per module name; thresholds for the modules that have them; the plan before calibration, if any."""
+
+    base_model: BaseModel
+    plan: Plan
+    thresholds: dict[str, ModuleThresholds] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    before_calibration: Plan | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def as_top_k(self) -> Recipe:
+        """The recipe with the plan it had before calibration. UsageError if it was never calibrated."""
+        if self.before_calibration is None:
+            raise UsageError("the recipe was not calibrated, so it has no plan from before calibration")
+        return replace(self, plan=self.before_calibration, thresholds={}, calibration=None, before_calibration=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of sparsify.json."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "base_model": asdict(self.base_model),
+            "plan": {name: method_to_dict(method) for name, method in self.plan.items()},
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "before_calibration": (
+                {name: method_to_dict(method) for name, method in self.before_calibration.items()}
+                if self.before_calibration
+                else None
+            ),
+            "versions": self.versions,
+        }
+
+
+def is_recipe(path: str | Path) -> bool:
+    """Whether a directory holds a recipe."""
+    return (Path(path) / RECIPE_FILE).is_file()
+
+
+def save_recipe(recipe: Recipe, directory: str | Path, *, force: bool = False) -> Path:
+    """Writes a recipe; nothing half-written stays behind if it fails or is interrupted.
+
+    UsageError if the directory already holds a recipe and `force` is off; SparsifyError if it cannot be written.
+    """
+    target = Path(directory)
+    check_writable(target, force=force)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as scratch:
+            made = Path(scratch)
+            (made / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+            if recipe.thresholds:
+                save_thresholds(recipe.thresholds, made / THRESHOLDS_FILE)
+                os.replace(made / THRESHOLDS_FILE, target / THRESHOLDS_FILE)
+            os.replace(made / RECIPE_FILE, target / RECIPE_FILE)
+            if not recipe.thresholds:
+                (target / THRESHOLDS_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise SparsifyError(f"cannot write the recipe to {target}: {error.strerror or error}") from None
+    return target
+
+
+def check_writable(target: Path, *, force: bool) -> None:
+    """Says before any work whether a recipe can be written to a directory (errors as in save_recipe)."""
+    if is_recipe(target) and not force:
+        raise UsageError(
+            f"{target} already holds another recipe: use --force to replace it, or -o for another directory"
+        )
+    if target.exists() and not target.is_dir():
+        raise SparsifyError(f"cannot write the recipe to {target}: it is a file")
+    parent = next(path for path in [target, *target.absolute().parents] if path.exists())
+    if not os.access(parent, os.W_OK):
+        raise SparsifyError(f"cannot write the recipe to {target}: {parent} is not writable")
+
+
+def load_recipe(directory: str | Path) -> Recipe:
+    """Reads a recipe. DataError says what is missing or malformed; nothing in the directory is executed."""
+    path = Path(directory) / RECIPE_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{directory} holds no recipe ({RECIPE_FILE}): make one with `sparsify patch MODEL`") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    try:
+        return _parse(data, Path(directory))
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path} is malformed: {reason}") from None
+
+
+def _parse(data: dict[str, Any], directory: Path) -> Recipe:
+    version = data["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise UsageError(f"schema version {version!r} is not {SCHEMA_VERSION}: use the hf-sparsify that wrote it")
+    calibration, before = data["calibration"], data["before_calibration"]
+    plan = _plan(data["plan"])
+    thresholds = load_thresholds(directory / THRESHOLDS_FILE) if calibration else {}
+    return Recipe(
+        base_model=_record(BaseModel, data["base_model"]),
+        plan=plan,
+        thresholds={name: table for name, table in thresholds.items() if name in plan},
+        calibration=_record(CalibrationRecord, calibration) if calibration else None,
+        before_calibration=_plan(before) if before else None,
+        versions={str(name): str(value) for name, value in data["versions"].items()},
+    )
+
+
+def _plan(data: dict[str, dict[str, Any]]) -> Plan:
+    if not data:
+        raise UsageError("the plan names no module")
+    return {str(name): method_from_dict(entry) for name, entry in data.items()}
+
+
+def _record(kind: Any, data: dict[str, Any]) -> Any:
+    """A record from its dict, unknown keys dropped (a newer version may have written them)."""
+    known = {item.name for item in fields(kind)}
+    return kind(**{key: value for key, value in data.items() if key in known})

@@ -1,0 +1,110 @@
+"""The terminal side of the commands: messages and progress on stderr, results on stdout, errors as exit codes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .errors import SparsifyError
+
+INTERRUPTED = 130
+PLAIN_WIDTH = 120
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def results_console() -> Console:
+    """stdout; wide enough for the tables where it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+def messages_console() -> Console:
+    """stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A line on stderr."""
+    if not quiet:
+        messages_console().print(text, markup=False)
+
+
+def set_up(*, quiet: bool, verbose: bool) -> None:
+    """Logging for one command. Libraries stay silent unless asked; our own warnings are always shown."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING, force=True)
+    from transformers.utils import logging as transformers_logging
+
+    if verbose:
+        transformers_logging.set_verbosity_info()
+        return
+    warnings.simplefilter("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if quiet or not sys.stderr.isatty():
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+
+
+@contextmanager
+def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yields advance(n). A bar with the time left on a terminal, else a line for every tenth."""
+    if quiet or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=messages_console()) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(task, count)
+    else:
+        yield _PlainProgress(total, what)
+
+
+class _PlainProgress:
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what = total, what
+        self.done = 0
+        self.started = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        before, self.done = self.done, self.done + count
+        if self.done * 10 // self.total > before * 10 // self.total:
+            left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+            say(f"{self.what}: {self.done} of {self.total}, about {left:.0f} s left")
+
+
+def exit_codes(command: Command) -> Command:
+    """Turns exceptions of a command into one sentence on stderr and the exit code of errors.py; 130 for Ctrl-C.
+
+    The traceback is shown with HF_DEBUG=1 only, or where the error is not one of ours.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("interrupted; nothing half-written was left behind")
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our output is gone; closing stdout again at exit would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except SparsifyError as error:
+            if os.environ.get("HF_DEBUG") == "1":
+                raise
+            say(f"error: {error}")
+            sys.exit(error.exit_code)
+
+    return run  # type: ignore[return-value]
