@@ -41,12 +41,12 @@ MovedModel = Annotated[
 Seed = Annotated[int, typer.Option(help="Picks which questions are used.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
-K = Annotated[int | None, typer.Option("--k", help="Kept keys per row.  [default: 64]", rich_help_panel=METHOD)]
+K = Annotated[int | None, typer.Option("--k", help="Kept keys per row (default: 64).", rich_help_panel=METHOD)]
 Keep = Annotated[
     float | None, typer.Option("--keep", help="Kept fraction of what a row sees, in (0, 1].", rich_help_panel=METHOD)
 ]
 TargetArgument = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE|MODEL]", help="A recipe or a model.  [default: ./sparsified]")
+    str | None, typer.Argument(metavar="[RECIPE|MODEL]", help="A recipe or a model (default: ./sparsified).")
 ]
 Dataset = Annotated[
     str | None,
@@ -62,7 +62,7 @@ Split = Annotated[str | None, typer.Option(help="The split of a named data set."
 @app.command(epilog="Example: sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1")
 @exit_codes
 def patch(
-    model: Annotated[str, typer.Argument(help="Hub name, local folder, or demo-t5.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, local folder, or demo-t5.")],
     attention: Annotated[str, typer.Option(help="top-k, top-theta or none.", rich_help_panel=METHOD)] = "top-k",
     k: K = None,
     keep: Keep = None,

@@ -28,7 +28,7 @@ BUCKET_GROWTH = 1.25
 
 @dataclass
 class _Bucket:
-    """counts: int64 [H, BINS]; budget: summed kept keys per head, int64 [H]; rows and their summed length per head 0."""
+    """counts: int64 [H, BINS]; budget: summed kept keys, int64 [H]; rows and their summed length are head 0's."""
 
     counts: Tensor
     budget: Tensor

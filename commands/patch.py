@@ -19,7 +19,7 @@ DEFAULT_K = 64
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe that is not written yet, the names of attention modules it leaves dense, and attention it cannot reach."""
+    """A recipe not yet written, the attention modules it leaves dense, and attention classes it cannot reach."""
 
     recipe: Recipe
     left_dense: list[str]

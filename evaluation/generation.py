@@ -32,7 +32,7 @@ class _EndedSequences(StoppingCriteria):
 def generate_greedy(
     model: Any, inputs: dict[str, Tensor], max_new_tokens: int, pad_token_id: int | None, meter: Meter | None = None
 ) -> Tensor:
-    """New tokens, int64 [B, m]: after the prompt for a causal model, after the start token for an encoder-decoder one."""
+    """New tokens, int64 [B, m]: what follows the prompt, or the start token of an encoder-decoder model."""
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
     config.update(max_new_tokens=max_new_tokens, pad_token_id=pad_token_id)

@@ -17,7 +17,7 @@ UNANSWERABLE = "unanswerable"
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns questions into inputs for one model. style: see prompts.STYLES. version_2: some questions have no answer."""
+    """Turns questions into a model's inputs. style: see prompts.STYLES. version_2: some questions have no answer."""
 
     tokenizer: Any
     task: str

@@ -20,12 +20,16 @@ def _steps() -> Tensor:
 
 @dataclass
 class ModuleMeter:
-    """Counts of one module. `long` rows are those that see more keys than their k; only they can be sparse."""
+    """Counts of one module. `long` rows are those that see more keys than their k; only they can be sparse.
+
+    long_budget: the keys that long rows may keep, summed: 1.0 kept per k is what calibration aims at.
+    """
 
     visible: int = 0
     kept: int = 0
     long_visible: int = 0
     long_kept: int = 0
+    long_budget: int = 0
     rows: int = 0
     long_rows: int = 0
     fallback_rows: int = 0
@@ -50,6 +54,7 @@ class ModuleMeter:
         self.kept += int(kept[seen].sum())
         self.rows += int(seen.sum())
         long_lengths, long_kept = lengths[long], kept[long]
+        self.long_budget += int(rows_k.expand_as(kept)[long].sum())
         self.long_visible += int(long_lengths.sum())
         self.long_kept += int(long_kept.sum())
         self.long_rows += long_lengths.numel()
@@ -73,6 +78,7 @@ class ModuleMeter:
             "rows": self.rows,
             "kept_share": _share(self.kept, self.visible),
             "long_rows": self.long_rows,
+            "kept_per_k": _share(self.long_kept, self.long_budget),
             "long_kept_share": _share(self.long_kept, self.long_visible),
             "long_kept_share_p5": _percentile(self.long_shares, 0.05),
             "long_kept_share_p95": _percentile(self.long_shares, 0.95),

@@ -25,7 +25,7 @@ SHORTER = 37
 DECODED = 6
 SMALL_K = 8
 
-# Largest difference of outputs, relative to the largest output. Rounding accumulates over layers; a lost mask is near 1.
+# Largest difference relative to the largest output. Rounding accumulates over layers; a lost mask comes near 1.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 
 Plan = Mapping[str, AttentionMethod]

@@ -36,43 +36,20 @@ AUTO_CLASSES = {
 
 # What two models must share for one recipe to fit both, under the names that families give it.
 SHAPE_FIELDS = frozenset(
-    [
-        "model_type",
-        "hidden_size",
-        "d_model",
-        "n_embd",
-        "dim",
-        "num_hidden_layers",
-        "num_layers",
-        "n_layer",
-        "n_layers",
-        "num_decoder_layers",
-        "encoder_layers",
-        "decoder_layers",
-        "num_attention_heads",
-        "num_heads",
-        "n_head",
-        "n_heads",
-        "encoder_attention_heads",
-        "decoder_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "d_kv",
-        "intermediate_size",
-        "d_ff",
-        "ffn_dim",
-        "n_inner",
-        "vocab_size",
-        "sliding_window",
-        "layer_types",
-        "is_encoder_decoder",
-    ]
+    {
+        *("model_type", "is_encoder_decoder", "vocab_size", "layer_types", "sliding_window"),
+        *("hidden_size", "d_model", "n_embd", "dim", "head_dim", "d_kv"),
+        *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers"),
+        *("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"),
+        *("num_attention_heads", "num_heads", "n_head", "n_heads", "num_key_value_heads"),
+        *("intermediate_size", "d_ff", "ffn_dim", "n_inner"),
+    }
 )
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load: dtype and device take "auto"; trust_remote_code runs code that comes with the model, so it is off."""
+    """How to load. dtype and device take "auto". trust_remote_code runs code that comes with the model: off."""
 
     dtype: str = "auto"
     device: str = "auto"

@@ -1,0 +1,109 @@
+"""The Python API: patch, unpatch, load, calibrate and evaluate models in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .calibration.run import calibrate_plan
+from .commands.target import DEFAULT_METHOD, open_target
+from .errors import UsageError
+from .evaluation.results import summarize
+from .evaluation.run import evaluate as run_evaluation
+from .evaluation.sources import load_questions
+from .patcher.binding.loading import LoadedModel, LoadOptions
+from .patcher.binding.modules import require_attention_modules
+from .patcher.binding.patching import Patch, apply_plan, current_patch, remove_patch
+from .patcher.methods import AttentionMethod
+from .patcher.plan import make_plan
+from .patcher.recipe import is_recipe
+
+
+def patch(
+    model: nn.Module,
+    method: AttentionMethod | Mapping[str, AttentionMethod] = DEFAULT_METHOD,
+    *,
+    layers: str | Iterable[int] | None = None,
+    skip_layers: str | Iterable[int] | None = None,
+    kind: str | None = None,
+    stack: str | None = None,
+) -> Patch:
+    """Patches a loaded model in place and returns the record of it; `unpatch(model)` restores it to the bit.
+
+    method: one method for all selected modules, or a plan that maps module names to methods (then nothing else may be
+    selected). layers, skip_layers, kind, stack: see make_plan. Raises NotPatchableError for a model outside the
+    attention interface, RecipeMismatchError for a plan that names other modules, UsageError for a bad selection.
+    """
+    if isinstance(method, Mapping):
+        if any(part is not None for part in (layers, skip_layers, kind, stack)):
+            raise UsageError("a plan names its modules: give no layers, skip_layers, kind or stack with it")
+        return apply_plan(model, method)
+    modules = require_attention_modules(model)
+    plan = make_plan(modules, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
+    return apply_plan(model, plan)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Restores the dense model, to the bit. UsageError if it is not patched."""
+    remove_patch(model)
+
+
+def load(recipe: str | Path, *, model: str | None = None, options: LoadOptions | None = None) -> LoadedModel:
+    """Loads a recipe's base model with its tokenizer and applies the recipe.
+
+    model: where the base model is now, if it moved. Raises UsageError for a directory without a recipe, DataError for a
+    malformed one, RecipeMismatchError for a model of another shape, SparsifyError for a model that cannot be loaded.
+    """
+    if not is_recipe(recipe):
+        raise UsageError(f"{recipe} holds no recipe: make one with `sparsify patch MODEL`")
+    target = open_target(str(recipe), options or LoadOptions(), model=model)
+    apply_plan(target.loaded.model, target.recipe.plan, target.recipe.thresholds)
+    return target.loaded
+
+
+def calibrate(model: nn.Module, samples: Iterable[dict[str, Tensor]]) -> Patch:
+    """Replaces a model's patch by one with top-theta thresholds fitted on `samples`, at the same k per module.
+
+    samples: inputs of the model's forward, one sequence each, without padding. Raises UsageError if the model is not
+    patched, DataError without samples; the old patch is back in place if anything fails.
+    """
+    old = current_patch(model)
+    plan = {module.name: module.method for module in old.module_patches}
+    thresholds = {module.name: module.thresholds for module in old.module_patches if module.thresholds is not None}
+    remove_patch(model)
+    try:
+        plan, thresholds = calibrate_plan(model, plan, samples)
+    finally:
+        made = apply_plan(model, plan, thresholds)
+    return made
+
+
+def evaluate(
+    target: str | Path,
+    dataset: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    max_new_tokens: int = 32,
+    options: LoadOptions | None = None,
+) -> dict[str, Any]:
+    """`sparsify eval` without files: the results of the unpatched and the patched model, as in results.json.
+
+    target: a recipe directory, or a model (then with top-k attention, k = 64). dataset: see load_questions.
+    """
+    opened = open_target(str(target), options or LoadOptions())
+    questions = load_questions(dataset, split).sample(limit, seed)
+    evaluation = run_evaluation(
+        opened.loaded,
+        opened.recipe.plan,
+        questions,
+        thresholds=opened.recipe.thresholds,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    return summarize(evaluation)
