@@ -13,6 +13,9 @@ CHAT, COMPLETION, T5, UNIFIEDQA = "chat-template", "completion", "t5", "unifiedq
 STYLES = (CHAT, COMPLETION, T5, UNIFIEDQA)
 
 INSTRUCTION = "Answer the question with a short span of words copied from the passage. Reply with the answer only."
+# The assistant's turn starts with these words. Left to start it themselves, small chat models explain instead of
+# answering: SmolLM2-135M-Instruct went from 8 to 22 F1 on 40 SQuAD questions.
+ANSWER_OPENING = 'The answer is "'
 NO_ANSWER_INSTRUCTION = 'If the passage does not answer the question, reply "unanswerable".'
 
 # A template that writes today's date would give another prompt tomorrow. This macro, put before such a template,
@@ -77,8 +80,9 @@ def extract_answer(text: str, style: str, *, version_2: bool = False) -> str:
     """The answer in what a model wrote; "" if it wrote nothing or, with `version_2`, that there is no answer.
 
     A seq2seq model's text is the answer. Of a causal model's text it is the first line that holds anything, after
-    what stands in a think block, without a leading "Answer:" and without quotes around the whole line. A final full
-    stop stays: the metrics ignore it, and it may belong to the answer.
+    what stands in a think block, without a leading "Answer:" and without quotes around the whole line; of a chat
+    model's, which continues ANSWER_OPENING, it ends where that line closes the quote. A final full stop stays: the
+    metrics ignore it, and it may belong to the answer.
     Raises UsageError for an unknown style.
     """
     if style not in STYLES:
@@ -88,6 +92,8 @@ def extract_answer(text: str, style: str, *, version_2: bool = False) -> str:
         answer = answer.rpartition("</think>")[2].strip()
         answer = re.sub(r"^answer:\s*", "", answer, flags=re.IGNORECASE)
         answer = _unquoted(answer.split("\n", 1)[0].strip())
+    if style == CHAT:
+        answer = re.split('["”]', answer.lstrip('"“'))[0].strip()
     if version_2 and NO_ANSWER.match(answer):
         return ""
     return answer
@@ -109,7 +115,7 @@ def _chat(content: str, tokenizer: Any) -> str:
         add_generation_prompt=True,
         enable_thinking=False,  # asks a model that can think aloud to answer at once; other templates ignore it
     )
-    return text
+    return text + ANSWER_OPENING
 
 
 def _unquoted(text: str) -> str:

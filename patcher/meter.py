@@ -42,7 +42,7 @@ class ModuleMeter:
     def add(self, counts: RowCounts, lengths: Tensor, rows_k: Tensor, counted: Tensor | None, decoding: bool) -> None:
         """Adds one call. lengths, rows_k: int64 [B or 1, H or 1, q]; counted: bool [B or 1, q], None counts every row.
 
-        decoding: self-attention with one query, where V rows are worth counting.
+        decoding: one query per sequence, so that V rows are worth counting.
         """
         kept = counts.kept
         lengths = lengths.expand_as(kept)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -14,7 +13,6 @@ from ...errors import UnsupportedAttentionArgument
 from ..meter import Meter
 from ..methods import AttentionInputs, AttentionMethod, attend_rows
 from ..methods.rows import Observer
-from ..methods.visibility import Visibility
 from ..thresholds import ModuleThresholds
 from .masks import build_mask, ordinary_mask, read_mask
 
@@ -115,7 +113,7 @@ def attention_forward(
         query=query,
         key=key,
         value=value,
-        visibility=_on(visibility, query.device),
+        visibility=visibility.to(query.device),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         bias=bias,
         softcap=softcap,
@@ -136,12 +134,6 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     )
     if patch.meter is not None and counts is not None:
         lengths = inputs.visibility.lengths()
-        decoding = inputs.query.shape[2] == 1 and patch.kind == "self"
+        decoding = inputs.query.shape[2] == 1
         patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), inputs.visibility.counted, decoding)
     return out
-
-
-def _on(visibility: Visibility, device: torch.device) -> Visibility:
-    """The same visibility on the device of the call (a mask may have been made elsewhere)."""
-    moved = {name: part.to(device) for name, part in vars(visibility).items() if isinstance(part, Tensor)}
-    return replace(visibility, **moved)

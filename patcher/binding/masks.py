@@ -46,7 +46,7 @@ def build_mask(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
-        q_offset=q_offset,
+        q_offset=q_offset,  # type: ignore[arg-type]  # a tensor for static caches, which sdpa_mask takes
         kv_offset=kv_offset,
         mask_function=mask_function,
         attention_mask=attention_mask,

@@ -38,6 +38,11 @@ class RowRanges:
         last = torch.arange(keys - queries + 1, keys + 1, device=device).unsqueeze(0)
         return RowRanges(torch.zeros_like(last), last)
 
+    def to(self, device: torch.device) -> RowRanges:
+        """The same on another device."""
+        counted = None if self.counted is None else self.counted.to(device)
+        return RowRanges(self.first.to(device), self.last.to(device), counted)
+
     def lengths(self) -> Tensor:
         """Visible keys per row, int64 [B or 1, 1, q]."""
         return (self.last - self.first).unsqueeze(1)
@@ -79,6 +84,9 @@ class FullMask:
 
     visible: Tensor
     counted: Tensor | None = None
+
+    def to(self, device: torch.device) -> FullMask:
+        return FullMask(self.visible.to(device), None if self.counted is None else self.counted.to(device))
 
     def lengths(self) -> Tensor:
         """Visible keys per row, int64 [B or 1, H or 1, q]."""

@@ -53,7 +53,8 @@ def test_chat_prompt() -> None:
     prompt = build_prompt(QUESTION, "chat-template", make_tokenizer(TEMPLATE))
     assert prompt == Prompt(
         "<s>[user]Answer the question with a short span of words copied from the passage. Reply with the answer only."
-        "\n\nPassage: Mira Keeps nine Bees.\n\nQuestion: How many Bees?[end][assistant]",
+        "\n\nPassage: Mira Keeps nine Bees.\n\nQuestion: How many Bees?[end][assistant]"
+        'The answer is "',
         "chat-template",
         add_special_tokens=False,
     )
@@ -120,9 +121,6 @@ def test_unknown_style_is_refused() -> None:
         ("answer:\n nine", "nine"),
         ('"nine"', "nine"),
         ("“nine bees”", "nine bees"),
-        ('the "nine" bees', 'the "nine" bees'),
-        ('"', '"'),
-        ('"nine" and "ten"', 'nine" and "ten'),
         ("'tis nine", "'tis nine"),
         ("Nine bees.", "Nine bees."),
         ("U.S.", "U.S."),
@@ -134,6 +132,21 @@ def test_unknown_style_is_refused() -> None:
 )
 def test_answer_of_a_causal_model(text: str, answer: str, style: str) -> None:
     assert extract_answer(text, style) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "chat", "completion"),
+    [
+        ('nine". It keeps nine bees.', "nine", 'nine". It keeps nine bees.'),
+        ("nine bees”, says the passage", "nine bees", "nine bees”, says the passage"),
+        ('"nine" and "ten"', "nine", 'nine" and "ten'),
+        ('the "nine" bees', "the", 'the "nine" bees'),
+        ('"', "", '"'),
+    ],
+)
+def test_chat_answer_ends_where_its_quote_closes(text: str, chat: str, completion: str) -> None:
+    assert extract_answer(text, "chat-template") == chat
+    assert extract_answer(text, "completion") == completion
 
 
 @pytest.mark.parametrize("style", ["t5", "unifiedqa"])

@@ -1,0 +1,44 @@
+# make demo, make test: everything a fresh machine needs. VENV and PYTHON may be given: make test VENV=/some/where
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo-run
+
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: install demo test lint real-models golden clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## patch, calibrate and evaluate the trained model that comes with the package
+	$(BIN)/sparsify patch demo-t5 --output-dir $(DEMO) --force
+	$(BIN)/sparsify calibrate $(DEMO) --samples 128
+	$(BIN)/sparsify eval $(DEMO) --dataset demo
+
+test: install  ## all tests, offline; the ones marked `real` skip without the files that they need
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff on the sources, mypy on the installed wheel
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/wheel build/installed
+	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/installed build/wheel/*.whl
+	MYPYPATH=build/installed $(BIN)/mypy -p hf_sparsify
+
+real-models: install  ## SmolLM2-135M-Instruct as an ordinary model folder, for the tests marked `real`
+	$(BIN)/python tests/fetch_real_models.py
+
+golden: install  ## rewrite the expected --help texts after a change that was meant
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_help.py
+
+clean:
+	rm -rf build dist $(DEMO) *.egg-info
