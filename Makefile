@@ -29,7 +29,7 @@ test: install  ## all tests, offline; the ones marked `real` skip without the fi
 lint: install  ## ruff on the sources, mypy on the installed wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/wheel build/installed
+	rm -rf build
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed build/wheel/*.whl
 	MYPYPATH=build/installed $(BIN)/mypy -p hf_sparsify

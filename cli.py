@@ -46,7 +46,7 @@ Keep = Annotated[
     float | None, typer.Option("--keep", help="Kept fraction of what a row sees, in (0, 1].", rich_help_panel=METHOD)
 ]
 TargetArgument = Annotated[
-    str | None, typer.Argument(metavar="[RECIPE|MODEL]", help="A recipe or a model (default: ./sparsified).")
+    str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model (default: ./sparsified).")
 ]
 Dataset = Annotated[
     str | None,
@@ -311,7 +311,7 @@ def _open(argument: str | None, options: LoadOptions, model: str | None, quiet: 
     opened = open_target(argument, options, model=model)
     _hint(opened.loaded.model, quiet)
     if opened.directory is None:
-        say("no recipe named: using top-k attention with k = 64 on every layer", quiet=quiet)
+        say("no recipe named: starting from top-k attention with k = 64 on every layer", quiet=quiet)
     return opened
 
 

@@ -25,22 +25,25 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def results_console() -> Console:
     """stdout; wide enough for the tables where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def messages_console() -> Console:
     """stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def say(text: str, *, quiet: bool = False) -> None:
     """A line on stderr."""
     if not quiet:
-        messages_console().print(text, markup=False)
+        messages_console().print(text)
 
 
 def set_up(*, quiet: bool, verbose: bool) -> None:
     """Logging for one command. Libraries stay silent unless asked; our own warnings are always shown."""
+    if quiet or not sys.stderr.isatty():
+        # Bars redraw themselves, which makes one endless line of a log.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO if verbose else logging.WARNING, force=True)
     from transformers.utils import logging as transformers_logging
 

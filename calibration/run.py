@@ -36,7 +36,9 @@ def calibrate_plan(
     finally:
         remove_patch(model)
     tables = {name: histogram.fit() for name, histogram in observed.items()}
-    fitted: dict[str, AttentionMethod] = {name: TopTheta(**_budget(method)) for name, method in plan.items()}
+    fitted: dict[str, AttentionMethod] = {
+        name: method if isinstance(method, TopTheta) else TopTheta(**_budget(method)) for name, method in plan.items()
+    }
     return fitted, {name: table for name, table in tables.items() if table is not None}
 
 

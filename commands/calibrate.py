@@ -9,7 +9,8 @@ from typing import Any
 from ..calibration.run import calibrate_plan
 from ..environment import package_versions
 from ..errors import DataError, UsageError
-from ..evaluation.inputs import PromptEncoder
+from ..evaluation.generation import decoder_start
+from ..evaluation.inputs import PromptEncoder, position_limit
 from ..evaluation.questions import QuestionSet
 from ..patcher.methods import AttentionMethod
 from ..patcher.recipe import CalibrationRecord, Recipe
@@ -49,33 +50,36 @@ def calibrate_target(
     plan = {name: _with_budget(method, k, keep) for name, method in target.recipe.plan.items()}
     if k is not None or keep is not None:
         before = {name: _with_budget(method, k, keep) for name, method in before.items()}
-    longest = 0
+    loaded, longest, used = target.loaded, 0, 0
+    encoder = PromptEncoder.for_model(
+        loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
+    )
+    start, limit = decoder_start(loaded.model), position_limit(loaded.model)
 
     def inputs() -> Iterator[dict[str, Any]]:
-        nonlocal longest
-        loaded = target.loaded
-        encoder = PromptEncoder.for_model(
-            loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
-        )
-        start = loaded.model.generation_config.decoder_start_token_id
+        nonlocal longest, used
         for question in chosen.questions:
             sample = encoder.answered(question, start)
-            longest = max(longest, sample["input_ids"].shape[1])
-            yield sample
+            length = max(tokens.shape[1] for tokens in sample.values())
+            if limit is None or length <= limit:
+                longest, used = max(longest, length), used + 1
+                yield sample
             if advance is not None:
                 advance(1)
+        if not used:
+            raise DataError(f"no question of {questions.name} fits the model's {limit} positions")
 
-    fitted, tables = calibrate_plan(target.loaded.model, plan, inputs())
+    fitted, tables = calibrate_plan(loaded.model, plan, inputs())
     if not tables:
         raise DataError(
-            f"no row of the {len(chosen)} samples sees more keys than its k, so there is no threshold to fit: "
+            f"no row of the {used} samples sees more keys than its k, so there is no threshold to fit: "
             "use a smaller --k, or longer data"
         )
     record = CalibrationRecord(
         dataset=questions.name,
         split=questions.split,
         fingerprint=questions.fingerprint,
-        samples=len(chosen),
+        samples=used,
         seed=seed,
         budget=", ".join(sorted({method.describe() for method in fitted.values()})),
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..evaluation.questions import QuestionSet
 from ..evaluation.results import save_results, summarize
 from ..evaluation.run import evaluate
 from ..patcher.methods import method_to_dict
-from ..patcher.recipe import Recipe
+from ..patcher.recipe import Recipe, check_place
 from .target import Target
 
 
@@ -40,9 +41,10 @@ def evaluate_target(
     recipe = target.recipe.as_top_k() if as_top_k else target.recipe
     chosen = questions.sample(limit, seed)
     run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{_short_hash(recipe, chosen, seed)}"
-    directory = output or (target.directory / "eval" if target.directory else Path("sparsified-eval")) / run_id
+    directory = output or _unused((target.directory / "eval" if target.directory else Path("sparsified-eval")) / run_id)
     if directory.exists():
         raise UsageError(f"{directory} exists already: give -o another directory for the results")
+    check_place(directory, "results")
     evaluation = evaluate(
         target.loaded,
         recipe.plan,
@@ -54,7 +56,7 @@ def evaluate_target(
     )
     model = target.loaded.model
     results = {
-        "run_id": run_id,
+        "run_id": directory.name if output is None else run_id,
         "base_model": recipe.to_dict()["base_model"],
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
         "calibration": recipe.to_dict()["calibration"],
@@ -66,6 +68,12 @@ def evaluate_target(
         "versions": package_versions(),
     }
     return results, save_results(results, evaluation.predictions, directory)
+
+
+def _unused(directory: Path) -> Path:
+    """The directory, or with -2, -3 ... behind its name if two runs began in the same second."""
+    names = (directory if number == 1 else directory.with_name(f"{directory.name}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _short_hash(recipe: Recipe, questions: QuestionSet, seed: int) -> str:

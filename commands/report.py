@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import AttentionModule, attention_modules
 from ..patcher.methods import METHODS
 from ..patcher.proof import Check
+from ..patcher.recipe import DEFAULT_RECIPE
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
 from .patch import Planned
+
+GENERATING = ("causal-lm", "seq2seq-lm")
 
 
 def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], written: Path | None) -> RenderableType:
@@ -32,8 +36,17 @@ def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], wri
             titled("Proof of patch", grid(["", "check", "relative difference"], _check_rows(checks), text_columns=2)),
             "",
         ]
-    parts.append("dry run: nothing was written" if written is None else f"wrote {written}; next: sparsify calibrate")
+    parts.append("dry run: nothing was written" if written is None else f"wrote {written}{_next(planned, written)}")
     return Group(*parts)
+
+
+def _next(planned: Planned, written: Path) -> str:
+    """What to type next; a model that writes no text can be neither calibrated nor evaluated on questions."""
+    return f"; next: {_command('calibrate', written)}" if planned.recipe.base_model.task in GENERATING else ""
+
+
+def _command(name: str, recipe: Path) -> str:
+    return f"sparsify {name}" if recipe == Path(DEFAULT_RECIPE) else f"sparsify {name} {shlex.quote(str(recipe))}"
 
 
 def _plan_table(planned: Planned, loaded: LoadedModel) -> RenderableType:
@@ -87,7 +100,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
     ]
     if names := calibrated.without_thresholds:
         rows.append(("rows never longer than k", f"{len(names)} modules, e.g. {names[0]}: dense on such data"))
-    return Group(titled(title, facts(rows)), "", f"wrote {directory}; next: sparsify eval")
+    return Group(titled(title, facts(rows)), "", f"wrote {directory}; next: {_command('eval', directory)}")
 
 
 def answers_report(answers: dict[str, Any]) -> RenderableType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..environment import package_versions
@@ -53,7 +53,8 @@ def open_target(
         return Target(loaded, Recipe(loaded.base, plan, versions=package_versions()), None)
     recipe = load_recipe(argument)
     source = model or find_base_model(recipe.base_model, Path(argument))
-    loaded = load_model(source, options_for(recipe.base_model, options))
+    made_for = recipe.base_model if model is None else replace(recipe.base_model, revision=None)
+    loaded = load_model(source, options_for(made_for, options))
     check_same_model(recipe, loaded)
     return Target(loaded, recipe, Path(argument))
 

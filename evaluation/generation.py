@@ -48,6 +48,18 @@ def generate_greedy(
     return sequences[:, prompt:]
 
 
+def decoder_start(model: Any) -> int | None:
+    """The token that an encoder-decoder model's answers begin with; None for other models."""
+    if not model.config.is_encoder_decoder:
+        return None
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for config in (model.generation_config, model.config):
+            token: int | None = getattr(config, name, None)
+            if token is not None:
+                return token
+    return None
+
+
 def eos_tokens(model: Any) -> Tensor:
     """The tokens that end a sequence, int64 [0 or more]."""
     eos = model.generation_config.eos_token_id
@@ -66,9 +78,7 @@ def answer_log_probs(model: Any, inputs: dict[str, Tensor], answers: Tensor) -> 
     answers: int64 [B, m], as generate_greedy returns them.
     """
     if model.config.is_encoder_decoder:
-        start = model.generation_config.decoder_start_token_id
-        start = model.config.decoder_start_token_id if start is None else start
-        decoder = torch.cat([answers.new_full((len(answers), 1), start), answers[:, :-1]], 1)
+        decoder = torch.cat([answers.new_full((len(answers), 1), decoder_start(model)), answers[:, :-1]], 1)
         logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
         return logits.float().log_softmax(-1)
     tokens = torch.cat([inputs["input_ids"], answers[:, :-1]], 1)

@@ -9,10 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .prompts import build_prompt, choose_style, extract_answer
 from .questions import Question
 
 UNANSWERABLE = "unanswerable"
+
+
+def position_limit(model: Any) -> int | None:
+    """The most tokens that one side of a model has positions for; None where positions are relative."""
+    if model.config.is_encoder_decoder and hasattr(model.config, "relative_attention_num_buckets"):
+        return None
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def check_answer_fits(model: Any, max_new_tokens: int) -> None:
+    """UsageError for a token limit that no prompt could leave room for."""
+    limit = position_limit(model)
+    if limit is not None and max_new_tokens >= limit:
+        raise UsageError(f"--max-new-tokens {max_new_tokens} is too many: the model has {limit} positions")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..patcher.meter import Meter
 from ..patcher.methods import AttentionMethod
 from ..patcher.thresholds import ModuleThresholds
 from .generation import answer_log_probs, answer_mask, generate_greedy, kl_divergence
-from .inputs import PromptEncoder
+from .inputs import PromptEncoder, check_answer_fits, position_limit
 from .metrics.answer_match import exact_match, f1
 from .questions import Question, QuestionSet
 
@@ -91,6 +91,7 @@ def evaluate(
     for name, value in (("batch-size", batch_size), ("max-new-tokens", max_new_tokens)):
         if value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
+    check_answer_fits(loaded.model, max_new_tokens)
     encoder = PromptEncoder.for_model(
         loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
     )
@@ -100,6 +101,8 @@ def evaluate(
         raise DataError(f"no question of {questions.name} fits the model's positions")
     result = Evaluation(questions, encoder.style, encoder.text(questions.questions[0]), batch_size, max_new_tokens)
     result.left_out = len(questions) - len(fitting)
+    if advance is not None and result.left_out:
+        advance(result.left_out)
     patch = apply_plan(loaded.model, plan, thresholds)
     try:
         with torch.inference_mode():
@@ -117,9 +120,7 @@ def evaluate(
 def _fitting(
     model: Any, questions: Sequence[Question], prompts: dict[str, list[int]], max_new_tokens: int
 ) -> list[Question]:
-    limit = None if model.config.is_encoder_decoder else getattr(model.config, "max_position_embeddings", None)
-    if model.config.is_encoder_decoder and not hasattr(model.config, "relative_attention_num_buckets"):
-        limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model)
     room = max_new_tokens if not model.config.is_encoder_decoder else 0
     return [question for question in questions if limit is None or len(prompts[question.id]) + room <= limit]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
+from ..hub import hub_answers
 from .formats import READERS, questions_from_records, read_questions
 from .questions import QuestionSet, make_question_set
 
@@ -17,7 +18,6 @@ DEMO = "demo"
 DEMO_SPLITS = ("train", "validation")
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
-PROBE_SECONDS = 5.0
 
 
 def load_questions(dataset: str, split: str | None = None, *, default_split: str = "validation") -> QuestionSet:
@@ -70,7 +70,7 @@ def _hub_splits(name: str, repo: str) -> Any:
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return load_dataset(repo) if _hub_answers() else _local_splits(name, repo)
+        return load_dataset(repo) if _online() else _local_splits(name, repo)
     except DataError:
         raise
     except DatasetNotFoundError as error:
@@ -83,18 +83,10 @@ def _hub_splits(name: str, repo: str) -> Any:
         raise DataError(f"data set {_called(name, repo)} cannot be loaded: {reason}") from error
 
 
-def _hub_answers() -> bool:
-    """Whether the Hub can be reached, asked once and briefly: `datasets` itself would retry for half a minute."""
+def _online() -> bool:
     import datasets
-    import huggingface_hub
 
-    if datasets.config.HF_HUB_OFFLINE or huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception:  # the HTTP library and its exceptions differ between versions of huggingface_hub
-        return False
-    return True
+    return not datasets.config.HF_HUB_OFFLINE and hub_answers()
 
 
 def _local_splits(name: str, repo: str) -> Any:

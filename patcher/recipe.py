@@ -116,11 +116,16 @@ def check_writable(target: Path, *, force: bool) -> None:
         raise UsageError(
             f"{target} already holds another recipe: use --force to replace it, or -o for another directory"
         )
-    if target.exists() and not target.is_dir():
-        raise SparsifyError(f"cannot write the recipe to {target}: it is a file")
+    check_place(target, "recipe")
+
+
+def check_place(target: Path, what: str) -> None:
+    """SparsifyError if a directory can neither be written nor made where it is to be."""
     parent = next(path for path in [target, *target.absolute().parents] if path.exists())
+    if not parent.is_dir():
+        raise SparsifyError(f"cannot write the {what} to {target}: {'it' if parent == target else parent} is a file")
     if not os.access(parent, os.W_OK):
-        raise SparsifyError(f"cannot write the recipe to {target}: {parent} is not writable")
+        raise SparsifyError(f"cannot write the {what} to {target}: {parent} is not writable")
 
 
 def load_recipe(directory: str | Path) -> Recipe:
@@ -130,7 +135,7 @@ def load_recipe(directory: str | Path) -> Recipe:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{directory} holds no recipe ({RECIPE_FILE}): make one with `sparsify patch MODEL`") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     try:
         return _parse(data, Path(directory))
@@ -162,7 +167,13 @@ def _plan(data: dict[str, dict[str, Any]]) -> Plan:
     return {str(name): method_from_dict(entry) for name, entry in data.items()}
 
 
+_TYPES: dict[str, Any] = {"str": str, "int": int, "str | None": str | None}
+
+
 def _record(kind: Any, data: dict[str, Any]) -> Any:
     """A record from its dict, unknown keys dropped (a newer version may have written them)."""
-    known = {item.name for item in fields(kind)}
+    known = {item.name: item.type for item in fields(kind)}
+    for key, value in data.items():
+        if key in known and not isinstance(value, _TYPES[str(known[key])]):
+            raise UsageError(f"{key} is {value!r}")
     return kind(**{key: value for key, value in data.items() if key in known})

@@ -37,7 +37,8 @@ class ModuleThresholds:
             raise DataError("a threshold table needs lengths [T] and theta [H, T] with the same T")
         if len(self.lengths) == 0 or not 1 <= self.shortest <= self.longest:
             raise DataError("a threshold table needs at least one calibrated row length")
-        if bool((self.lengths.diff() <= 0).any()) or not bool(torch.isfinite(self.theta).all()):
+        good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()
+        if not bool(good) or bool((self.lengths.diff() <= 0).any()):
             raise DataError("a threshold table needs ascending lengths and finite thresholds")
         self._by_length: Tensor | None = None
 
@@ -96,7 +97,7 @@ def load_thresholds(path: Path) -> dict[str, ModuleThresholds]:
             return {name: _read(file, name) for name in json.loads(metadata["modules"])}
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run `sparsify calibrate` again") from None
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, DataError):
             raise DataError(f"{path}: {error}") from None
         raise DataError(f"{path} cannot be read ({error}): run `sparsify calibrate` again") from None

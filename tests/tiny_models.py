@@ -20,8 +20,9 @@ ENCODERS = ("bert",)
 ENCODER_DECODERS = ("t5", "bart")
 FAMILIES = DECODERS + ENCODERS + ENCODER_DECODERS
 
-_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_COMMON = {
+_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_START: dict[str, Any] = {"decoder_start_token_id": 0}
+_COMMON: dict[str, Any] = {
     **_IDS,
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -30,8 +31,8 @@ _COMMON = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-_GQA = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
-_HYBRID = {**_GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_GQA: dict[str, Any] = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
+_HYBRID: dict[str, Any] = {**_GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
 
 def _config(name: str) -> Any:
@@ -49,6 +50,7 @@ def _config(name: str) -> Any:
         return transformers.BertConfig(**_COMMON)
     if name == "t5":
         return transformers.T5Config(
+            **_START,
             vocab_size=VOCABULARY,
             d_model=32,
             d_kv=8,
@@ -57,7 +59,6 @@ def _config(name: str) -> Any:
             num_heads=4,
             relative_attention_num_buckets=8,
             relative_attention_max_distance=20,
-            decoder_start_token_id=0,
             pad_token_id=0,
             eos_token_id=1,
         )

@@ -106,7 +106,7 @@ def attention_forward(
     visibility, added = read_mask(attention_mask, query.shape[2], key.shape[2], is_causal)
     bias = position_bias
     if bias is not None:
-        bias = bias[..., : key.shape[2]]
+        bias = bias[..., : key.shape[2]].expand(-1, -1, query.shape[2], -1)
     if added is not None:
         bias = added if bias is None else bias + added
     inputs = AttentionInputs(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,7 +27,10 @@ from transformers.models.auto.modeling_auto import (
 
 from ...errors import SparsifyError, UsageError
 from ...evaluation.demo import DEMO_MODELS, demo_model_path
+from ...hub import hub_answers
 from ..recipe import BaseModel
+
+logger = logging.getLogger(__name__)
 
 AUTO_CLASSES = {
     "causal-lm": AutoModelForCausalLM,
@@ -73,9 +78,13 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     UsageError for a bad dtype or device; SparsifyError, in one sentence with the fix, if it cannot be found or read.
     """
     options = options or LoadOptions()
+    if not name.strip():
+        raise UsageError("the model's name is empty")
     dtype, device = _dtype(options.dtype), resolve_device(options.device)
     source = str(demo_model_path(name)) if name in DEMO_MODELS else name
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if not Path(source).exists() and not hub_answers():
+        common["local_files_only"] = True
     if options.revision is not None:
         common["revision"] = options.revision
     if options.gguf_file is not None:
@@ -84,10 +93,17 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         config = AutoConfig.from_pretrained(source, **common)
         task = task_of(config)
         extra = {"quantization_config": GgufConfig(dequantize=True)} if options.gguf_file else {}
-        model = AUTO_CLASSES[task].from_pretrained(source, dtype=dtype, **common, **extra)
-        tokenizer = _tokenizer(source, task, common)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        model, report = AUTO_CLASSES[task].from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **common, **extra
+        )
+        tokenizer = _tokenizer(name, source, task, common)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SparsifyError(_why(name, error)) from error
+    # Poolers are no part of most checkpoints, and attention does not depend on them.
+    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        logger.warning(
+            "warning: %s has no weights for %d parameters, e.g. %s: they are random", name, len(missing), missing[0]
+        )
     base = BaseModel(
         id=name if name in DEMO_MODELS or not Path(name).exists() else str(Path(name).resolve()),
         task=task,
@@ -115,8 +131,13 @@ def task_of(config: Any) -> str:
 
 def config_hash(config: Any) -> str:
     """sha256 over a configuration's shape fields; the same for a fine-tuned copy and across transformers versions."""
-    shape = {key: value for key, value in config.to_dict().items() if key in SHAPE_FIELDS and value is not None}
-    return hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_shape(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _shape(config: dict[str, Any]) -> dict[str, Any]:
+    """The shape fields of a configuration and of those inside it (text_config, vision_config, encoder ...)."""
+    parts = {key: _shape(value) for key, value in config.items() if isinstance(value, dict) and "model_type" in value}
+    return {key: value for key, value in config.items() if key in SHAPE_FIELDS and value is not None} | parts
 
 
 def resolve_device(device: str) -> torch.device:
@@ -128,7 +149,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"device must be auto, cpu, mps or cuda[:n], not {device!r}") from None
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "mps", "cuda"):
+        raise UsageError(f"device must be auto, cpu, mps or cuda[:n], not {device!r}")
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise UsageError(f"device {device} is not available here: torch sees {torch.cuda.device_count()} CUDA devices")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
@@ -143,8 +166,15 @@ def _dtype(name: str) -> Any:
     return names[name]
 
 
-def _tokenizer(source: str, task: str, common: dict[str, Any]) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(source, **common)
+def _tokenizer(name: str, source: str, task: str, common: dict[str, Any]) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise
+        raise SparsifyError(
+            f"{name} has no tokenizer that can be loaded: add its tokenizer.json, or install what its tokenizer needs"
+        ) from error
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     # Generation continues the prompt, so a decoder's padding has to come before it.
@@ -153,8 +183,7 @@ def _tokenizer(source: str, task: str, common: dict[str, Any]) -> Any:
 
 
 def _why(name: str, error: Exception) -> str:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
+    text, first = str(error), _first_line(error)
     if "trust_remote_code" in text:
         return f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
     folder = Path(name)
@@ -163,13 +192,24 @@ def _why(name: str, error: Exception) -> str:
             ggufs = sorted(path.name for path in folder.glob("*.gguf"))
             hint = f": pass --gguf-file {ggufs[0]}" if ggufs else " (it has no config.json)"
             return f"{name} is a folder but not a model{hint}"
+        if "ignore_mismatched_sizes" in text:
+            first = "its weights have other shapes than its config.json says"
         return f"the model in {name} cannot be loaded: {first}"
+    if folder.is_file():
+        return f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)"
+    if isinstance(error, OSError) and (folder.is_absolute() or name.startswith((".", "~"))):
+        return f"there is no folder {name}"
     if isinstance(error, OSError):
         return (
             f"unknown model {name!r}: there is no such folder, and the Hub cannot be reached or has no such model; "
             f"check the name, or fetch it where there is a network with `hf download {name}`"
         )
     return f"the model {name} cannot be loaded: {first}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def find_base_model(base: BaseModel, recipe_directory: Path) -> str:

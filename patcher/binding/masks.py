@@ -19,8 +19,8 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 from ...errors import NotPatchableError
 from ..methods.visibility import FullMask, RowRanges, Visibility
 
-# Additive masks mean "hidden" by -inf, the smallest float, or, in older models, -1e4.
-HIDDEN_BELOW = -9999.0
+# Additive masks mean "hidden" by -inf, the smallest float, or, in older models, -1e4 (-9984 in bfloat16).
+HIDDEN_BELOW = -9000.0
 
 
 def build_mask(
@@ -66,12 +66,17 @@ def _recognise(mask_function: Callable[..., Any], kwargs: dict[str, Any]) -> tup
         return None
     if mask_function is causal_mask_function:
         return True, None
-    parts = inspect.getclosurevars(mask_function).nonlocals.get("mask_functions", ())
+    parts = _closure(mask_function, "and_masks").get("mask_functions", ())
     if len(parts) == 2 and parts[1] is causal_mask_function:
-        overlay = inspect.getclosurevars(parts[0]).nonlocals
-        if getattr(parts[0], "__qualname__", "").startswith("sliding_window_overlay.") and "sliding_window" in overlay:
-            return True, int(overlay["sliding_window"])
+        window = _closure(parts[0], "sliding_window_overlay").get("sliding_window")
+        return None if window is None else (True, int(window))
     return None
+
+
+def _closure(function: Any, maker: str) -> dict[str, Any]:
+    """What a function that `maker` of transformers returned closes over; empty for any other."""
+    made = inspect.isfunction(function) and function.__qualname__.startswith(f"{maker}.")
+    return dict(inspect.getclosurevars(function).nonlocals) if made else {}
 
 
 def _row_ranges(
@@ -137,6 +142,8 @@ def read_mask(mask: Tensor | None, queries: int, keys: int, causal: bool) -> tup
     mask = mask[..., :keys]
     if mask.dtype == torch.bool:
         return FullMask(mask.expand(-1, -1, queries, keys)), None
+    if not mask.is_floating_point():
+        raise NotPatchableError(f"an attention mask of {mask.dtype} is not supported: pass a boolean or a float one")
     visible = mask > HIDDEN_BELOW
     return FullMask(visible.expand(-1, -1, queries, keys)), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
 

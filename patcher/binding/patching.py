@@ -97,12 +97,17 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
     tables = thresholds or {}
     for name, method in plan.items():
         _check_module(found[name], method, tables.get(name))
+    configs = [(config, config._attn_implementation_internal) for config in _configs(model, found.values())]
+    if any(implementation == ATTENTION_NAME for _, implementation in configs):
+        raise UsageError(
+            "a model that shares its configuration with this one is already patched: unpatch that one first"
+        )
     patch = Patch(
         modules=[
             (found[name].module, ModulePatch(name, found[name].kind, method, tables.get(name)))
             for name, method in plan.items()
         ],
-        configs=[(config, config._attn_implementation_internal) for config in _configs(model, found.values())],
+        configs=configs,
     )
     patch.activate()
     setattr(model, MODEL_ATTRIBUTE, patch)

@@ -20,7 +20,7 @@ METHODS: dict[str, type[TopK] | type[TopTheta]] = {method.name: method for metho
 def method_from_dict(data: dict[str, Any]) -> AttentionMethod:
     """A method from its recipe entry, `{"method": name, field: value, ...}`; UsageError names what does not fit."""
     name = data.get("method")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise UsageError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
     options = {key: value for key, value in data.items() if key != "method"}
     known = {field.name for field in fields(METHODS[name])}

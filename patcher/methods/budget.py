@@ -44,7 +44,7 @@ class Budget:
         """Kept keys for rows of these lengths: min(k, length), or max(1, ceil(keep x length)); int64 like lengths."""
         if self.k is not None:
             return lengths.clamp(max=self.k)
-        # 1e-9 undoes representation error: 0.1 x 30 is 3, not 3.0000000000000004 rounded up to 4.
+        # 1e-9 undoes representation error: 0.07 x 100 is 7, not 7.000000000000001 rounded up to 8.
         fraction = torch.ceil(lengths.double() * float(self.keep or 0.0) - 1e-9).to(torch.int64)
         return torch.minimum(fraction.clamp(min=1), lengths)
 

@@ -54,7 +54,11 @@ def keep_highest(scores: Tensor, rows_k: Tensor, protected: Tensor | None = None
     if protected is not None:
         scores = scores.masked_fill(protected, torch.inf)
     rows_k = rows_k.unsqueeze(-1)
-    limit = _kth_highest(scores, rows_k)
+    limit, highest = _kth_highest(scores, rows_k)
+    if bool(highest.isnan().any()):
+        # A NaN counts as highest, so that it spoils its row instead of vanishing from it.
+        scores = scores.masked_fill(scores.isnan(), torch.inf)
+        limit, _ = _kth_highest(scores, rows_k)
     visible = scores != -torch.inf
     keep = (scores >= limit) & visible
     over = keep.sum(-1, keepdim=True) > rows_k
@@ -65,18 +69,19 @@ def keep_highest(scores: Tensor, rows_k: Tensor, protected: Tensor | None = None
     return above | (level & (level.cumsum(-1) <= rows_k - above.sum(-1, keepdim=True)))
 
 
-def _kth_highest(scores: Tensor, rows_k: Tensor) -> Tensor:
-    """The value [B, H, c, 1] of each row's k-th highest score; -inf for a row that sees fewer keys."""
+def _kth_highest(scores: Tensor, rows_k: Tensor) -> tuple[Tensor, Tensor]:
+    """The values [B, H, c, 1] of each row's k-th highest (-inf for a row that sees fewer keys) and highest score."""
     width = scores.shape[-1]
     most = min(int(rows_k.max()), width)
     if most == 0:
-        return torch.full_like(scores[..., :1], torch.inf)
+        limit = torch.full_like(scores[..., :1], torch.inf)
+        return limit, limit
     candidates = _best_groups(scores, most) if width >= GROUPED_FROM else scores
     best = candidates.topk(most, dim=-1).values
     if bool((rows_k == most).all()):
-        return best[..., -1:]
+        return best[..., -1:], best[..., :1]
     index = (rows_k.clamp(max=most) - 1).clamp(min=0).expand(*scores.shape[:-1], 1)
-    return best.gather(-1, index)
+    return best.gather(-1, index), best[..., :1]
 
 
 def _best_groups(scores: Tensor, k: int) -> Tensor:

@@ -71,7 +71,7 @@ class TopTheta(Budget):
         theta = thresholds.lookup(chunk.lengths).to(chunk.scores.dtype)
         fallback = sparse & theta.isnan()
         visible = chunk.scores != -torch.inf
-        keep = chunk.scores > theta.unsqueeze(-1)
+        keep = ~(chunk.scores <= theta.unsqueeze(-1))  # keeps a NaN, which spoils its row as it would densely
         if protected is not None:
             keep |= protected
         few = sparse & ~fallback & (keep.sum(-1) < self.min_keep)

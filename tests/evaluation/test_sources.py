@@ -76,7 +76,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import datasets
     import huggingface_hub.constants
 
-    monkeypatch.setattr(sources, "_hub_answers", lambda: False)
+    monkeypatch.setattr(sources, "_online", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path
@@ -138,7 +138,7 @@ def test_what_datasets_raises_is_one_sentence(monkeypatch: pytest.MonkeyPatch, e
     def fail(path: str) -> None:
         raise error
 
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "_online", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(DataError, match=message) as caught:
         load_questions("squad")
@@ -151,7 +151,7 @@ def test_unknown_name_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: str) -> None:
         raise DatasetNotFoundError(path)
 
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "_online", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", fail)
     with pytest.raises(DataError, match="someone/else is neither a file nor a data set"):
         load_questions("someone/else")
@@ -165,11 +165,11 @@ def test_offline_variable_is_obeyed_without_asking(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", fail)
-    assert not sources._hub_answers()
+    assert not sources._online()
 
 
 def test_hub_rows_are_checked_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "_online", lambda: True)
     monkeypatch.setattr("datasets.load_dataset", lambda path: {"validation": [RECORDS[0], {"text": "x"}]})
     with pytest.raises(DataError) as caught:
         load_questions("someone/else")

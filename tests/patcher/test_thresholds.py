@@ -145,10 +145,10 @@ def test_an_empty_table_comes_back_empty(tmp_path: Path) -> None:
     assert load_thresholds(tmp_path / "none.safetensors") == {}
 
 
-def _write(path: Path, tensors: dict[str, Tensor] | None = None, **metadata: str) -> None:
+def _write(path: Path, tensors: dict[str, Tensor] | None = None, metadata: dict[str, str] | None = None) -> None:
     good = {"m.lengths": torch.tensor([4.0]), "m.theta": torch.zeros(2, 1), "m.range": torch.tensor([4, 4])}
     said = {"format": FORMAT, "version": str(FORMAT_VERSION), "modules": json.dumps(["m"])}
-    save_file({**good, **(tensors or {})}, path, metadata={**said, **metadata})
+    save_file({**good, **(tensors or {})}, path, metadata={**said, **(metadata or {})})
 
 
 def test_the_good_file_of_the_next_tests_loads(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_the_good_file_of_the_next_tests_loads(tmp_path: Path) -> None:
 )
 def test_wrong_metadata_is_named(tmp_path: Path, metadata: dict[str, str]) -> None:
     path = tmp_path / "t.safetensors"
-    _write(path, **metadata)
+    _write(path, metadata=metadata)
     with pytest.raises(DataError, match=r"t\.safetensors"):
         load_thresholds(path)
 

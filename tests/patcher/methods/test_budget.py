@@ -29,7 +29,18 @@ def test_k_is_capped_by_the_row_length() -> None:
 
 @pytest.mark.parametrize(
     ("keep", "length", "expected"),
-    [(0.1, 30, 3), (0.1, 31, 4), (0.3, 10, 3), (0.7, 10, 7), (0.5, 7, 4), (1e-6, 5, 1), (1.0, 5, 5), (0.25, 0, 0)],
+    [
+        (0.1, 30, 3),
+        (0.07, 100, 7),
+        (0.55, 100, 55),
+        (0.1, 31, 4),
+        (0.3, 10, 3),
+        (0.7, 10, 7),
+        (0.5, 7, 4),
+        (1e-6, 5, 1),
+        (1.0, 5, 5),
+        (0.25, 0, 0),
+    ],
 )
 def test_a_fraction_is_rounded_up_from_its_decimal_value(keep: float, length: int, expected: int) -> None:
     assert Budget(keep=keep).rows_k(torch.tensor([length])).tolist() == [expected]

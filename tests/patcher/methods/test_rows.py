@@ -217,15 +217,18 @@ def test_the_observer_sees_every_row_once_before_selection() -> None:
 
 def test_a_selection_cannot_bring_back_a_hidden_key() -> None:
     call = attention_inputs("left")
-    out = dense(call)
-    everything_kept = attend_rows(call, lambda chunk: Selection(torch.ones_like(chunk.scores, dtype=torch.bool)))[0]
-    assert torch.equal(out, everything_kept)
+    out, counts = attend_rows(
+        call, lambda chunk: Selection(torch.ones_like(chunk.scores, dtype=torch.bool)), count=True
+    )
+    assert torch.equal(out, dense(call))
+    assert counts is not None
+    assert torch.equal(counts.kept, call.visibility.lengths().expand_as(counts.kept))
 
 
 @pytest.mark.parametrize("method", [None, TopK(k=2), TopTheta(k=2)], ids=["dense", "top-k", "top-theta"])
 def test_gradients_are_right(method: TopK | TopTheta | None) -> None:
     call = attention_inputs("left", queries=4, keys=4, bias=True, sinks=True, softcap=3.0)
-    leaves = [part.requires_grad_() for part in (call.query, call.key, call.value, call.bias, call.sinks)]  # type: ignore[union-attr]
+    leaves = [part.requires_grad_() for part in (call.query, call.key, call.value, call.bias, call.sinks)]
 
     def attend(*parts: Tensor) -> Tensor:
         names = ("query", "key", "value", "bias", "sinks")
@@ -256,7 +259,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(method: TopK | TopTheta, 
     call = attention_inputs("causal", batch=1, heads=2, groups=1, queries=length, keys=length, dtype=torch.float32)
     if padded:
         first = torch.full((1, length), 7)
-        call = replace(call, visibility=RowRanges(first, torch.maximum(first, call.visibility.last)))  # type: ignore[union-attr]
+        call = replace(call, visibility=RowRanges(first, torch.maximum(first, call.visibility.last)))
     with LargestTensor() as sizes:
         method.attend(call, count=True)
     # One chunk of bounded size at a time, whatever the length.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -164,7 +165,7 @@ def test_kept_sets_shrink_as_the_threshold_rises() -> None:
         counts = TopTheta(k=1).attend(call, thresholds=everywhere(theta), count=True)[1]
         assert counts is not None
         kept.append(counts.kept)
-    assert all(bool((more >= less).all()) for more, less in zip(kept, kept[1:], strict=False))
+    assert all(bool((more >= less).all()) for more, less in itertools.pairwise(kept))
     assert int(kept[0].sum()) > int(kept[-1].sum())
 
 

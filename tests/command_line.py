@@ -1,0 +1,57 @@
+"""Running the console command inside the test process, and what to expect of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hf_sparsify import cli
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Sparsify = Callable[..., Done]
+
+
+def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sparsify:
+    """A function that runs `sparsify ARGUMENTS`."""
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["sparsify", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return Done(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def files(folder: Path) -> list[str]:
+    """What a command left behind, the questions aside."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != "q.jsonl")
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The same with every byte."""
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+def refused(done: Done, code: int, sentence: str) -> None:
+    """One sentence on stderr beside what the command was doing, nothing on stdout."""
+    assert (done.code, done.out) == (code, "")
+    errors = [line for line in done.err.splitlines() if not line.endswith((" ...", " left", " every layer"))]
+    assert len(errors) == 1, done.err
+    assert errors[0].startswith("error: ")
+    assert sentence in errors[0]

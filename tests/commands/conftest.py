@@ -1,0 +1,60 @@
+"""A working directory with tiny models and questions, and the console command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_language_models
+from command_line import Sparsify, runner
+from transformers.utils import logging as transformers_logging
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("llama", "t5", "gpt2", "bart", "bert", "bloom", "gptj"):
+        tiny_language_models.save(name, folder / name)
+    tiny_language_models.save("llama", folder / "chat", chat=True)
+    tiny_language_models.save("llama", folder / "other", num_hidden_layers=3)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def work(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory but for questions and links to the models; library logging is put back after."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for model in models.iterdir():
+        (folder / model.name).symlink_to(model)
+    tiny_language_models.save_questions(folder / "q.jsonl", 6)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quiet_libraries() -> Iterator[None]:
+    verbosity, handlers = transformers_logging.get_verbosity(), logging.getLogger().handlers[:]
+    with warnings.catch_warnings():
+        yield
+    transformers_logging.set_verbosity(verbosity)
+    logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture
+def sparsify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sparsify:
+    """Runs the console command in this process."""
+    return runner(capsys, monkeypatch)
+
+
+@pytest.fixture
+def recipe(sparsify: Sparsify, work: Path) -> Path:
+    """./sparsified for the tiny Llama, and files that hold no questions."""
+    assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
+    (work / "empty.jsonl").write_text("")
+    (work / "bad.jsonl").write_text(json.dumps(tiny_language_models.records(1)[0]) + "\n{oops\n")
+    return work / "sparsified"

@@ -1,0 +1,129 @@
+"""The tables of an evaluation."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+from hf_sparsify.evaluation.report import results_tables
+from rich.console import Console
+
+KEPT: dict[str, Any] = {
+    "rows": 200,
+    "kept_share": 0.25,
+    "long_rows": 100,
+    "kept_per_k": 1.04,
+    "long_kept_share": 0.125,
+    "long_kept_share_p5": 0.1,
+    "long_kept_share_p95": 0.2,
+    "rows_without_threshold": 5,
+    "rows_saved_by_min_keep": 0,
+    "decode_v_rows_share": 0.333,
+    "decode_v_rows_share_p5": 0.3,
+    "decode_v_rows_share_p95": 0.4,
+}
+ARMS = {
+    "dense": {"exact_match": 50.0, "f1": 60.0},
+    "patched": {"exact_match": 47.5, "f1": 61.25},
+    "difference": {"exact_match": -2.5, "f1": 1.25},
+}
+RESULTS: dict[str, Any] = {
+    "dataset": {"name": "squad", "split": "validation", "questions": 40, "left_out_too_long": 0},
+    "scores": ARMS,
+    "by_kind": {},
+    "changed": {"right_to_wrong": 3, "wrong_to_right": 2},
+    "same_answer_share": 0.875,
+    "mean_kl": 0.01234,
+    "seconds": {"dense": 1.5, "patched": 2.25},
+    "kept": {"total": KEPT, "modules": {"layers.0.attn": KEPT}},
+}
+
+
+def shown(results: dict[str, Any], **options: bool) -> list[list[str]]:
+    """The words of every line."""
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(results_tables(results, **options))
+    return [line.split() for line in stream.getvalue().splitlines() if line.strip()]
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(RESULTS), **changes}
+
+
+def test_scores_and_facts() -> None:
+    lines = shown(RESULTS)
+    assert ["40", "questions", "of", "squad", "(validation)"] in lines
+    assert ["dense", "50.0", "60.0", "1.5"] in lines
+    assert ["patched", "47.5", "61.2", "2.2"] in lines
+    assert ["difference", "-2.5", "+1.2"] in lines
+    assert ["EM", "changed", "3", "right", "to", "wrong,", "2", "wrong", "to", "right"] in lines
+    assert ["same", "answer", "as", "dense", "87.5", "%"] in lines
+    assert ["KL", "divergence", "from", "dense", "0.0123", "nats", "per", "answer", "token"] in lines
+    assert [
+        "in",
+        "rows",
+        "longer",
+        "than",
+        "k",
+        "12.5",
+        "%",
+        "(p5",
+        "10.0",
+        "%,",
+        "p95",
+        "20.0",
+        "%),",
+        "1.04",
+        "x",
+        "k",
+    ] in lines
+    assert ["rows", "without", "a", "threshold", "5", "of", "100", "rows", "longer", "than", "k", "(5.0", "%)"] in lines
+    assert not any("module" in line or "left" in line for line in lines)
+
+
+def test_a_file_has_no_split() -> None:
+    lines = shown(changed(dataset={**RESULTS["dataset"], "name": "mine.jsonl", "split": ""}))
+    assert ["40", "questions", "of", "mine.jsonl"] in lines
+
+
+def test_nothing_sparse_is_said() -> None:
+    total = {**KEPT, "long_rows": 0, "kept_per_k": None, "rows_without_threshold": 0, "decode_v_rows_share": None}
+    lines = shown(changed(kept={"total": total, "modules": {}}))
+    assert ["in", "rows", "longer", "than", "k", "there", "was", "none:", "nothing", "was", "sparse"] in lines
+    assert not any(line[:2] == ["V", "rows"] for line in lines)
+
+
+def test_left_out_questions_are_said() -> None:
+    lines = shown(changed(dataset={**RESULTS["dataset"], "left_out_too_long": 7}))
+    assert ["left", "out", "7", "questions", "longer", "than", "the", "model's", "positions"] in lines
+
+
+def test_kinds() -> None:
+    lines = shown(changed(by_kind={"time": {"questions": 4, **ARMS}}))
+    assert ["time", "4", "50.0", "47.5", "-2.5"] in lines
+
+
+def test_modules() -> None:
+    row = [
+        "layers.0.attn",
+        "1.04",
+        "12.5",
+        "%",
+        "10.0",
+        "%",
+        "20.0",
+        "%",
+        "5",
+        "0",
+        "33.3",
+        "%",
+        "30.0",
+        "%",
+        "40.0",
+        "%",
+    ]
+    assert row in shown(RESULTS, by_module=True)
+    unused = dict.fromkeys(KEPT) | {"rows_without_threshold": 0, "rows_saved_by_min_keep": 0}
+    lines = shown(changed(kept={"total": KEPT, "modules": {"idle": unused}}), by_module=True)
+    assert ["idle", "-", "-", "-", "-", "0", "0", "-", "-", "-"] in lines

@@ -1,0 +1,283 @@
+"""Loading: which task, which device, who a model is, and one sentence for what cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_language_models
+import torch
+import transformers
+from hf_sparsify.errors import SparsifyError, UsageError
+from hf_sparsify.patcher.binding import loading
+from hf_sparsify.patcher.binding.loading import (
+    LoadOptions,
+    config_hash,
+    find_base_model,
+    load_model,
+    options_for,
+    resolve_device,
+    task_of,
+)
+from hf_sparsify.patcher.recipe import BaseModel
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_language_models.save("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def copy(llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llama, tmp_path / "llama"))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        (transformers.LlamaConfig(architectures=["LlamaForCausalLM"]), "causal-lm"),
+        (transformers.GPT2Config(architectures=["GPT2LMHeadModel"]), "causal-lm"),
+        (transformers.GPT2Config(), "causal-lm"),
+        (transformers.Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]), "causal-lm"),
+        (transformers.LlamaConfig(architectures=["OwnForCausalLM"]), "causal-lm"),
+        (transformers.LlamaConfig(architectures=["LlamaModel"]), "encoder"),
+        (transformers.T5Config(), "seq2seq-lm"),
+        (transformers.BartConfig(architectures=["BartModel"]), "seq2seq-lm"),
+        (transformers.BertConfig(architectures=["BertForQuestionAnswering"]), "question-answering"),
+        (transformers.BertConfig(architectures=["BertForMaskedLM"]), "encoder"),
+        (transformers.BertConfig(), "encoder"),
+        (transformers.ViTConfig(), "encoder"),
+    ],
+)
+def test_task(config: Any, task: str) -> None:
+    assert task_of(config) == task
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart", "bert"])
+def test_every_kind_of_model_loads(name: str, tmp_path: Path) -> None:
+    folder = tiny_language_models.save(name, tmp_path / name)
+    loaded = load_model(str(folder))
+    assert (loaded.base.id, loaded.base.model_type) == (str(folder.resolve()), name)
+    assert loaded.base.revision is None
+    assert not loaded.model.training
+    assert loaded.model.dtype == torch.float32
+    assert loaded.tokenizer.padding_side == ("left" if loaded.base.task == "causal-lm" else "right")
+    assert loaded.tokenizer.pad_token_id == 0
+
+
+def test_a_relative_folder_is_remembered_by_its_full_path(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(llama.parent)
+    assert load_model("llama").base.id == str(llama.resolve())
+
+
+def test_dtype(llama: Path) -> None:
+    assert load_model(str(llama), LoadOptions(dtype="bfloat16")).model.dtype == torch.bfloat16
+
+
+def test_without_a_padding_token_the_end_token_pads(copy: Path) -> None:
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    tokenizer = load_model(str(copy)).tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 1
+
+
+def hash_of(name: str, **changes: Any) -> str:
+    _, config, options = tiny_language_models._FAMILIES[name]
+    return config_hash(getattr(transformers, config)(**{**options, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bfloat16"},
+        {"architectures": ["LlamaModel"]},
+        {"use_cache": False},
+        {"attention_dropout": 0.1},
+        {"eos_token_id": 5},
+        {"initializer_range": 0.5},
+        {"_name_or_path": "elsewhere"},
+        {"transformers_version": "4.0"},
+        {"attn_implementation": "eager"},
+        {"max_position_embeddings": 1024},
+    ],
+)
+def test_hash_ignores_what_fine_tuning_changes(changes: dict[str, Any]) -> None:
+    assert hash_of("llama", **changes) == hash_of("llama")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama", {"hidden_size": 64}),
+        ("llama", {"num_hidden_layers": 3}),
+        ("llama", {"num_attention_heads": 8}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("llama", {"intermediate_size": 44}),
+        ("llama", {"vocab_size": 500}),
+        ("gpt2", {"n_layer": 3}),
+        ("t5", {"num_layers": 3}),
+        ("t5", {"num_decoder_layers": 3}),
+        ("t5", {"d_kv": 4}),
+        ("bart", {"decoder_layers": 3}),
+    ],
+)
+def test_hash_sees_another_shape(name: str, changes: dict[str, Any]) -> None:
+    assert hash_of(name, **changes) != hash_of(name)
+
+
+def test_hash_sees_the_shape_of_a_configuration_inside() -> None:
+    small = transformers.Gemma3Config(text_config={"num_hidden_layers": 2})
+    large = transformers.Gemma3Config(text_config={"num_hidden_layers": 3})
+    assert config_hash(small) == config_hash(transformers.Gemma3Config(text_config={"num_hidden_layers": 2}))
+    assert config_hash(small) != config_hash(large)
+
+
+def test_hash_is_the_same_after_saving(llama: Path) -> None:
+    assert load_model(str(llama)).base.config_hash == hash_of("llama")
+
+
+@pytest.mark.parametrize("device", ["bogus", "gpu", "meta", "cuda:x", ""])
+def test_devices_that_are_none(device: str) -> None:
+    with pytest.raises(UsageError, match=r"device must be auto, cpu, mps or cuda\[:n\]"):
+        resolve_device(device)
+
+
+def test_devices_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="device cuda:1 is not available here: torch sees 0 CUDA devices"):
+        resolve_device("cuda:1")
+    with pytest.raises(UsageError, match="device mps is not available here"):
+        resolve_device("mps")
+
+
+def test_devices_that_this_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="torch sees 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+def refused(name: str, **options: Any) -> str:
+    with pytest.raises(SparsifyError) as caught:
+        load_model(name, LoadOptions(**options))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_bad_options_are_usage_errors(llama: Path) -> None:
+    for options in ({"dtype": "int8"}, {"device": "gpu"}):
+        with pytest.raises(UsageError):
+            load_model(str(llama), LoadOptions(**options))
+    with pytest.raises(UsageError, match="name is empty"):
+        load_model(" ")
+
+
+def test_a_name_that_is_nowhere() -> None:
+    message = refused("no-such-org/no-such-model")
+    assert "unknown model 'no-such-org/no-such-model'" in message
+    assert "hf download no-such-org/no-such-model" in message
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert refused("./nowhere") == "there is no folder ./nowhere"
+    assert refused(str(tmp_path / "nowhere")) == f"there is no folder {tmp_path / 'nowhere'}"
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert "is a file: name the folder" in refused(str(tmp_path / "model.gguf"))
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    assert refused(str(tmp_path)) == f"{tmp_path} is a folder but not a model (it has no config.json)"
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF")
+    assert refused(str(tmp_path)).endswith("pass --gguf-file weights.gguf")
+
+
+def test_damaged_folders(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    assert "cannot be loaded: Error while deserializing header" in refused(str(copy))
+    weights.unlink()
+    assert "no file named model.safetensors" in refused(str(copy))
+    weights.write_bytes(whole)
+    edit(copy, intermediate_size=44)
+    assert "other shapes than its config.json says" in refused(str(copy))
+    edit(copy, model_type="unheard-of")
+    assert "unheard-of" in refused(str(copy))
+    (copy / "config.json").write_text("{")
+    assert "not a valid JSON file" in refused(str(copy))
+
+
+def test_a_folder_without_a_tokenizer(copy: Path) -> None:
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    assert f"{copy} has no tokenizer that can be loaded" in refused(str(copy))
+
+
+def test_code_that_comes_with_a_model_is_not_run(copy: Path) -> None:
+    proof = copy.parent / "ran"
+    (copy / "own.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    edit(copy, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
+    assert "comes with its own code: read that code, then pass --trust-remote-code" in refused(str(copy))
+    assert not proof.exists()
+
+
+def test_missing_weights_are_warned_about(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_model(str(copy))
+    assert not caplog.records
+    edit(copy, num_hidden_layers=3)
+    load_model(str(copy))
+    [record] = [record for record in caplog.records if record.name == loading.__name__]
+    assert record.levelno == logging.WARNING
+    assert "has no weights for 9 parameters, e.g. model.layers.2" in record.getMessage()
+
+
+def base(folder: Path) -> BaseModel:
+    return load_model(str(folder)).base
+
+
+@pytest.mark.parametrize("place", ["recipe", "beside", "working directory"])
+def test_a_moved_model_is_found_by_its_hash(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    made_for = base(copy)
+    recipe, elsewhere = tmp_path / "recipes" / "one", tmp_path / "elsewhere"
+    recipe.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    new = {"recipe": recipe, "beside": recipe.parent, "working directory": elsewhere}[place] / "llama"
+    copy.rename(new)
+    assert Path(find_base_model(made_for, recipe)).resolve() == new
+    edit(new, num_hidden_layers=3)
+    with pytest.raises(SparsifyError, match=r"is not there any more: say where it is with --model"):
+        find_base_model(made_for, recipe)
+
+
+def test_names_and_folders_that_did_not_move_are_taken_as_they_are(copy: Path) -> None:
+    assert find_base_model(base(copy), copy) == str(copy.resolve())
+    assert find_base_model(BaseModel("org/name", "causal-lm", "llama", "0"), copy) == "org/name"
+
+
+def test_what_the_recipe_recorded_is_used_where_nothing_is_said() -> None:
+    made_for = BaseModel("org/name", "causal-lm", "llama", "0", revision="abc", gguf_file="q.gguf")
+    assert options_for(made_for, LoadOptions(dtype="float32")) == LoadOptions("float32", "auto", "abc", False, "q.gguf")
+    assert options_for(made_for, LoadOptions(revision="new", gguf_file="other.gguf")) == LoadOptions(
+        revision="new", gguf_file="other.gguf"
+    )

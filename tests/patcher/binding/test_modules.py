@@ -1,0 +1,102 @@
+"""Which modules are attention, what kind each is, and which models have none that can be patched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import transformers
+from hf_sparsify.errors import NotPatchableError
+from hf_sparsify.patcher.binding.modules import attention_modules, other_attention, require_attention_modules
+from tiny_models import FAMILIES, build
+from torch import nn
+
+SMALL: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
+
+EXPECTED = {
+    "llama": ["model.layers.0.self_attn self decoder 0", "model.layers.1.self_attn self decoder 1"],
+    "mistral": ["model.layers.0.self_attn self decoder 0", "model.layers.1.self_attn self decoder 1"],
+    "gemma2": ["model.layers.0.self_attn self decoder 0", "model.layers.1.self_attn self decoder 1"],
+    "gpt_oss": ["model.layers.0.self_attn self decoder 0", "model.layers.1.self_attn self decoder 1"],
+    "gpt2": ["transformer.h.0.attn self decoder 0", "transformer.h.1.attn self decoder 1"],
+    "bert": [
+        "bert.encoder.layer.0.attention.self self encoder 0",
+        "bert.encoder.layer.1.attention.self self encoder 1",
+    ],
+    "t5": [
+        "encoder.block.0.layer.0.SelfAttention self encoder 0",
+        "encoder.block.1.layer.0.SelfAttention self encoder 1",
+        "decoder.block.0.layer.0.SelfAttention self decoder 0",
+        "decoder.block.0.layer.1.EncDecAttention cross decoder 0",
+        "decoder.block.1.layer.0.SelfAttention self decoder 1",
+        "decoder.block.1.layer.1.EncDecAttention cross decoder 1",
+    ],
+    "bart": [
+        "model.encoder.layers.0.self_attn self encoder 0",
+        "model.encoder.layers.1.self_attn self encoder 1",
+        "model.decoder.layers.0.self_attn self decoder 0",
+        "model.decoder.layers.0.encoder_attn cross decoder 0",
+        "model.decoder.layers.1.self_attn self decoder 1",
+        "model.decoder.layers.1.encoder_attn cross decoder 1",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_modules_of_every_family(name: str) -> None:
+    model = build(name)
+    found = attention_modules(model)
+    assert [f"{m.name} {m.kind} {m.stack} {m.layer}" for m in found] == EXPECTED[name]
+    assert all(m.heads == 4 for m in found)
+    assert all(model.get_submodule(m.name) is m.module for m in found)
+    assert [m.causal for m in found] == [m.kind == "self" and m.stack == "decoder" for m in found]
+    assert other_attention(model) == []
+
+
+def test_gpt2_and_bert_as_decoders_with_cross_attention() -> None:
+    gpt2 = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)
+    )
+    assert [(m.name.rsplit(".", 1)[1], m.kind, m.stack) for m in attention_modules(gpt2)] == [
+        ("attn", "self", "decoder"),
+        ("crossattention", "cross", "decoder"),
+    ]
+    bert = transformers.BertLMHeadModel(
+        transformers.BertConfig(**SMALL, num_hidden_layers=1, is_decoder=True, add_cross_attention=True)
+    )
+    assert [(m.kind, m.stack, m.causal) for m in attention_modules(bert)] == [
+        ("self", "decoder", True),
+        ("cross", "decoder", False),
+    ]
+
+
+def test_layers_that_share_one_module_are_one_module() -> None:
+    albert = transformers.AlbertModel(transformers.AlbertConfig(**SMALL, embedding_size=8, num_hidden_layers=3))
+    assert len(attention_modules(albert)) == 1
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "attention"),
+    [
+        (
+            "GPTJForCausalLM",
+            {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4},
+            "GPTJAttention",
+        ),
+        ("BloomForCausalLM", {"vocab_size": 50, "hidden_size": 16, "n_layer": 1, "n_head": 2}, "BloomAttention"),
+    ],
+)
+def test_families_with_their_own_attention_are_refused_by_name(
+    model_class: str, config: dict[str, int], attention: str
+) -> None:
+    cls = getattr(transformers, model_class)
+    model = cls(cls.config_class(**config))
+    assert attention_modules(model) == []
+    assert attention in other_attention(model)
+    with pytest.raises(NotPatchableError, match=f"{model_class} cannot be patched: its .*{attention}"):
+        require_attention_modules(model)
+
+
+def test_a_model_without_attention_is_refused() -> None:
+    with pytest.raises(NotPatchableError, match="Sequential cannot be patched: it has no attention module"):
+        require_attention_modules(nn.Sequential(nn.Linear(2, 2)))

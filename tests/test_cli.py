@@ -1,0 +1,122 @@
+"""The console command itself: how arguments are read, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from command_line import Sparsify, runner
+from hf_sparsify import cli
+from hf_sparsify.errors import (
+    DataError,
+    NotPatchableError,
+    RecipeMismatchError,
+    SparsifyError,
+    UnsupportedAttentionArgument,
+    UsageError,
+)
+from hf_sparsify.terminal import exit_codes, progress
+
+
+@pytest.fixture
+def sparsify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Sparsify:
+    return runner(capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--batch_size", "4"], ["--batch-size", "4"]),
+        (["--skip_layers=0"], ["--skip-layers=0"]),
+        (["--output_dir=a_b"], ["--output-dir=a_b"]),
+        (["my_model", "-o", "a_b"], ["my_model", "-o", "a_b"]),
+        (["--max-new-tokens", "4"], ["--max-new-tokens", "4"]),
+    ],
+)
+def test_underscores_in_option_names(typed: list[str], meant: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(cli, "app", lambda args: given.extend(args))
+    monkeypatch.setattr(sys, "argv", ["sparsify", *typed])
+    cli.main()
+    assert given == meant
+
+
+def test_unknown_options_and_commands(sparsify: Sparsify) -> None:
+    assert sparsify("patch", "llama", "--colour", "red").code == 2
+    assert sparsify("ptach").code == 2
+    assert sparsify("patch").code == 2
+    assert sparsify("patch", "llama", "--k", "four").code == 2
+
+
+def test_version(sparsify: Sparsify) -> None:
+    done = sparsify("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("hf-sparsify ")
+
+
+def test_methods(sparsify: Sparsify) -> None:
+    done = sparsify("methods")
+    assert (done.code, done.err) == (0, "")
+    assert all(text in done.out for text in ("top-k", "top-theta", "arXiv 2106.06899", "arXiv 2502.08363"))
+
+
+def test_env(sparsify: Sparsify) -> None:
+    done = sparsify("env")
+    assert (done.code, done.err) == (0, "")
+    assert {"python", "hf-sparsify", "torch", "transformers"} <= {line.split(": ")[0] for line in done.out.splitlines()}
+
+
+def failing(error: BaseException) -> Any:
+    @exit_codes
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SparsifyError("it broke"), 1),
+        (DataError("it broke"), 1),
+        (UsageError("it broke"), 2),
+        (NotPatchableError("it broke"), 4),
+        (RecipeMismatchError("it broke"), 4),
+        (UnsupportedAttentionArgument("it broke"), 4),
+    ],
+)
+def test_exit_codes(error: SparsifyError, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        failing(error)()
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", "error: it broke\n")
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        failing(KeyboardInterrupt())()
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted; nothing half-written was left behind\n")
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DEBUG", "1")
+    with pytest.raises(DataError):
+        failing(DataError("it broke"))()
+
+
+def test_errors_that_are_not_ours_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())()
+
+
+def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(40, "counting") as advance:
+        for _ in range(40):
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"counting: {done} of 40" for done in range(4, 41, 4)]
+    with progress(40, "counting", quiet=True) as advance:
+        advance(40)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,46 @@
+"""The README's commands and code run as they stand there.
+
+Blocks that follow a line `<!-- run -->` are executed in order, in one empty directory. `UPDATE_README=1` writes what
+the commands print back into the README.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hf_sparsify.cli import app
+from typer.testing import CliRunner
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCK = re.compile(r"<!-- run -->\n```(console|python)\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    assert {language for language, _ in blocks} == {"console", "python"}
+    for language, block in blocks:
+        if language == "python":
+            done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        else:
+            text = text.replace(block, "".join(_run(line) for line in block.splitlines() if line.startswith("$ ")))
+    if os.environ.get("UPDATE_README"):
+        README.write_text(text, encoding="utf-8")
+
+
+def _run(line: str) -> str:
+    words = shlex.split(line.removeprefix("$ "))
+    assert words[0] == "sparsify", line
+    result = CliRunner().invoke(app, words[1:])
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+    printed = "\n".join(row.rstrip() for row in result.stdout.splitlines()).strip()
+    return f"{line}\n{printed}\n\n"
