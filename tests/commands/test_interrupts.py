@@ -45,9 +45,8 @@ def test_a_real_ctrl_c(recipe: Path) -> None:
     before = contents(recipe.parent)
     arguments = ["sparsify", "eval", "-d", "many.jsonl", "--batch-size", "2"]
     program = f"import sys; from hf_sparsify.cli import main; sys.argv = {arguments!r}; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("loading")
     assert process.stderr.readline().startswith("evaluating: 40 of 400")
