@@ -9,87 +9,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options as o
 from .terminal import exit_codes, progress, results_console, say, set_up
 
 if TYPE_CHECKING:
     from .commands.target import Target
-    from .patcher.binding.loading import LoadOptions
+    from .evaluation.questions import QuestionSet
+    from .patcher.binding.loading import LoadedModel, LoadOptions
 
 app = typer.Typer(
     name="sparsify",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Patch pretrained Hugging Face models with training-free sparse attention, calibrate it on your own data, and "
     "measure what it costs in accuracy.",
-    epilog="Start: [bold]sparsify patch demo-t5[/], then [bold]sparsify calibrate[/], then [bold]sparsify eval[/].",
+    epilog="Start with `sparsify patch demo-t5`, then `sparsify calibrate`, then `sparsify eval`.",
 )
-
-LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
-
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=LOADING)]
-Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:n].", rich_help_panel=LOADING)]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", rich_help_panel=LOADING)]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=LOADING)
-]
-GgufFile = Annotated[str | None, typer.Option(help="The GGUF file inside MODEL.", rich_help_panel=LOADING)]
-MovedModel = Annotated[
-    str | None, typer.Option("--model", help="Where the recipe's model is now, if it moved.", rich_help_panel=LOADING)
-]
-Seed = Annotated[int, typer.Option(help="Picks which questions are used.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
-K = Annotated[int | None, typer.Option("--k", help="Kept keys per row (default: 64).", rich_help_panel=METHOD)]
-Keep = Annotated[
-    float | None, typer.Option("--keep", help="Kept fraction of what a row sees, in (0, 1].", rich_help_panel=METHOD)
-]
-TargetArgument = Annotated[
-    str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model (default: ./sparsified).")
-]
-Dataset = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset",
-        "-d",
-        help="squad, squad_v2, demo, a Hub name, or a JSON, JSONL or Parquet file in the SQuAD schema.",
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="The split of a named data set.")]
 
 
 @app.command(epilog="Example: sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1")
 @exit_codes
 def patch(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, local folder, or demo-t5.")],
-    attention: Annotated[str, typer.Option(help="top-k, top-theta or none.", rich_help_panel=METHOD)] = "top-k",
-    k: K = None,
-    keep: Keep = None,
-    layers: Annotated[str | None, typer.Option(help="Only these, e.g. 2-11 or 0,4-7.", rich_help_panel=METHOD)] = None,
-    skip_layers: Annotated[str | None, typer.Option(help="Not these.", rich_help_panel=METHOD)] = None,
-    kind: Annotated[str | None, typer.Option(help="Only self or cross.", rich_help_panel=METHOD)] = None,
-    stack: Annotated[str | None, typer.Option(help="Only encoder or decoder.", rich_help_panel=METHOD)] = None,
-    protect_first: Annotated[
-        int, typer.Option(help="First keys of a row that are always kept, within k.", rich_help_panel=METHOD)
-    ] = 0,
-    protect_recent: Annotated[
-        int, typer.Option(help="Last keys of a causal row that are always kept, within k.", rich_help_panel=METHOD)
-    ] = 0,
-    output: Annotated[
-        Path, typer.Option("--output-dir", "-o", help="Where the recipe goes.", rich_help_panel=OUTPUT)
-    ] = Path("sparsified"),
-    force: Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=OUTPUT)] = False,
-    verify: Annotated[bool, typer.Option(help="Prove the patch before writing.", rich_help_panel=OUTPUT)] = True,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    seed: Annotated[int, typer.Option(hidden=True)] = 0,
-    trust_remote_code: TrustRemoteCode = False,
-    gguf_file: GgufFile = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    attention: Annotated[str, typer.Option(help="top-k, top-theta or none.", rich_help_panel=o.METHOD)] = "top-k",
+    k: o.K = None,
+    keep: o.Keep = None,
+    layers: o.Layers = None,
+    skip_layers: o.SkipLayers = None,
+    kind: o.Kind = None,
+    stack: o.Stack = None,
+    protect_first: o.ProtectFirst = 0,
+    protect_recent: o.ProtectRecent = 0,
+    output: o.RecipeOutput = None,
+    force: o.Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=o.OUTPUT)] = False,
+    verify: Annotated[bool, typer.Option(help="Prove the patch before writing.", rich_help_panel=o.OUTPUT)] = True,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    seed: o.HiddenSeed = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    gguf_file: o.GgufFile = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Plan sparse attention for MODEL, prove on the loaded model that it works, and write a recipe.
 
@@ -98,8 +62,12 @@ def patch(
     """
     from .commands import patch as command
     from .commands.report import patch_report
+    from .patcher.plan import check_selection
+    from .patcher.recipe import DEFAULT_RECIPE
 
     method = command.make_method(attention, k, keep, protect_first, protect_recent)
+    check_selection(layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
+    output = output or Path(DEFAULT_RECIPE)
     loaded = _load(model, _options(dtype, device, revision, trust_remote_code, gguf_file), quiet, verbose)
     planned = command.plan_recipe(loaded, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     if not dry_run:
@@ -108,35 +76,30 @@ def patch(
         say("proving the patch on the loaded model ...", quiet=quiet)
     checks = command.prove_recipe(loaded, planned.recipe) if verify and not dry_run else []
     written = None if dry_run else command.write_recipe(planned.recipe, output)
-    if not quiet:
+    if dry_run or not quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
 
 
 @app.command(epilog="Example: sparsify calibrate --dataset my-questions.jsonl --samples 128")
 @exit_codes
 def calibrate(
-    target: TargetArgument = None,
-    dataset: Dataset = None,
-    split: Split = None,
+    target: o.TargetArgument = None,
+    dataset: o.Dataset = None,
+    split: o.Split = None,
     samples: Annotated[int, typer.Option(help="How many questions to use.")] = 128,
-    k: K = None,
-    keep: Keep = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output-dir", "-o", help="Another place for the recipe.", rich_help_panel=OUTPUT),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace another recipe there.", rich_help_panel=OUTPUT)
-    ] = False,
-    seed: Seed = 0,
-    model: MovedModel = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    gguf_file: GgufFile = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    k: o.OtherK = None,
+    keep: o.OtherKeep = None,
+    output: o.RecipeOutput = None,
+    force: o.Force = False,
+    seed: o.Seed = 0,
+    model: o.MovedModel = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    gguf_file: o.GgufFile = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Fit top-theta thresholds on questions with their answers; the recipe's modules become top-theta at the same k.
 
@@ -144,16 +107,18 @@ def calibrate(
     recipe: `sparsify eval --as-top-k` runs it.
     """
     from .commands import patch as patch_command
-    from .commands.calibrate import calibrate_target
+    from .commands.calibrate import calibrate_target, check_options
     from .commands.report import calibration_report
-    from .patcher.recipe import check_writable
+    from .patcher.recipe import DEFAULT_RECIPE, check_writable
 
+    check_options(samples, k, keep)
+    given = _questions(dataset, split, "train") if dataset else None
     opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet, verbose)
-    directory = output or opened.directory or Path("sparsified")
+    directory = output or opened.directory or Path(DEFAULT_RECIPE)
     in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
     check_writable(directory, force=force or in_place)
-    questions = _questions(dataset, split, opened, "train")
-    with progress(min(max(samples, 1), len(questions)), "calibrating", quiet=quiet) as advance:
+    questions = given or _questions(opened.default_dataset, split, "train")
+    with progress(min(samples, len(questions)), "calibrating", quiet=quiet) as advance:
         calibrated = calibrate_target(opened, questions, samples=samples, seed=seed, k=k, keep=keep, advance=advance)
     patch_command.write_recipe(calibrated.recipe, directory)
     if not quiet:
@@ -163,44 +128,41 @@ def calibrate(
 @app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 200")
 @exit_codes
 def evaluate(
-    target: TargetArgument = None,
-    dataset: Dataset = None,
-    split: Split = None,
+    target: o.TargetArgument = None,
+    dataset: o.Dataset = None,
+    split: o.Split = None,
     limit: Annotated[int | None, typer.Option("--limit", "-L", help="Random subset of so many questions.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Questions at a time.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
     as_top_k: Annotated[bool, typer.Option("--as-top-k", help="Run the plan from before calibration.")] = False,
     by_module: Annotated[
-        bool, typer.Option("--by-module", help="Also what each module kept.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--by-module", help="Also what each module kept.", rich_help_panel=o.OUTPUT)
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The results as JSON on stdout.", rich_help_panel=OUTPUT)
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output-dir", "-o", help="New directory for the results.", rich_help_panel=OUTPUT),
-    ] = None,
-    seed: Seed = 0,
-    model: MovedModel = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
-    gguf_file: GgufFile = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    as_json: o.Json = False,
+    output: o.ResultsOutput = None,
+    seed: o.Seed = 0,
+    model: o.MovedModel = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    gguf_file: o.GgufFile = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Answer the same questions with the unpatched and the patched model, and say what changed.
 
     Uses the validation split of squad (of demo for demo models) unless told otherwise. Writes results.json and
     predictions.jsonl to RECIPE/eval/RUN.
     """
-    from .commands.evaluate import evaluate_target
+    from .commands.evaluate import check_options, evaluate_target
     from .evaluation.report import results_tables
 
+    check_options(limit, batch_size, max_new_tokens)
+    given = _questions(dataset, split, "validation") if dataset else None
     opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet, verbose)
-    questions = _questions(dataset, split, opened, "validation")
-    total = len(questions) if limit is None else min(max(limit, 1), len(questions))
+    questions = given or _questions(opened.default_dataset, split, "validation")
+    total = len(questions) if limit is None else min(limit, len(questions))
     with progress(total, "evaluating", quiet=quiet) as advance:
         results, directory = evaluate_target(
             opened,
@@ -226,16 +188,16 @@ def generate(
     target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model.")],
     prompt: Annotated[str, typer.Argument(help="What to answer; a chat model gets it as a user's turn.")],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)] = False,
-    model: MovedModel = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    seed: Annotated[int, typer.Option(hidden=True)] = 0,
-    trust_remote_code: TrustRemoteCode = False,
-    gguf_file: GgufFile = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    as_json: o.Json = False,
+    model: o.MovedModel = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    seed: o.HiddenSeed = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    gguf_file: o.GgufFile = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Show the dense and the patched answer to one prompt side by side (greedy)."""
     from .commands.generate import generate_both
@@ -293,21 +255,21 @@ def _options(
     return LoadOptions(dtype, device, revision, trust_remote_code, gguf_file)
 
 
-def _load(model: str, options: LoadOptions, quiet: bool, verbose: bool) -> Any:
-    from .patcher.binding.loading import load_model
-
-    set_up(quiet=quiet, verbose=verbose)
+def _load(model: str, options: LoadOptions, quiet: bool, verbose: bool) -> LoadedModel:
     say(f"loading {model} ...", quiet=quiet)
-    loaded = load_model(model, options)
+    set_up(quiet=quiet, verbose=verbose)
+    from .commands.target import load_named
+
+    loaded = load_named(model, options)
     _hint(loaded.model, quiet)
     return loaded
 
 
 def _open(argument: str | None, options: LoadOptions, model: str | None, quiet: bool, verbose: bool) -> Target:
+    say(f"loading {argument or './sparsified'} ...", quiet=quiet)
+    set_up(quiet=quiet, verbose=verbose)
     from .commands.target import open_target
 
-    set_up(quiet=quiet, verbose=verbose)
-    say(f"loading {argument or './sparsified'} ...", quiet=quiet)
     opened = open_target(argument, options, model=model)
     _hint(opened.loaded.model, quiet)
     if opened.directory is None:
@@ -320,10 +282,10 @@ def _hint(model: Any, quiet: bool) -> None:
         say("hint: on a CPU, --dtype float32 is faster than bfloat16 for prompts", quiet=quiet)
 
 
-def _questions(dataset: str | None, split: str | None, target: Target, default_split: str) -> Any:
+def _questions(dataset: str, split: str | None, default_split: str) -> QuestionSet:
     from .evaluation.sources import load_questions
 
-    return load_questions(dataset or ("demo" if target.is_demo else "squad"), split, default_split=default_split)
+    return load_questions(dataset, split, default_split=default_split)
 
 
 def main() -> None:

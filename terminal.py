@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .errors import SparsifyError
 
 INTERRUPTED = 130
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 160
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -83,8 +83,9 @@ class _PlainProgress:
     def __call__(self, count: int) -> None:
         before, self.done = self.done, self.done + count
         if self.done * 10 // self.total > before * 10 // self.total:
-            left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
-            say(f"{self.what}: {self.done} of {self.total}, about {left:.0f} s left")
+            spent = time.monotonic() - self.started
+            left = f"about {spent / self.done * (self.total - self.done):.0f} s left"
+            say(f"{self.what}: {self.done} of {self.total}, {left if self.done < self.total else f'{spent:.0f} s'}")
 
 
 def exit_codes(command: Command) -> Command:

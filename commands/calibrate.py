@@ -13,6 +13,7 @@ from ..evaluation.generation import decoder_start
 from ..evaluation.inputs import PromptEncoder, position_limit
 from ..evaluation.questions import QuestionSet
 from ..patcher.methods import AttentionMethod
+from ..patcher.methods.budget import Budget
 from ..patcher.recipe import CalibrationRecord, Recipe
 from .target import Target
 
@@ -24,6 +25,16 @@ class Calibrated:
     recipe: Recipe
     without_thresholds: list[str]
     longest_prompt: int
+
+
+def check_options(samples: int, k: int | None, keep: float | None) -> None:
+    """UsageError for what is wrong whatever the model and the data are."""
+    if samples < 1:
+        raise UsageError(f"--samples must be at least 1, not {samples}")
+    if k is not None and keep is not None:
+        raise UsageError("--k and --keep exclude each other: give one")
+    if k is not None or keep is not None:
+        Budget(k=k, keep=keep)
 
 
 def calibrate_target(
@@ -41,10 +52,7 @@ def calibrate_target(
     advance: called with the number of questions done. UsageError for unusable options; DataError if every row of the
     samples is within k, so that there is nothing to fit.
     """
-    if samples < 1:
-        raise UsageError(f"--samples must be at least 1, not {samples}")
-    if k is not None and keep is not None:
-        raise UsageError("--k and --keep exclude each other: give one")
+    check_options(samples, k, keep)
     chosen = questions.sample(samples, seed)
     before = target.recipe.before_calibration or target.recipe.plan
     plan = {name: _with_budget(method, k, keep) for name, method in target.recipe.plan.items()}

@@ -17,8 +17,16 @@ from ..evaluation.questions import QuestionSet
 from ..evaluation.results import save_results, summarize
 from ..evaluation.run import evaluate
 from ..patcher.methods import method_to_dict
+from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe, check_place
 from .target import Target
+
+
+def check_options(limit: int | None, batch_size: int, max_new_tokens: int) -> None:
+    """UsageError for what is wrong whatever the model and the data are."""
+    for name, value in (("limit", limit), ("batch-size", batch_size), ("max-new-tokens", max_new_tokens)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, not {value}")
 
 
 def evaluate_target(
@@ -58,6 +66,7 @@ def evaluate_target(
     results = {
         "run_id": directory.name if output is None else run_id,
         "base_model": recipe.to_dict()["base_model"],
+        "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
         "calibration": recipe.to_dict()["calibration"],
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..environment import package_versions
 from ..errors import RecipeMismatchError, UsageError
-from ..evaluation.demo import DEMO_MODELS
+from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
 from ..patcher.binding.modules import require_attention_modules
 from ..patcher.methods import AttentionMethod, TopK
@@ -29,8 +29,17 @@ class Target:
     directory: Path | None
 
     @property
-    def is_demo(self) -> bool:
-        return self.recipe.base_model.id in DEMO_MODELS
+    def default_dataset(self) -> str:
+        """What questions a person gets who names none."""
+        return "demo" if self.recipe.base_model.id in DEMO_MODELS else "squad"
+
+
+def load_named(name: str, options: LoadOptions) -> LoadedModel:
+    """load_model, which also knows the embedded demo models by their names."""
+    if name not in DEMO_MODELS:
+        return load_model(name, options)
+    loaded = load_model(str(demo_model_path(name)), options)
+    return replace(loaded, base=replace(loaded.base, id=name))
 
 
 def open_target(
@@ -48,13 +57,13 @@ def open_target(
     if not is_recipe(argument):
         if model is not None:
             raise UsageError(f"--model goes with a recipe, and {argument} holds none")
-        loaded = load_model(argument, options)
+        loaded = load_named(argument, options)
         plan = make_plan(require_attention_modules(loaded.model), method)
         return Target(loaded, Recipe(loaded.base, plan, versions=package_versions()), None)
     recipe = load_recipe(argument)
     source = model or find_base_model(recipe.base_model, Path(argument))
     made_for = recipe.base_model if model is None else replace(recipe.base_model, revision=None)
-    loaded = load_model(source, options_for(made_for, options))
+    loaded = load_named(source, options_for(made_for, options))
     check_same_model(recipe, loaded)
     return Target(loaded, recipe, Path(argument))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ..errors import UsageError
 from ..patcher.meter import Meter
 
 
@@ -78,7 +79,10 @@ def answer_log_probs(model: Any, inputs: dict[str, Tensor], answers: Tensor) -> 
     answers: int64 [B, m], as generate_greedy returns them.
     """
     if model.config.is_encoder_decoder:
-        decoder = torch.cat([answers.new_full((len(answers), 1), decoder_start(model)), answers[:, :-1]], 1)
+        start = decoder_start(model)
+        if start is None:
+            raise UsageError("the model does not say which token its answers begin with (decoder_start_token_id)")
+        decoder = torch.cat([answers.new_full((len(answers), 1), start), answers[:, :-1]], 1)
         logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
         return logits.float().log_softmax(-1)
     tokens = torch.cat([inputs["input_ids"], answers[:, :-1]], 1)

@@ -9,6 +9,12 @@ from rich.console import Group, RenderableType
 
 from ..tables import facts, grid, percent, titled
 
+# Above this share of fallback rows the figures say more about exact top-k than about the thresholds.
+WORTH_A_NOTE = 0.1
+NO_THRESHOLD_NOTE = (
+    "note: {} of the rows longer than k had no threshold and used exact top-k; calibrate on more or longer samples"
+)
+
 
 def results_tables(results: dict[str, Any], *, by_module: bool = False) -> RenderableType:
     """The tables of one evaluation; by_module adds what each module kept."""
@@ -16,21 +22,21 @@ def results_tables(results: dict[str, Any], *, by_module: bool = False) -> Rende
     if results["by_kind"]:
         parts += [_kinds(results["by_kind"]), ""]
     parts.append(facts(_facts(results)))
+    total = results["kept"]["total"]
+    if total["rows_without_threshold"] > WORTH_A_NOTE * max(1, total["long_rows"]):
+        parts += ["", NO_THRESHOLD_NOTE.format(percent(total["rows_without_threshold"] / total["long_rows"]))]
     if by_module:
         parts += ["", _modules(results["kept"]["modules"])]
     return Group(*parts)
 
 
 def _scores(results: dict[str, Any]) -> RenderableType:
-    scores, seconds, dataset = results["scores"], results["seconds"], results["dataset"]
+    scores, dataset = results["scores"], results["dataset"]
     source = f"{dataset['name']} ({dataset['split']})" if dataset["split"] else dataset["name"]
-    rows = [
-        [arm, *(f"{scores[arm][name]:.1f}" for name in ("exact_match", "f1")), f"{seconds[arm]:.1f}"]
-        for arm in ("dense", "patched")
-    ]
-    difference = scores["difference"]
-    rows.append(["difference", f"{difference['exact_match']:+.1f}", f"{difference['f1']:+.1f}", ""])
-    return titled(f"{dataset['questions']} questions of {source}", grid(["", "EM", "F1", "seconds"], rows))
+    rows = [[arm, *(f"{scores[arm][name]:.1f}" for name in ("exact_match", "f1"))] for arm in ("dense", "patched")]
+    rows.append(["difference", *(f"{scores['difference'][name]:+.1f}" for name in ("exact_match", "f1"))])
+    title = f"{dataset['questions']} questions of {source}; patched: {results['method']}"
+    return titled(title, grid(["", "EM", "F1"], rows))
 
 
 def _kinds(kinds: dict[str, Any]) -> RenderableType:
@@ -60,6 +66,8 @@ def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "V rows kept in decoding", f"{_spread(kept, 'decode_v_rows_share')}, union over a KV head's queries"
     yield "rows without a threshold", _of(kept["rows_without_threshold"], kept["long_rows"])
     yield "rows saved by min-keep", _of(kept["rows_saved_by_min_keep"], kept["long_rows"])
+    seconds = results["seconds"]
+    yield "time", f"dense {seconds['dense']:.1f} s; patched {seconds['patched']:.1f} s, with the counting above"
     if left_out := results["dataset"]["left_out_too_long"]:
         yield "left out", f"{left_out} questions longer than the model's positions"
 

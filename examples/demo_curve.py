@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 
-from hf_sparsify import TopK
+from hf_sparsify import LoadOptions, TopK
+from hf_sparsify.commands.target import load_named
 from hf_sparsify.evaluation.results import summarize
 from hf_sparsify.evaluation.run import evaluate
 from hf_sparsify.evaluation.sources import load_questions
-from hf_sparsify.patcher.binding.loading import load_model
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.plan import make_plan
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, help="questions (default: all)")
     questions = load_questions("demo").sample(parser.parse_args().limit, seed=0)
-    loaded = load_model("demo-t5")
+    loaded = load_named("demo-t5", LoadOptions())
     modules = attention_modules(loaded.model)
     columns = {}
     for k in KEPT:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from ..errors import UsageError
 from .binding.modules import AttentionModule
@@ -11,6 +12,16 @@ from .methods import AttentionMethod
 
 KINDS = ("self", "cross")
 STACKS = ("encoder", "decoder")
+
+
+def check_selection(*, layers: str | None, skip_layers: str | None, kind: str | None, stack: str | None) -> None:
+    """UsageError for what is wrong whatever the model is, so that it can be said before loading one."""
+    for name, value, choices in (("kind", kind, KINDS), ("stack", stack, STACKS)):
+        if value is not None and value not in choices:
+            raise UsageError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+    for option, text in (("layers", layers), ("skip-layers", skip_layers)):
+        if text is not None:
+            _parse(option, text)
 
 
 def make_plan(
@@ -27,9 +38,7 @@ def make_plan(
     layers, skip_layers: numbers, or text such as "2-11" or "0,1,5-7"; a number counts in every stack of the model.
     kind: "self" or "cross". stack: "encoder" or "decoder". UsageError names what is out of range or leaves nothing.
     """
-    for name, value, choices in (("kind", kind, KINDS), ("stack", stack, STACKS)):
-        if value is not None and value not in choices:
-            raise UsageError(f"{name} must be {' or '.join(choices)}, not {value!r}")
+    check_selection(layers=None, skip_layers=None, kind=kind, stack=stack)
     known = {module.layer for module in modules if module.layer is not None}
     wanted = known | {None} if layers is None else set(_numbers("layers", layers, known))
     skipped = set() if skip_layers is None else set(_numbers("skip-layers", skip_layers, known))
@@ -68,3 +77,9 @@ def _parse(option: str, text: str) -> list[int]:
             raise UsageError(f"{option}: the range {part.strip()} is longer than any model")
         numbers.extend(range(first, last + 1))
     return numbers
+
+
+def describe_plan(plan: Mapping[str, AttentionMethod]) -> str:
+    """For a title: "top-k, k = 64 in 30 modules"; several methods are joined by "and"."""
+    counts = Counter(f"{method.name}, {method.describe()}" for method in plan.values())
+    return " and ".join(f"{method} in {count} module{'s' * (count > 1)}" for method, count in counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -98,9 +99,12 @@ def save_recipe(recipe: Recipe, directory: str | Path, *, force: bool = False) -
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as scratch:
             made = Path(scratch)
-            (made / RECIPE_FILE).write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+            content = recipe.to_dict()
             if recipe.thresholds:
                 save_thresholds(recipe.thresholds, made / THRESHOLDS_FILE)
+                content["thresholds_sha256"] = _sha256(made / THRESHOLDS_FILE)
+            (made / RECIPE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            if recipe.thresholds:
                 os.replace(made / THRESHOLDS_FILE, target / THRESHOLDS_FILE)
             os.replace(made / RECIPE_FILE, target / RECIPE_FILE)
             if not recipe.thresholds:
@@ -151,6 +155,8 @@ def _parse(data: dict[str, Any], directory: Path) -> Recipe:
     calibration, before = data["calibration"], data["before_calibration"]
     plan = _plan(data["plan"])
     thresholds = load_thresholds(directory / THRESHOLDS_FILE) if calibration else {}
+    if calibration and data["thresholds_sha256"] != _sha256(directory / THRESHOLDS_FILE):
+        raise UsageError(f"{THRESHOLDS_FILE} belongs to another calibration: patch and calibrate again")
     return Recipe(
         base_model=_record(BaseModel, data["base_model"]),
         plan=plan,
@@ -159,6 +165,10 @@ def _parse(data: dict[str, Any], directory: Path) -> Recipe:
         before_calibration=_plan(before) if before else None,
         versions={str(name): str(value) for name, value in data["versions"].items()},
     )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _plan(data: dict[str, dict[str, Any]]) -> Plan:

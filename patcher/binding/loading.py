@@ -1,4 +1,4 @@
-"""Loading a dense model with its tokenizer, from the Hub, a local folder, a GGUF file or the embedded demo models."""
+"""Loading a dense model with its tokenizer, from the Hub, a local folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...errors import SparsifyError, UsageError
-from ...evaluation.demo import DEMO_MODELS, demo_model_path
 from ...hub import hub_answers
 from ..recipe import BaseModel
 
@@ -73,7 +72,7 @@ class LoadedModel:
 
 
 def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
-    """Loads a model by Hub name, folder or demo name.
+    """Loads a model by Hub name or folder.
 
     UsageError for a bad dtype or device; SparsifyError, in one sentence with the fix, if it cannot be found or read.
     """
@@ -81,22 +80,21 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     if not name.strip():
         raise UsageError("the model's name is empty")
     dtype, device = _dtype(options.dtype), resolve_device(options.device)
-    source = str(demo_model_path(name)) if name in DEMO_MODELS else name
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    if not Path(source).exists() and not hub_answers():
+    if not Path(name).exists() and not hub_answers():
         common["local_files_only"] = True
     if options.revision is not None:
         common["revision"] = options.revision
     if options.gguf_file is not None:
         common["gguf_file"] = options.gguf_file
     try:
-        config = AutoConfig.from_pretrained(source, **common)
+        config = AutoConfig.from_pretrained(name, **common)
         task = task_of(config)
         extra = {"quantization_config": GgufConfig(dequantize=True)} if options.gguf_file else {}
         model, report = AUTO_CLASSES[task].from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **common, **extra
+            name, dtype=dtype, output_loading_info=True, **common, **extra
         )
-        tokenizer = _tokenizer(name, source, task, common)
+        tokenizer = _tokenizer(name, task, common)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise SparsifyError(_why(name, error)) from error
     # Poolers are no part of most checkpoints, and attention does not depend on them.
@@ -105,7 +103,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
             "warning: %s has no weights for %d parameters, e.g. %s: they are random", name, len(missing), missing[0]
         )
     base = BaseModel(
-        id=name if name in DEMO_MODELS or not Path(name).exists() else str(Path(name).resolve()),
+        id=str(Path(name).resolve()) if Path(name).exists() else name,
         task=task,
         model_type=str(config.model_type),
         config_hash=config_hash(config),
@@ -166,9 +164,9 @@ def _dtype(name: str) -> Any:
     return names[name]
 
 
-def _tokenizer(name: str, source: str, task: str, common: dict[str, Any]) -> Any:
+def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = AutoTokenizer.from_pretrained(name, **common)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise
@@ -201,7 +199,8 @@ def _why(name: str, error: Exception) -> str:
         return f"there is no folder {name}"
     if isinstance(error, OSError):
         return (
-            f"unknown model {name!r}: there is no such folder, and the Hub cannot be reached or has no such model; "
+            f"unknown model {name!r}: there is no such folder (a recipe or a model), and the Hub cannot be reached or "
+            "has no such model; "
             f"check the name, or fetch it where there is a network with `hf download {name}`"
         )
     return f"the model {name} cannot be loaded: {first}"

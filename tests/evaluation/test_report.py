@@ -29,6 +29,7 @@ ARMS = {
     "difference": {"exact_match": -2.5, "f1": 1.25},
 }
 RESULTS: dict[str, Any] = {
+    "method": "top-k, k = 64 in 2 modules",
     "dataset": {"name": "squad", "split": "validation", "questions": 40, "left_out_too_long": 0},
     "scores": ARMS,
     "by_kind": {},
@@ -53,9 +54,10 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 def test_scores_and_facts() -> None:
     lines = shown(RESULTS)
-    assert "40 questions of squad (validation)" in lines
-    assert "dense 50.0 60.0 1.5" in lines
-    assert "patched 47.5 61.2 2.2" in lines
+    assert "40 questions of squad (validation); patched: top-k, k = 64 in 2 modules" in lines
+    assert "dense 50.0 60.0" in lines
+    assert "patched 47.5 61.2" in lines
+    assert "time dense 1.5 s; patched 2.2 s, with the counting above" in lines
     assert "difference -2.5 +1.2" in lines
     assert "EM changed 3 right to wrong, 2 wrong to right" in lines
     assert "same answer as dense 87.5 %" in lines
@@ -67,7 +69,14 @@ def test_scores_and_facts() -> None:
 
 def test_a_file_has_no_split() -> None:
     lines = shown(changed(dataset={**RESULTS["dataset"], "name": "mine.jsonl", "split": ""}))
-    assert "40 questions of mine.jsonl" in lines
+    assert "40 questions of mine.jsonl; patched: top-k, k = 64 in 2 modules" in lines
+
+
+def test_many_rows_without_a_threshold_are_worth_a_note() -> None:
+    few, many = ({**KEPT, "rows_without_threshold": rows} for rows in (10, 11))
+    notes = [[line for line in shown(changed(kept={"total": t, "modules": {}})) if "note" in line] for t in (few, many)]
+    assert notes[0] == []
+    assert notes[1][0].startswith("note: 11.0 % of the rows longer than k had no threshold")
 
 
 def test_nothing_sparse_is_said() -> None:

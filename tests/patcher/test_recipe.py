@@ -115,7 +115,6 @@ def test_an_interrupted_write_leaves_a_recipe_that_loads(
     assert not list(tmp_path.glob(".writing-*"))
 
 
-@pytest.mark.xfail(strict=True, reason="sparsify.json does not say which threshold file it goes with")
 def test_an_interrupted_recalibration_does_not_mix_two_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_recipe(calibrated(), tmp_path)
     move = os.replace

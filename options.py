@@ -1,0 +1,64 @@
+"""The options of the command line, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
+
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=LOADING)]
+Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:n].", rich_help_panel=LOADING)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", rich_help_panel=LOADING)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=LOADING)
+]
+GgufFile = Annotated[str | None, typer.Option(help="The GGUF file inside MODEL.", rich_help_panel=LOADING)]
+MovedModel = Annotated[
+    str | None, typer.Option("--model", help="Where the recipe's model is now, if it moved.", rich_help_panel=LOADING)
+]
+Seed = Annotated[int, typer.Option(help="Picks which questions are used.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
+K = Annotated[int | None, typer.Option("--k", help="Kept keys per row (default: 64).", rich_help_panel=METHOD)]
+Keep = Annotated[
+    float | None, typer.Option("--keep", help="Kept fraction of what a row sees, in (0, 1].", rich_help_panel=METHOD)
+]
+OtherK = Annotated[int | None, typer.Option("--k", help="Another k than the recipe's.", rich_help_panel=METHOD)]
+OtherKeep = Annotated[
+    float | None, typer.Option("--keep", help="Another kept fraction than the recipe's.", rich_help_panel=METHOD)
+]
+TargetArgument = Annotated[
+    str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model (default: ./sparsified).")
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        "-d",
+        help="squad, squad_v2, demo, a Hub name, or a JSON, JSONL or Parquet file in the SQuAD schema.",
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="The split of a named data set.")]
+Layers = Annotated[str | None, typer.Option(help="Only these, e.g. 2-11 or 0,4-7.", rich_help_panel=METHOD)]
+SkipLayers = Annotated[str | None, typer.Option(help="Not these.", rich_help_panel=METHOD)]
+Kind = Annotated[str | None, typer.Option(help="Only self or cross.", rich_help_panel=METHOD)]
+Stack = Annotated[str | None, typer.Option(help="Only encoder or decoder.", rich_help_panel=METHOD)]
+ProtectFirst = Annotated[
+    int, typer.Option(help="First keys of a row that are always kept, within k.", rich_help_panel=METHOD)
+]
+ProtectRecent = Annotated[
+    int, typer.Option(help="Last keys of a causal row that are always kept, within k.", rich_help_panel=METHOD)
+]
+RecipeOutput = Annotated[
+    Path | None,
+    typer.Option("--output-dir", "-o", help="The recipe's directory (default: ./sparsified).", rich_help_panel=OUTPUT),
+]
+ResultsOutput = Annotated[
+    Path | None, typer.Option("--output-dir", "-o", help="New directory for the results.", rich_help_panel=OUTPUT)
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)]
+HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]
