@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    GgufConfig,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -90,7 +89,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     try:
         config = AutoConfig.from_pretrained(name, **common)
         task = task_of(config)
-        extra = {"quantization_config": GgufConfig(dequantize=True)} if options.gguf_file else {}
+        extra = _dequantized() if options.gguf_file else {}
         model, report = AUTO_CLASSES[task].from_pretrained(
             name, dtype=dtype, output_loading_info=True, **common, **extra
         )
@@ -162,6 +161,15 @@ def _dtype(name: str) -> Any:
     if name not in names:
         raise UsageError(f"dtype must be one of {', '.join(names)}, not {name!r}")
     return names[name]
+
+
+def _dequantized() -> dict[str, Any]:
+    """The argument that loads a GGUF file as ordinary weights, which transformers before 5.16 always does."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
