@@ -115,7 +115,6 @@ def attend_rows(
     if chunk_size is None:
         chunk_size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * keys))
     lengths = inputs.visibility.lengths()
-    value = _hide_unseen(inputs.value, inputs.visibility)
     outputs, counts = [], []
     for start in range(0, queries, chunk_size):
         stop = min(start + chunk_size, queries)
@@ -126,16 +125,10 @@ def attend_rows(
         if observer is not None:
             observer(chunk)
         selection = Selection(None) if select is None or low == high else select(chunk)
-        outputs.append(_weigh(inputs, chunk, selection.keep, value[:, :, low:high]))
+        outputs.append(_weigh(inputs, chunk, selection.keep, inputs.value[:, :, low:high]))
         if count:
             counts.append(_count(chunk, selection, inputs.key.shape[1]))
     return torch.cat(outputs, 2), _join(counts) if count else None
-
-
-def _hide_unseen(value: Tensor, visibility: Visibility) -> Tensor:
-    """Zeros the values that no row sees: zero weight times a NaN in padding would still be NaN."""
-    unseen = visibility.unseen_keys(value.shape[2])
-    return value if unseen is None else value.masked_fill(unseen[:, None, :, None], 0)
 
 
 def _scores(inputs: AttentionInputs, start: int, stop: int, low: int, high: int) -> Tensor:

@@ -68,15 +68,6 @@ class RowRanges:
         keys = torch.arange(low, high, device=self.first.device)
         return (keys - self.first[:, start:stop, None]).unsqueeze(1)
 
-    def unseen_keys(self, keys: int) -> Tensor | None:
-        """bool [B or 1, keys], True for the keys before the first or after the last that any row sees; None if none."""
-        empty = self.first >= self.last
-        low = self.first.masked_fill(empty, keys).amin(-1, keepdim=True)
-        high = self.last.masked_fill(empty, 0).amax(-1, keepdim=True)
-        positions = torch.arange(keys, device=self.first.device)
-        unseen = (positions < low) | (positions >= high)
-        return unseen if bool(unseen.any()) else None
-
 
 @dataclass(frozen=True)
 class FullMask:
@@ -100,10 +91,6 @@ class FullMask:
 
     def ranks(self, start: int, stop: int, low: int, high: int) -> Tensor:
         return self.visible[:, :, start:stop, low:high].cumsum(-1) - 1
-
-    def unseen_keys(self, keys: int) -> Tensor | None:
-        unseen = ~self.visible.any(2).any(1)
-        return unseen if bool(unseen.any()) else None
 
 
 Visibility = RowRanges | FullMask

@@ -30,7 +30,6 @@ def test_all_keys_hides_nothing() -> None:
     ranges = RowRanges.all_keys(3, 4)
     assert ranges.lengths().tolist() == [[[4, 4, 4]]]
     assert ranges.hidden(0, 3, 0, 4) is None
-    assert ranges.unseen_keys(4) is None
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -53,18 +52,6 @@ def test_intervals_agree_with_the_loop(ranges: RowRanges, start: int, count: int
     assert torch.equal(ranks[shown], (shown.cumsum(-1) - 1)[shown])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(row_ranges())
-def test_unseen_keys_are_those_outside_what_a_sequence_sees(ranges: RowRanges) -> None:
-    visible = visible_keys(ranges, 2, 1, 5, KEYS)
-    unseen = ranges.unseen_keys(KEYS)
-    unseen = torch.zeros(2, KEYS, dtype=torch.bool) if unseen is None else unseen
-    for b in range(2):
-        seen = visible[b].any(1).any(0).nonzero().flatten().tolist()
-        span = range(seen[0], seen[-1] + 1) if seen else range(0)
-        assert unseen[b].tolist() == [j not in span for j in range(KEYS)]
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_full_mask_says_the_same_as_the_intervals(layout: str) -> None:
     seen = visibility(layout, 2, 4, 5, 7)
@@ -78,12 +65,3 @@ def test_a_full_mask_says_the_same_as_the_intervals(layout: str) -> None:
     shown = visible[:, :, 1:4]
     ranks = full.ranks(1, 4, 0, 7)
     assert torch.equal(ranks[shown], seen.ranks(1, 4, 0, 7).expand_as(shown)[shown])
-
-
-def test_full_mask_names_the_keys_that_no_row_sees() -> None:
-    visible = torch.ones(2, 1, 3, 4, dtype=torch.bool)
-    assert FullMask(visible).unseen_keys(4) is None
-    visible[1, :, :, 2] = False
-    unseen = FullMask(visible).unseen_keys(4)
-    assert unseen is not None
-    assert unseen.tolist() == [[False] * 4, [False, False, True, False]]
