@@ -125,6 +125,10 @@ def calibrate(
         results_console().print(calibration_report(calibrated, directory))
 
 
+# Module names are long; on a narrower terminal its own line breaks beat cut names.
+BY_MODULE_WIDTH = 120
+
+
 @app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 200")
 @exit_codes
 def evaluate(
@@ -178,7 +182,9 @@ def evaluate(
     if as_json:
         print(json.dumps(results, indent=2))
     else:
-        results_console().print(results_tables(results, by_module=by_module))
+        results_console(at_least=BY_MODULE_WIDTH if by_module else 0).print(
+            results_tables(results, by_module=by_module)
+        )
     say(f"wrote {directory}", quiet=quiet)
 
 

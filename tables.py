@@ -19,8 +19,9 @@ def grid(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: 
     """A table whose first text_columns are text and the others numbers."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(header):
-        # A name that is folded can no longer be searched for.
-        table.add_column(column, justify="left" if index < text_columns else "right", no_wrap=index == 0)
+        # Names and numbers that are folded can no longer be searched for or read.
+        text = index < text_columns
+        table.add_column(column, justify="left" if text else "right", no_wrap=index == 0 or not text)
     for row in rows:
         table.add_row(*row)
     return table

@@ -23,9 +23,11 @@ PLAIN_WIDTH = 160
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def results_console() -> Console:
-    """stdout; wide enough for the tables where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False, markup=False, emoji=False)
+def results_console(at_least: int = 0) -> Console:
+    """stdout. Tables may be `at_least` so wide on any terminal, and PLAIN_WIDTH where it is none."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = max(console.width, at_least) if sys.stdout.isatty() else PLAIN_WIDTH
+    return console
 
 
 def messages_console() -> Console:

@@ -73,19 +73,23 @@ def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _modules(modules: dict[str, Any]) -> RenderableType:
-    header = ["module", "x k", "kept", "p5", "p95", "no threshold", "min-keep", "V rows", "p5", "p95"]
+    header = ["module", "x k", "kept %", "p5", "p95", "no theta", "min-keep", "V rows %", "p5", "p95"]
     rows = [
         [
             name,
             "-" if row["kept_per_k"] is None else f"{row['kept_per_k']:.2f}",
-            *(percent(row[f"long_kept_share{part}"]) for part in ("", "_p5", "_p95")),
+            *(_number(row[f"long_kept_share{part}"]) for part in ("", "_p5", "_p95")),
             str(row["rows_without_threshold"]),
             str(row["rows_saved_by_min_keep"]),
-            *(percent(row[f"decode_v_rows_share{part}"]) for part in ("", "_p5", "_p95")),
+            *(_number(row[f"decode_v_rows_share{part}"]) for part in ("", "_p5", "_p95")),
         ]
         for name, row in modules.items()
     ]
     return titled("Kept per module in rows longer than k; V rows in decoding", grid(header, rows))
+
+
+def _number(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _spread(row: dict[str, Any], key: str) -> str:

@@ -97,7 +97,7 @@ def test_kinds() -> None:
 
 
 def test_modules() -> None:
-    row = "layers.0.attn 1.04 12.5 % 10.0 % 20.0 % 5 0 33.3 % 30.0 % 40.0 %"
+    row = "layers.0.attn 1.04 12.5 10.0 20.0 5 0 33.3 30.0 40.0"
     assert row in shown(RESULTS, by_module=True)
     unused = dict.fromkeys(KEPT) | {"rows_without_threshold": 0, "rows_saved_by_min_keep": 0}
     lines = shown(changed(kept={"total": KEPT, "modules": {"idle": unused}}), by_module=True)
