@@ -32,7 +32,7 @@ def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         else:
-            text = text.replace(block, "".join(_run(line) for line in block.splitlines() if line.startswith("$ ")))
+            text = text.replace(block, "\n".join(_run(line) for line in block.splitlines() if line.startswith("$ ")))
     if os.environ.get("UPDATE_README"):
         README.write_text(text, encoding="utf-8")
 
@@ -43,4 +43,4 @@ def _run(line: str) -> str:
     result = CliRunner().invoke(app, words[1:])
     assert result.exit_code == 0, f"{line}\n{result.output}"
     printed = "\n".join(row.rstrip() for row in result.stdout.splitlines()).strip()
-    return f"{line}\n{printed}\n\n"
+    return f"{line}\n{printed}\n"
