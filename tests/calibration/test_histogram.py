@@ -162,8 +162,3 @@ def test_extreme_scores_stay_finite() -> None:
 def test_half_precision_scores_are_counted_alike() -> None:
     scores = random(2, queries=40).to(torch.bfloat16)
     assert same(observed(TopK(k=5), [chunk(scores)]), observed(TopK(k=5), [chunk(scores.float())]))
-
-
-@pytest.mark.skip(reason="merging histograms that were observed separately is not there yet")
-def test_two_halves_can_be_merged() -> None:
-    raise NotImplementedError
