@@ -1,4 +1,5 @@
-# make demo, make test: everything a fresh machine needs. VENV and PYTHON may be given: make test VENV=/some/where
+# make demo, make test: everything a fresh machine needs. May be given: VENV (where to install), PYTHON, and TORCH_INDEX
+# (the package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build).
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ install: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -68,7 +68,8 @@ def patch(
     method = command.make_method(attention, k, keep, protect_first, protect_recent)
     check_selection(layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     output = output or Path(DEFAULT_RECIPE)
-    loaded = _load(model, _options(dtype, device, revision, trust_remote_code, gguf_file), quiet, verbose)
+    _start(model, quiet, verbose)
+    loaded = _load(model, _options(dtype, device, revision, trust_remote_code, gguf_file), quiet)
     planned = command.plan_recipe(loaded, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     if not dry_run:
         command.check_output(planned.recipe, output, force=force)
@@ -112,8 +113,9 @@ def calibrate(
     from .patcher.recipe import DEFAULT_RECIPE, check_writable
 
     check_options(samples, k, keep)
-    given = _questions(dataset, split, "train") if dataset else None
-    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet, verbose)
+    _start(target, quiet, verbose)
+    given = _questions(dataset, split, "train") if dataset is not None else None
+    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
     directory = output or opened.directory or Path(DEFAULT_RECIPE)
     in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
     check_writable(directory, force=force or in_place)
@@ -162,9 +164,10 @@ def evaluate(
     from .commands.evaluate import check_options, evaluate_target
     from .evaluation.report import results_tables
 
-    check_options(limit, batch_size, max_new_tokens)
-    given = _questions(dataset, split, "validation") if dataset else None
-    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet, verbose)
+    check_options(limit, batch_size, max_new_tokens, output)
+    _start(target, quiet, verbose)
+    given = _questions(dataset, split, "validation") if dataset is not None else None
+    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
     questions = given or _questions(opened.default_dataset, split, "validation")
     total = len(questions) if limit is None else min(limit, len(questions))
     with progress(total, "evaluating", quiet=quiet) as advance:
@@ -209,7 +212,8 @@ def generate(
     from .commands.generate import generate_both
     from .commands.report import answers_report
 
-    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet, verbose)
+    _start(target, quiet, verbose)
+    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
     answers = generate_both(opened, prompt, max_new_tokens)
     if as_json:
         print(json.dumps(answers, indent=2))
@@ -261,9 +265,17 @@ def _options(
     return LoadOptions(dtype, device, revision, trust_remote_code, gguf_file)
 
 
-def _load(model: str, options: LoadOptions, quiet: bool, verbose: bool) -> LoadedModel:
-    say(f"loading {model} ...", quiet=quiet)
+def _start(target: str | None, quiet: bool, verbose: bool) -> None:
+    """Says what will be loaded before the first slow import; a missing ./sparsified needs none of that."""
+    say(f"loading {target or './sparsified'} ...", quiet=quiet)
     set_up(quiet=quiet, verbose=verbose)
+    if target is None:
+        from .commands.target import require_default_recipe
+
+        require_default_recipe()
+
+
+def _load(model: str, options: LoadOptions, quiet: bool) -> LoadedModel:
     from .commands.target import load_named
 
     loaded = load_named(model, options)
@@ -271,9 +283,7 @@ def _load(model: str, options: LoadOptions, quiet: bool, verbose: bool) -> Loade
     return loaded
 
 
-def _open(argument: str | None, options: LoadOptions, model: str | None, quiet: bool, verbose: bool) -> Target:
-    say(f"loading {argument or './sparsified'} ...", quiet=quiet)
-    set_up(quiet=quiet, verbose=verbose)
+def _open(argument: str | None, options: LoadOptions, model: str | None, quiet: bool) -> Target:
     from .commands.target import open_target
 
     opened = open_target(argument, options, model=model)

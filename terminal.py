@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ class _PlainProgress:
 def exit_codes(command: Command) -> Command:
     """Turns exceptions of a command into one sentence on stderr and the exit code of errors.py; 130 for Ctrl-C.
 
-    The traceback is shown with HF_DEBUG=1 only, or where the error is not one of ours.
+    HF_DEBUG=1 adds the traceback; an error that is not one of ours always shows it.
     """
 
     @functools.wraps(command)
@@ -109,8 +110,14 @@ def exit_codes(command: Command) -> Command:
             sys.exit(1)
         except SparsifyError as error:
             if os.environ.get("HF_DEBUG") == "1":
-                raise
+                traceback.print_exc()
             say(f"error: {error}")
             sys.exit(error.exit_code)
+        except Exception as error:
+            # Of torch, which may not be imported here; on a CPU it is a RuntimeError of the allocator.
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+                raise
+            say("error: out of memory: lower --batch-size, or choose a smaller --dtype")
+            sys.exit(1)
 
     return run  # type: ignore[return-value]

@@ -24,6 +24,7 @@ _STEP = 2 * _REACH / BINS
 
 # Row lengths fall into buckets that grow by this factor; thresholds are interpolated between their mean lengths.
 BUCKET_GROWTH = 1.25
+_EDGES = torch.tensor(sorted({math.ceil(BUCKET_GROWTH**power) for power in range(1, 100)}))
 
 
 @dataclass
@@ -111,4 +112,4 @@ def count_matched(counts: Tensor, budget: Tensor) -> Tensor:
 
 
 def _bucket(lengths: Tensor) -> Tensor:
-    return (lengths.clamp(min=1).double().log() / math.log(BUCKET_GROWTH)).floor().to(torch.int64)
+    return torch.bucketize(lengths.clamp(min=1).cpu(), _EDGES, right=True).to(lengths.device)

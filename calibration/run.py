@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import DataError
 from ..patcher.binding.patching import Patch, apply_plan, remove_patch
-from ..patcher.methods import AttentionMethod, TopK, TopTheta
-from ..patcher.methods.budget import Budget
+from ..patcher.methods import AttentionMethod, TopTheta, exact_top_k
+from ..patcher.methods.budget import budget_of
 from ..patcher.thresholds import ModuleThresholds
 from .histogram import ScoreHistogram
 
@@ -28,7 +27,7 @@ def calibrate_plan(
     Returns the plan with those modules as top-theta, and their tables; a module none of whose rows was longer than its
     budget has none. The model must not be patched, and is left as it was. DataError if there are no samples.
     """
-    exact: dict[str, AttentionMethod] = {name: TopK(**_budget(method)) for name, method in plan.items()}
+    exact: dict[str, AttentionMethod] = {name: exact_top_k(method) for name, method in plan.items()}
     patch = apply_plan(model, exact)
     try:
         observed = _observe(patch)
@@ -37,7 +36,7 @@ def calibrate_plan(
         remove_patch(model)
     tables = {name: histogram.fit() for name, histogram in observed.items()}
     fitted: dict[str, AttentionMethod] = {
-        name: method if isinstance(method, TopTheta) else TopTheta(**_budget(method)) for name, method in plan.items()
+        name: method if isinstance(method, TopTheta) else TopTheta(**budget_of(method)) for name, method in plan.items()
     }
     return fitted, {name: table for name, table in tables.items() if table is not None}
 
@@ -57,12 +56,3 @@ def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> None:
             count += 1
     if not count:
         raise DataError("there is no sample to calibrate on")
-
-
-def _budget(method: Budget) -> dict[str, Any]:
-    return {
-        "k": method.k,
-        "keep": method.keep,
-        "protect_first": method.protect_first,
-        "protect_recent": method.protect_recent,
-    }

@@ -24,7 +24,6 @@ class Calibrated:
 
     recipe: Recipe
     without_thresholds: list[str]
-    longest_prompt: int
 
 
 def check_options(samples: int, k: int | None, keep: float | None) -> None:
@@ -58,19 +57,19 @@ def calibrate_target(
     plan = {name: _with_budget(method, k, keep) for name, method in target.recipe.plan.items()}
     if k is not None or keep is not None:
         before = {name: _with_budget(method, k, keep) for name, method in before.items()}
-    loaded, longest, used = target.loaded, 0, 0
+    loaded, used = target.loaded, 0
     encoder = PromptEncoder.for_model(
         loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
     )
     start, limit = decoder_start(loaded.model), position_limit(loaded.model)
 
     def inputs() -> Iterator[dict[str, Any]]:
-        nonlocal longest, used
+        nonlocal used
         for question in chosen.questions:
             sample = encoder.answered(question, start)
             length = max(tokens.shape[1] for tokens in sample.values())
             if limit is None or length <= limit:
-                longest, used = max(longest, length), used + 1
+                used += 1
                 yield sample
             if advance is not None:
                 advance(1)
@@ -93,13 +92,14 @@ def calibrate_target(
     )
     recipe = replace(
         target.recipe,
+        base_model=loaded.base,
         plan=fitted,
         thresholds=tables,
         calibration=record,
         before_calibration=before,
         versions=package_versions(),
     )
-    return Calibrated(recipe, [name for name in fitted if name not in tables], longest)
+    return Calibrated(recipe, [name for name in fitted if name not in tables])
 
 
 def _with_budget(method: AttentionMethod, k: int | None, keep: float | None) -> AttentionMethod:

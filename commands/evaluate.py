@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -22,11 +22,13 @@ from ..patcher.recipe import Recipe, check_place
 from .target import Target
 
 
-def check_options(limit: int | None, batch_size: int, max_new_tokens: int) -> None:
-    """UsageError for what is wrong whatever the model and the data are."""
+def check_options(limit: int | None, batch_size: int, max_new_tokens: int, output: Path | None) -> None:
+    """UsageError for what is wrong whatever the model and the data are; SparsifyError if output cannot be written."""
     for name, value in (("limit", limit), ("batch-size", batch_size), ("max-new-tokens", max_new_tokens)):
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1, not {value}")
+    if output is not None:
+        _check_new(output)
 
 
 def evaluate_target(
@@ -50,9 +52,7 @@ def evaluate_target(
     chosen = questions.sample(limit, seed)
     run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{_short_hash(recipe, chosen, seed)}"
     directory = output or _unused((target.directory / "eval" if target.directory else Path("sparsified-eval")) / run_id)
-    if directory.exists():
-        raise UsageError(f"{directory} exists already: give -o another directory for the results")
-    check_place(directory, "results")
+    _check_new(directory)
     evaluation = evaluate(
         target.loaded,
         recipe.plan,
@@ -65,7 +65,7 @@ def evaluate_target(
     model = target.loaded.model
     results = {
         "run_id": directory.name if output is None else run_id,
-        "base_model": recipe.to_dict()["base_model"],
+        "base_model": asdict(target.loaded.base),
         "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
         "calibration": recipe.to_dict()["calibration"],
@@ -77,6 +77,12 @@ def evaluate_target(
         "versions": package_versions(),
     }
     return results, save_results(results, evaluation.predictions, directory)
+
+
+def _check_new(directory: Path) -> None:
+    if directory.exists():
+        raise UsageError(f"{directory} exists already: give -o another directory for the results")
+    check_place(directory, "results")
 
 
 def _unused(directory: Path) -> Path:

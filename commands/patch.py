@@ -9,20 +9,19 @@ from ..environment import package_versions
 from ..errors import UsageError
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import other_attention, require_attention_modules
+from ..patcher.binding.patching import check_module
 from ..patcher.methods import METHODS, AttentionMethod
 from ..patcher.plan import make_plan
 from ..patcher.proof import Check, prove
 from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe, save_recipe
-
-DEFAULT_K = 64
+from .target import DEFAULT_K
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe not yet written, the attention modules it leaves dense, and attention classes it cannot reach."""
+    """A recipe not yet written, and the attention classes of its model that it cannot reach."""
 
     recipe: Recipe
-    left_dense: list[str]
     unreachable: list[str]
 
 
@@ -53,8 +52,11 @@ def plan_recipe(
     """The recipe for a model; NotPatchableError if none of its attention can be reached, UsageError as in make_plan."""
     modules = require_attention_modules(loaded.model)
     plan = make_plan(modules, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
+    for module in modules:
+        if module.name in plan:
+            check_module(module, method)
     recipe = Recipe(loaded.base, plan, versions=package_versions())
-    return Planned(recipe, [m.name for m in modules if m.name not in plan], other_attention(loaded.model))
+    return Planned(recipe, other_attention(loaded.model))
 
 
 def check_output(recipe: Recipe, directory: Path, *, force: bool) -> None:

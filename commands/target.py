@@ -17,7 +17,8 @@ from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_METHOD = TopK(k=64)
+DEFAULT_K = 64
+DEFAULT_METHOD = TopK(k=DEFAULT_K)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ def load_named(name: str, options: LoadOptions) -> LoadedModel:
     return replace(loaded, base=replace(loaded.base, id=name))
 
 
+def require_default_recipe() -> None:
+    """UsageError if there is no recipe where commands look when they are not told."""
+    if not is_recipe(DEFAULT_RECIPE):
+        raise UsageError(f"there is no recipe in ./{DEFAULT_RECIPE}: run `sparsify patch MODEL` first, or name one")
+
+
 def open_target(
     argument: str | None, options: LoadOptions, *, model: str | None = None, method: AttentionMethod = DEFAULT_METHOD
 ) -> Target:
@@ -51,8 +58,7 @@ def open_target(
     open, RecipeMismatchError for a recipe made for another model, and what loading raises.
     """
     if argument is None:
-        if not is_recipe(DEFAULT_RECIPE):
-            raise UsageError(f"there is no recipe in ./{DEFAULT_RECIPE}: run `sparsify patch MODEL` first, or name one")
+        require_default_recipe()
         argument = DEFAULT_RECIPE
     if not is_recipe(argument):
         if model is not None:
@@ -61,7 +67,7 @@ def open_target(
         plan = make_plan(require_attention_modules(loaded.model), method)
         return Target(loaded, Recipe(loaded.base, plan, versions=package_versions()), None)
     recipe = load_recipe(argument)
-    source = model or find_base_model(recipe.base_model, Path(argument))
+    source = find_base_model(recipe.base_model, Path(argument)) if model is None else model
     made_for = recipe.base_model if model is None else replace(recipe.base_model, revision=None)
     loaded = load_named(source, options_for(made_for, options))
     check_same_model(recipe, loaded)

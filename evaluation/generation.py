@@ -37,6 +37,7 @@ def generate_greedy(
     config = copy.deepcopy(model.generation_config)
     config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
     config.update(max_new_tokens=max_new_tokens, pad_token_id=pad_token_id)
+    config.update(return_dict_in_generate=False, num_return_sequences=1)
     criteria = []
     if meter is not None:
         criteria.append(_EndedSequences(meter, eos_tokens(model)))

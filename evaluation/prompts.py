@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from ..errors import UsageError
@@ -52,7 +53,7 @@ def choose_style(task: str, tokenizer: Any, model_name: str) -> str:
     if task == "causal-lm":
         return CHAT if getattr(tokenizer, "chat_template", None) else COMPLETION
     if task == "seq2seq-lm":
-        return UNIFIEDQA if "unifiedqa" in model_name.lower() else T5
+        return UNIFIEDQA if "unifiedqa" in PurePath(model_name).name.lower() else T5
     raise UsageError(f"task {task} has no prompt: only causal-lm and seq2seq-lm models generate an answer")
 
 

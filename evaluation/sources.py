@@ -11,11 +11,11 @@ from typing import Any
 
 from ..errors import DataError, UsageError
 from ..hub import hub_answers
+from .demo import DEMO_SPLITS, demo_data_path
 from .formats import READERS, questions_from_records, read_questions
 from .questions import QuestionSet, make_question_set
 
 DEMO = "demo"
-DEMO_SPLITS = ("train", "validation")
 HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
@@ -48,8 +48,6 @@ def is_path(dataset: str) -> bool:
 
 
 def _load_demo(split: str) -> QuestionSet:
-    from .demo import demo_data_path
-
     if split not in DEMO_SPLITS:
         raise _unknown_split(DEMO, split, DEMO_SPLITS)
     return make_question_set(DEMO, split, read_questions(Path(demo_data_path(split)), f"{DEMO} ({split})"))

@@ -130,7 +130,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _histogram(part: Tensor, whole: Tensor) -> Tensor:
-    steps = torch.ceil(part.double() / whole.double() * STEPS - 1e-9).long().clamp(0, STEPS)
+    steps = ((part * STEPS + whole - 1) // whole).clamp(0, STEPS)
     return torch.bincount(steps.cpu(), minlength=STEPS + 1)
 
 

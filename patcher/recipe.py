@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, SparsifyError, UsageError
-from .methods import AttentionMethod, method_from_dict, method_to_dict
+from .methods import AttentionMethod, exact_top_k, method_from_dict, method_to_dict
 from .thresholds import ModuleThresholds, load_thresholds, save_thresholds
 
 SCHEMA_VERSION = 1
@@ -62,10 +62,11 @@ class Recipe:
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_top_k(self) -> Recipe:
-        """The recipe with the plan it had before calibration. UsageError if it was never calibrated."""
+        """The recipe as it was before calibration, with exact top-k. UsageError if it was never calibrated."""
         if self.before_calibration is None:
             raise UsageError("the recipe was not calibrated, so it has no plan from before calibration")
-        return replace(self, plan=self.before_calibration, thresholds={}, calibration=None, before_calibration=None)
+        plan: Plan = {name: exact_top_k(method) for name, method in self.before_calibration.items()}
+        return replace(self, plan=plan, thresholds={}, calibration=None, before_calibration=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of sparsify.json."""
@@ -89,7 +90,7 @@ def is_recipe(path: str | Path) -> bool:
 
 
 def save_recipe(recipe: Recipe, directory: str | Path, *, force: bool = False) -> Path:
-    """Writes a recipe; nothing half-written stays behind if it fails or is interrupted.
+    """Writes a recipe. What a kill leaves behind is the old recipe, the new one, or one that loading refuses.
 
     UsageError if the directory already holds a recipe and `force` is off; SparsifyError if it cannot be written.
     """
@@ -99,7 +100,7 @@ def save_recipe(recipe: Recipe, directory: str | Path, *, force: bool = False) -
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as scratch:
             made = Path(scratch)
-            content = recipe.to_dict()
+            content = {**recipe.to_dict(), "thresholds_sha256": None}
             if recipe.thresholds:
                 save_thresholds(recipe.thresholds, made / THRESHOLDS_FILE)
                 content["thresholds_sha256"] = _sha256(made / THRESHOLDS_FILE)
@@ -154,8 +155,9 @@ def _parse(data: dict[str, Any], directory: Path) -> Recipe:
         raise UsageError(f"schema version {version!r} is not {SCHEMA_VERSION}: use the hf-sparsify that wrote it")
     calibration, before = data["calibration"], data["before_calibration"]
     plan = _plan(data["plan"])
-    thresholds = load_thresholds(directory / THRESHOLDS_FILE) if calibration else {}
-    if calibration and data["thresholds_sha256"] != _sha256(directory / THRESHOLDS_FILE):
+    digest = data["thresholds_sha256"]
+    thresholds = {} if digest is None else load_thresholds(directory / THRESHOLDS_FILE)
+    if digest is not None and digest != _sha256(directory / THRESHOLDS_FILE):
         raise UsageError(f"{THRESHOLDS_FILE} belongs to another calibration: patch and calibrate again")
     return Recipe(
         base_model=_record(BaseModel, data["base_model"]),

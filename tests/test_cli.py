@@ -100,10 +100,21 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "interrupted; nothing half-written was left behind\n")
 
 
-def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HF_DEBUG", "1")
-    with pytest.raises(DataError):
-        failing(DataError("it broke"))()
+    with pytest.raises(SystemExit) as caught:
+        failing(UsageError("it broke"))()
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert printed.endswith("error: it broke\n")
+
+
+def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"))()
+    assert caught.value.code == 1
+    assert "lower --batch-size" in capsys.readouterr().err
 
 
 def test_errors_that_are_not_ours_keep_their_traceback() -> None:

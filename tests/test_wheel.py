@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 def test_wheel_evaluates_the_demo_from_an_empty_directory(tmp_path: Path) -> None:
     wheels, installed, empty = tmp_path / "wheels", tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()
-    _python("-m", "build", "--wheel", "--outdir", str(wheels), str(ROOT), cwd=tmp_path)
+    # From a copy, because setuptools would reuse what an earlier build left in the source tree.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "models", "*.egg-info", "__pycache__"))
+    _python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(source), cwd=tmp_path)
     (wheel,) = wheels.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.startswith(("hf_sparsify/", "hf_sparsify-", "hf_sparsify.")) for name in names)

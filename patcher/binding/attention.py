@@ -13,6 +13,7 @@ from ...errors import UnsupportedAttentionArgument
 from ..meter import Meter
 from ..methods import AttentionInputs, AttentionMethod, attend_rows
 from ..methods.rows import Observer
+from ..methods.visibility import FullMask, Visibility
 from ..thresholds import ModuleThresholds
 from .masks import build_mask, ordinary_mask, read_mask
 
@@ -126,9 +127,7 @@ def attention_forward(
 
 def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     patch.calls += 1
-    if patch.kind == "cross":
-        # The builder compares query positions with key positions, which means nothing across two sequences.
-        inputs = replace(inputs, visibility=replace(inputs.visibility, counted=None))
+    inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
     out, counts = patch.method.attend(
         inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
     )
@@ -137,3 +136,14 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         decoding = inputs.query.shape[2] == 1
         patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), inputs.visibility.counted, decoding)
     return out
+
+
+def _counting(kind: str, visibility: Visibility) -> Visibility:
+    """The same visibility with what it says of padding queries made right for the kind of module."""
+    if kind == "cross":
+        # The builder compares query positions with key positions, which means nothing across two sequences.
+        return replace(visibility, counted=None)
+    if isinstance(visibility, FullMask) and visibility.visible.shape[-1] == visibility.visible.shape[-2]:
+        # Nobody looks at padding, so a token that no row sees is padding.
+        return replace(visibility, counted=visibility.visible.any(1).any(1))
+    return visibility

@@ -63,7 +63,7 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A dense model ready to run, its tokenizer (None if it has none), and who it is."""
+    """A dense model ready to run, its tokenizer, and who it is."""
 
     model: Any
     tokenizer: Any
@@ -181,7 +181,9 @@ def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
         raise SparsifyError(
             f"{name} has no tokenizer that can be loaded: add its tokenizer.json, or install what its tokenizer needs"
         ) from error
-    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise SparsifyError(f"the tokenizer of {name} has neither a padding nor an end token: give it one")
         tokenizer.pad_token = tokenizer.eos_token
     # Generation continues the prompt, so a decoder's padding has to come before it.
     tokenizer.padding_side = "left" if task == "causal-lm" else "right"

@@ -96,7 +96,7 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
         raise RecipeMismatchError(f"the model has no attention module {missing[0]}: the recipe is for another model")
     tables = thresholds or {}
     for name, method in plan.items():
-        _check_module(found[name], method, tables.get(name))
+        check_module(found[name], method, tables.get(name))
     configs = [(config, config._attn_implementation_internal) for config in _configs(model, found.values())]
     if any(implementation == ATTENTION_NAME for _, implementation in configs):
         raise UsageError(
@@ -114,7 +114,8 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
     return patch
 
 
-def _check_module(target: AttentionModule, method: AttentionMethod, table: ModuleThresholds | None) -> None:
+def check_module(target: AttentionModule, method: AttentionMethod, table: ModuleThresholds | None = None) -> None:
+    """NotPatchableError or RecipeMismatchError if a module cannot take a method or a threshold table."""
     if method.protect_recent and not target.causal:
         raise NotPatchableError(
             f"recent keys can be protected in causal self-attention only, and {target.name} is "

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ...errors import UsageError
+from .budget import budget_of
 from .rows import AttentionInputs, Chunk, RowCounts, attend_rows
 from .top_k import TopK
 from .top_theta import TopTheta
@@ -15,6 +16,11 @@ AttentionMethod = TopK | TopTheta
 
 # Whoever adds a method adds its class here; the command line and the recipe know it by its name.
 METHODS: dict[str, type[TopK] | type[TopTheta]] = {method.name: method for method in (TopK, TopTheta)}
+
+
+def exact_top_k(method: AttentionMethod) -> TopK:
+    """Exact top-k with the budget of a method."""
+    return TopK(**budget_of(method))
 
 
 def method_from_dict(data: dict[str, Any]) -> AttentionMethod:
@@ -46,6 +52,7 @@ __all__ = [
     "TopTheta",
     "Visibility",
     "attend_rows",
+    "exact_top_k",
     "method_from_dict",
     "method_to_dict",
 ]

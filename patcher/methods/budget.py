@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +46,10 @@ class Budget:
         """Kept keys for rows of these lengths: min(k, length), or max(1, ceil(keep x length)); int64 like lengths."""
         if self.k is not None:
             return lengths.clamp(max=self.k)
-        # 1e-9 undoes representation error: 0.07 x 100 is 7, not 7.000000000000001 rounded up to 8.
-        fraction = torch.ceil(lengths.double() * float(self.keep or 0.0) - 1e-9).to(torch.int64)
-        return torch.minimum(fraction.clamp(min=1), lengths)
+        # In whole numbers: 0.07 x 100 is 7, not 7.000000000000001 rounded up to 8.
+        share = Fraction(str(self.keep)).limit_denominator(10**9)
+        rounded_up = (lengths * share.numerator + share.denominator - 1) // share.denominator
+        return torch.minimum(rounded_up.clamp(min=1), lengths)
 
     def protected(self, chunk: Chunk) -> Tensor | None:
         """bool like chunk.scores: visible keys that are always kept; None where nothing is protected.
@@ -65,3 +68,8 @@ class Budget:
     def describe(self) -> str:
         """For tables: 'k = 64' or 'keep = 0.25'."""
         return f"k = {self.k}" if self.k is not None else f"keep = {self.keep}"
+
+
+def budget_of(method: Budget) -> dict[str, Any]:
+    """The fields of a method that any other method with a budget has too."""
+    return {item.name: getattr(method, item.name) for item in fields(Budget)}

@@ -1,7 +1,7 @@
 """Attention row by row: the part that top-k and top-theta share.
 
 For a chunk of queries at a time: scale, add bias, soft-cap, mask, select, softmax, weigh. Only the selection differs
-between methods. Nothing here makes a (queries x keys) tensor for a whole sequence: peak memory is linear in length.
+between methods. No (queries x keys) tensor is made for a whole sequence: memory beside the inputs is linear in length.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ from command_line import Sparsify, contents, files, refused
         ("llama --k 4 --protect-first 5", 2, "5 protected keys do not fit in k = 4"),
         ("llama --protect-first -1", 2, "not -1"),
         ("t5 --protect-recent 2", 4, "recent keys can be protected in causal self-attention only"),
+        ("t5 --protect-recent 2 --no-verify", 4, "recent keys can be protected in causal self-attention only"),
+        ("t5 --protect-recent 2 --dry-run", 4, "recent keys can be protected in causal self-attention only"),
         ("llama --layers 2", 2, "layers: layer 2 is out of range, the model has layers 0-1"),
         ("llama --layers x", 2, "'x' is neither a layer nor a range"),
         ("llama --skip-layers 0-1", 2, "leaves no attention module"),
@@ -139,3 +141,8 @@ def test_a_patch_that_is_not_sound_is_not_written(
     refused(done, 4, "the patch is not sound on this model")
     assert "model.layers.0.self_attn" in done.err
     assert files(work) == []
+
+
+def test_an_empty_dataset_name_is_not_the_default_one(sparsify: Sparsify, recipe: Path) -> None:
+    refused(sparsify("eval", "--dataset", ""), 2, "--dataset is empty")
+    refused(sparsify("calibrate", "--dataset", ""), 2, "--dataset is empty")

@@ -192,3 +192,12 @@ def test_a_moved_model_is_found_or_named(sparsify: Sparsify, work: Path) -> None
     assert sparsify(*command, "--model", "renamed").code == 0
     refused(sparsify(*command, "--model", "gpt2"), 4, "has another shape")
     refused(sparsify(*command, "--model", "other"), 4, "has another shape")
+
+
+def test_results_and_recipes_name_the_model_that_really_ran(sparsify: Sparsify, work: Path) -> None:
+    shutil.copytree(work / "llama", work / "tuned")
+    assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
+    done = sparsify("eval", "--model", "tuned", "-d", "q.jsonl", "--limit", "2", "--max-new-tokens", "2", "--json")
+    assert json.loads(done.out)["base_model"]["id"] == str((work / "tuned").resolve())
+    assert sparsify("calibrate", "--model", "tuned", "-d", "q.jsonl", "--samples", "2", "-o", "new").code == 0
+    assert json.loads((work / "new" / "sparsify.json").read_text())["base_model"]["id"].endswith("tuned")

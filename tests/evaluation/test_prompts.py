@@ -38,6 +38,7 @@ def make_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
         ("seq2seq-lm", None, "google-t5/t5-small", "t5"),
         ("seq2seq-lm", TEMPLATE, "google-t5/t5-small", "t5"),
         ("seq2seq-lm", None, "allenai/UnifiedQA-v2-t5-small", "unifiedqa"),
+        ("seq2seq-lm", None, "/models/unifiedqa/t5", "t5"),
     ],
 )
 def test_style_follows_task_template_and_name(task: str, template: str | None, model: str, style: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +51,12 @@ def test_path_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_lines(tmp_path / "demo.json", RECORDS)
     asked: list[str] = []
-    demo = types.ModuleType("demo")
 
     def demo_data_path(split: str) -> str:
         asked.append(split)
         return path
 
-    demo.demo_data_path = demo_data_path  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hf_sparsify.evaluation.demo", demo)
-    monkeypatch.setattr("hf_sparsify.evaluation.demo", demo, raising=False)
+    monkeypatch.setattr(sources, "demo_data_path", demo_data_path)
     assert load_questions("demo").split == "validation"
     loaded = load_questions("demo", default_split="train")
     assert (loaded.name, loaded.split, loaded.questions) == ("demo", "train", QUESTIONS)

@@ -210,3 +210,17 @@ def test_missing_or_malformed_thresholds(tmp_path: Path, bytes_: bytes | None) -
 def test_thresholds_of_modules_outside_the_plan_are_dropped(tmp_path: Path) -> None:
     save_recipe(replace(calibrated(), thresholds={"layers.1.attn": table(), "gone": table()}), tmp_path)
     assert list(load_recipe(tmp_path).thresholds) == ["layers.1.attn"]
+
+
+def test_thresholds_without_a_calibration_record_come_back(tmp_path: Path) -> None:
+    """As a Python caller saves them who calibrated in memory."""
+    save_recipe(replace(calibrated(), calibration=None), tmp_path)
+    loaded = load_recipe(tmp_path)
+    assert loaded.calibration is None
+    assert torch.equal(loaded.thresholds["layers.1.attn"].theta, table().theta)
+
+
+def test_as_top_k_of_a_recipe_that_began_as_top_theta_is_exact() -> None:
+    began: dict[str, AttentionMethod] = {"layers.1.attn": TopTheta(k=4, protect_first=1)}
+    recipe = replace(calibrated(), before_calibration=began).as_top_k()
+    assert recipe.plan == {"layers.1.attn": TopK(k=4, protect_first=1)}

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path(os.environ.get("SPARSIFY_REAL_MODELS", ROOT / "models")) / "SmolLM2-135M-Instruct"
-SQUAD = Path(os.environ.get("SPARSIFY_SQUAD_DIR", ROOT.parent / "shared" / "data"))
+SQUAD = Path(os.environ.get("SPARSIFY_SQUAD_DIR", "no SPARSIFY_SQUAD_DIR"))
 
 pytestmark = [
     pytest.mark.real,
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 needs_squad = pytest.mark.skipif(
     not (SQUAD / "squad-eval.json").exists(),
-    reason=f"no squad-eval.json in {SQUAD}: set SPARSIFY_SQUAD_DIR to a folder of SQuAD v1.1 files",
+    reason="no SQuAD files: set SPARSIFY_SQUAD_DIR to a folder with squad-eval.json and squad-calibration.json",
 )
 
 

@@ -210,3 +210,14 @@ def test_registering_is_repeatable_and_complete() -> None:
 @pytest.mark.parametrize("part", ["sdpa", "flash", "flex", "paged|", "/", "eager"])
 def test_the_name_has_no_part_that_transformers_reads_meaning_into(part: str) -> None:
     assert part not in ATTENTION_NAME
+
+
+def test_padding_queries_of_a_full_mask_are_not_counted() -> None:
+    """Padding with a hole has no interval per row; a token that nobody looks at is padding all the same."""
+    keep = torch.ones(BATCH, LENGTH, dtype=torch.bool)
+    keep[1, 2] = keep[1, -1] = False
+    mask = keep[:, None, None, :].expand(BATCH, 1, LENGTH, LENGTH)
+    patch = top_k(3, meter=Meter())
+    attention_forward(Attention(is_causal=False, patch=patch), *tensors(), mask)
+    counted = patch.meter.modules[patch.name]  # type: ignore[union-attr]
+    assert counted.rows == HEADS * (LENGTH + LENGTH - 2)
