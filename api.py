@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .calibration.run import calibrate_plan
+from .commands.evaluate import describe
 from .commands.target import DEFAULT_METHOD, open_target
 from .errors import UsageError
-from .evaluation.results import summarize
 from .evaluation.run import evaluate as run_evaluation
 from .evaluation.sources import load_questions
 from .patcher.binding.loading import LoadedModel, LoadOptions
@@ -92,7 +92,7 @@ def evaluate(
     max_new_tokens: int = 32,
     options: LoadOptions | None = None,
 ) -> dict[str, Any]:
-    """`sparsify eval` without files: the results of the unpatched and the patched model, as in results.json.
+    """`sparsify eval` without files: the results of the unpatched and the patched model, as in results.json but run_id.
 
     target: a recipe directory, or a model (then with top-k attention, k = 64). dataset: see load_questions.
     """
@@ -106,4 +106,4 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
-    return summarize(evaluation)
+    return describe(opened, opened.recipe, evaluation, limit=limit, seed=seed)

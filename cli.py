@@ -63,7 +63,7 @@ def patch(
     from .commands import patch as command
     from .commands.report import patch_report
     from .patcher.plan import check_selection
-    from .patcher.recipe import DEFAULT_RECIPE
+    from .patcher.recipe import DEFAULT_RECIPE, save_recipe
 
     method = command.make_method(attention, k, keep, protect_first, protect_recent)
     check_selection(layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
@@ -76,7 +76,7 @@ def patch(
     if verify and not dry_run:
         say("proving the patch on the loaded model ...", quiet=quiet)
     checks = command.prove_recipe(loaded, planned.recipe) if verify and not dry_run else []
-    written = None if dry_run else command.write_recipe(planned.recipe, output)
+    written = None if dry_run else save_recipe(planned.recipe, output, force=True)
     if dry_run or not quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
 
@@ -107,10 +107,9 @@ def calibrate(
     Uses the train split of squad (of demo for demo models) unless told otherwise. The plan from before is kept in the
     recipe: `sparsify eval --as-top-k` runs it.
     """
-    from .commands import patch as patch_command
     from .commands.calibrate import calibrate_target, check_options
     from .commands.report import calibration_report
-    from .patcher.recipe import DEFAULT_RECIPE, check_writable
+    from .patcher.recipe import DEFAULT_RECIPE, check_writable, save_recipe
 
     check_options(samples, k, keep)
     _start(target, quiet, verbose)
@@ -122,7 +121,7 @@ def calibrate(
     questions = given or _questions(opened.default_dataset, split, "train")
     with progress(min(samples, len(questions)), "calibrating", quiet=quiet) as advance:
         calibrated = calibrate_target(opened, questions, samples=samples, seed=seed, k=k, keep=keep, advance=advance)
-    patch_command.write_recipe(calibrated.recipe, directory)
+    save_recipe(calibrated.recipe, directory, force=True)
     if not quiet:
         results_console().print(calibration_report(calibrated, directory))
 
@@ -266,7 +265,7 @@ def _options(
 
 
 def _start(target: str | None, quiet: bool, verbose: bool) -> None:
-    """Says what will be loaded before the first slow import; a missing ./sparsified needs none of that."""
+    """Says what will be loaded before the first slow import, and misses ./sparsified before data or model are."""
     say(f"loading {target or './sparsified'} ...", quiet=quiet)
     set_up(quiet=quiet, verbose=verbose)
     if target is None:
@@ -284,12 +283,12 @@ def _load(model: str, options: LoadOptions, quiet: bool) -> LoadedModel:
 
 
 def _open(argument: str | None, options: LoadOptions, model: str | None, quiet: bool) -> Target:
-    from .commands.target import open_target
+    from .commands.target import DEFAULT_K, open_target
 
     opened = open_target(argument, options, model=model)
     _hint(opened.loaded.model, quiet)
     if opened.directory is None:
-        say("no recipe named: starting from top-k attention with k = 64 on every layer", quiet=quiet)
+        say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer", quiet=quiet)
     return opened
 
 

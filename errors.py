@@ -33,3 +33,10 @@ class RecipeMismatchError(NotPatchableError):
 
 class UnsupportedAttentionArgument(NotPatchableError, NotImplementedError):
     """A model handed its attention function an argument that sparse attention does not know."""
+
+
+def require_at_least_one(**options: int | None) -> None:
+    """UsageError that names the first option whose value is below 1; None is an option that was not given."""
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

@@ -8,13 +8,14 @@ from typing import Any
 
 from ..calibration.run import calibrate_plan
 from ..environment import package_versions
-from ..errors import DataError, UsageError
+from ..errors import DataError, require_at_least_one
 from ..evaluation.generation import decoder_start
 from ..evaluation.inputs import PromptEncoder, position_limit
 from ..evaluation.questions import QuestionSet
 from ..patcher.methods import AttentionMethod
 from ..patcher.methods.budget import Budget
 from ..patcher.recipe import CalibrationRecord, Recipe
+from .patch import check_exclusive
 from .target import Target
 
 
@@ -28,10 +29,8 @@ class Calibrated:
 
 def check_options(samples: int, k: int | None, keep: float | None) -> None:
     """UsageError for what is wrong whatever the model and the data are."""
-    if samples < 1:
-        raise UsageError(f"--samples must be at least 1, not {samples}")
-    if k is not None and keep is not None:
-        raise UsageError("--k and --keep exclude each other: give one")
+    require_at_least_one(samples=samples)
+    check_exclusive(k, keep)
     if k is not None or keep is not None:
         Budget(k=k, keep=keep)
 

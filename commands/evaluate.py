@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import package_versions
-from ..errors import UsageError
+from ..errors import UsageError, require_at_least_one
 from ..evaluation.questions import QuestionSet
 from ..evaluation.results import save_results, summarize
-from ..evaluation.run import evaluate
+from ..evaluation.run import Evaluation, evaluate
 from ..patcher.methods import method_to_dict
 from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe, check_place
@@ -24,9 +24,7 @@ from .target import Target
 
 def check_options(limit: int | None, batch_size: int, max_new_tokens: int, output: Path | None) -> None:
     """UsageError for what is wrong whatever the model and the data are; SparsifyError if output cannot be written."""
-    for name, value in (("limit", limit), ("batch-size", batch_size), ("max-new-tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+    require_at_least_one(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if output is not None:
         _check_new(output)
 
@@ -62,9 +60,17 @@ def evaluate_target(
         max_new_tokens=max_new_tokens,
         advance=advance,
     )
-    model = target.loaded.model
     results = {
         "run_id": directory.name if output is None else run_id,
+        **describe(target, recipe, evaluation, limit=limit, seed=seed),
+    }
+    return results, save_results(results, evaluation.predictions, directory)
+
+
+def describe(target: Target, recipe: Recipe, evaluation: Evaluation, *, limit: int | None, seed: int) -> dict[str, Any]:
+    """The results of an evaluation with all that is needed to tell what was run."""
+    model = target.loaded.model
+    return {
         "base_model": asdict(target.loaded.base),
         "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
@@ -76,7 +82,6 @@ def evaluate_target(
         **summarize(evaluation),
         "versions": package_versions(),
     }
-    return results, save_results(results, evaluation.predictions, directory)
 
 
 def _check_new(directory: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, require_at_least_one
 from ..evaluation.generation import answer_log_probs, answer_mask, generate_greedy, kl_divergence
-from ..evaluation.inputs import check_answer_fits, position_limit
+from ..evaluation.inputs import check_answer_fits, position_limit, prompt_fits
 from ..patcher.binding.patching import apply_plan, remove_patch
 from ..patcher.meter import Meter
 from .target import Target
@@ -22,16 +22,15 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
     """
     if not prompt.strip():
         raise UsageError("the prompt is empty")
-    if max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens must be at least 1, not {max_new_tokens}")
+    require_at_least_one(max_new_tokens=max_new_tokens)
     loaded, recipe = target.loaded, target.recipe
     if loaded.base.task not in ("causal-lm", "seq2seq-lm"):
         raise UsageError(f"{loaded.base.id} is no language model ({loaded.base.task}): it does not generate text")
     check_answer_fits(loaded.model, max_new_tokens)
     inputs = _inputs(loaded.tokenizer, prompt, loaded.model.device)
-    length, limit = inputs["input_ids"].shape[1], position_limit(loaded.model)
-    room = 0 if loaded.model.config.is_encoder_decoder else max_new_tokens
-    if limit is not None and length + room > limit:
+    length = inputs["input_ids"].shape[1]
+    if not prompt_fits(loaded.model, length, max_new_tokens):
+        limit = position_limit(loaded.model)
         raise UsageError(f"the prompt's {length} tokens and the answer do not fit the model's {limit} positions")
     pad, meter = loaded.tokenizer.pad_token_id, Meter()
     patch = apply_plan(loaded.model, recipe.plan, recipe.thresholds)

@@ -13,7 +13,7 @@ from ..patcher.binding.patching import check_module
 from ..patcher.methods import METHODS, AttentionMethod
 from ..patcher.plan import make_plan
 from ..patcher.proof import Check, prove
-from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe, save_recipe
+from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe
 from .target import DEFAULT_K
 
 
@@ -25,6 +25,12 @@ class Planned:
     unreachable: list[str]
 
 
+def check_exclusive(k: int | None, keep: float | None) -> None:
+    """UsageError if both are given."""
+    if k is not None and keep is not None:
+        raise UsageError("--k and --keep exclude each other: give one")
+
+
 def make_method(
     attention: str, k: int | None, keep: float | None, protect_first: int = 0, protect_recent: int = 0
 ) -> AttentionMethod:
@@ -33,8 +39,7 @@ def make_method(
         raise UsageError("--attention none leaves nothing to patch: choose " + " or ".join(METHODS))
     if attention not in METHODS:
         raise UsageError(f"unknown method {attention!r}: --attention takes {', '.join(METHODS)} or none")
-    if k is not None and keep is not None:
-        raise UsageError("--k and --keep exclude each other: give one")
+    check_exclusive(k, keep)
     if k is None and keep is None:
         k = DEFAULT_K
     return METHODS[attention](k=k, keep=keep, protect_first=protect_first, protect_recent=protect_recent)
@@ -69,11 +74,6 @@ def check_output(recipe: Recipe, directory: Path, *, force: bool) -> None:
 def prove_recipe(loaded: LoadedModel, recipe: Recipe) -> list[Check]:
     """The proof of patch; ProofFailedError names the module."""
     return prove(loaded.model, recipe.plan, recipe.thresholds, loaded.base.task)
-
-
-def write_recipe(recipe: Recipe, directory: Path) -> Path:
-    """Writes a recipe whose directory was checked before."""
-    return save_recipe(recipe, directory, force=True)
 
 
 def _same(old: Recipe, new: Recipe) -> bool:

@@ -23,6 +23,13 @@ def position_limit(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
+def prompt_fits(model: Any, prompt_tokens: int, max_new_tokens: int) -> bool:
+    """Whether a model has positions for a prompt and, where the answer follows it in one sequence, for the answer."""
+    limit = position_limit(model)
+    room = 0 if model.config.is_encoder_decoder else max_new_tokens
+    return limit is None or prompt_tokens + room <= limit
+
+
 def check_answer_fits(model: Any, max_new_tokens: int) -> None:
     """UsageError for a token limit that no prompt could leave room for."""
     limit = position_limit(model)

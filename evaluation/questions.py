@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..errors import UsageError
+from ..errors import require_at_least_one
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,8 @@ class QuestionSet:
 
         Raises UsageError for a limit below 1.
         """
-        if limit is None:
-            return self
-        if limit < 1:
-            raise UsageError(f"--limit must be at least 1, not {limit}")
-        if limit >= len(self.questions):
+        require_at_least_one(limit=limit)
+        if limit is None or limit >= len(self.questions):
             return self
         chosen = sorted(random.Random(seed).sample(range(len(self.questions)), limit))
         return replace(self, questions=tuple(self.questions[index] for index in chosen))

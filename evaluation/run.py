@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, require_at_least_one
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, apply_plan, remove_patch
 from ..patcher.meter import Meter
 from ..patcher.methods import AttentionMethod
 from ..patcher.thresholds import ModuleThresholds
 from .generation import answer_log_probs, answer_mask, generate_greedy, kl_divergence
-from .inputs import PromptEncoder, check_answer_fits, position_limit
+from .inputs import PromptEncoder, check_answer_fits, prompt_fits
 from .metrics.answer_match import exact_match, f1
 from .questions import Question, QuestionSet
 
@@ -88,15 +88,13 @@ def evaluate(
     Raises UsageError for a batch size or token limit below 1 and for models that do not generate, DataError if no
     question fits the model.
     """
-    for name, value in (("batch-size", batch_size), ("max-new-tokens", max_new_tokens)):
-        if value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+    require_at_least_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     check_answer_fits(loaded.model, max_new_tokens)
     encoder = PromptEncoder.for_model(
         loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
     )
     prompts = {question.id: encoder.token_ids(question) for question in questions.questions}
-    fitting = _fitting(loaded.model, questions.questions, prompts, max_new_tokens)
+    fitting = [q for q in questions.questions if prompt_fits(loaded.model, len(prompts[q.id]), max_new_tokens)]
     if not fitting:
         raise DataError(f"no question of {questions.name} fits the model's positions")
     result = Evaluation(questions, encoder.style, encoder.text(questions.questions[0]), batch_size, max_new_tokens)
@@ -115,14 +113,6 @@ def evaluate(
     order = {question.id: index for index, question in enumerate(questions.questions)}
     result.predictions.sort(key=lambda prediction: order[prediction.question.id])
     return result
-
-
-def _fitting(
-    model: Any, questions: Sequence[Question], prompts: dict[str, list[int]], max_new_tokens: int
-) -> list[Question]:
-    limit = position_limit(model)
-    room = max_new_tokens if not model.config.is_encoder_decoder else 0
-    return [question for question in questions if limit is None or len(prompts[question.id]) + room <= limit]
 
 
 def _batches(questions: Sequence[Question], prompts: dict[str, list[int]], batch_size: int) -> Iterator[list[Question]]:

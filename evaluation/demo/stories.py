@@ -12,7 +12,6 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,24 +242,6 @@ def make_split(name: str) -> dict[str, Any]:
         ]
         articles.append({"title": f"story {number}", "paragraphs": [{"context": story.context, "qas": questions}]})
     return {"version": "1.0", "data": articles}
-
-
-def flat_rows(split: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a nested split: id, title, context, question, answers {text, answer_start}, kind."""
-    for article in split["data"]:
-        for paragraph in article["paragraphs"]:
-            for question in paragraph["qas"]:
-                yield {
-                    "id": question["id"],
-                    "title": article["title"],
-                    "context": paragraph["context"],
-                    "question": question["question"],
-                    "answers": {
-                        "text": [answer["text"] for answer in question["answers"]],
-                        "answer_start": [answer["answer_start"] for answer in question["answers"]],
-                    },
-                    "kind": question["kind"],
-                }
 
 
 def split_as_json(name: str) -> str:

@@ -127,7 +127,8 @@ def attention_forward(
 
 def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     patch.calls += 1
-    inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
+    if patch.meter is not None or patch.observer is not None:
+        inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
     out, counts = patch.method.attend(
         inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
     )

@@ -3,12 +3,33 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hf_sparsify.evaluation.demo import DEMO_MODELS, DEMO_SPLITS, demo_data_path, demo_model_path, stories
 from hf_sparsify.evaluation.demo.stories import FULL, KINDS, LOOKUP_SENTENCES, LOOKUP_VALUES, NAMES, POOL_VALUES, words
 
-SPLIT_ROWS = {split: list(stories.flat_rows(json.loads(demo_data_path(split).read_text()))) for split in DEMO_SPLITS}
+
+def flat_rows(split: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a nested split: id, title, context, question, answers {text, answer_start}, kind."""
+    for article in split["data"]:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                yield {
+                    "id": question["id"],
+                    "title": article["title"],
+                    "context": paragraph["context"],
+                    "question": question["question"],
+                    "answers": {
+                        "text": [answer["text"] for answer in question["answers"]],
+                        "answer_start": [answer["answer_start"] for answer in question["answers"]],
+                    },
+                    "kind": question["kind"],
+                }
+
+
+SPLIT_ROWS = {split: list(flat_rows(json.loads(demo_data_path(split).read_text()))) for split in DEMO_SPLITS}
 ALL_ROWS = [row for rows in SPLIT_ROWS.values() for row in rows]
 
 

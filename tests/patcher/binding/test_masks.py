@@ -75,21 +75,27 @@ def as_visible(mask: Tensor, queries: int, keys: int) -> Tensor:
     return visible_keys(seen, 2, 1, queries, keys)
 
 
+def call(pattern: str, shape: str, attention_mask: Tensor | None) -> dict[str, Any]:
+    """What transformers hands a mask builder for two sequences."""
+    queries, keys, q_offset, kv_offset = SHAPES[shape]
+    return {
+        "batch_size": 2,
+        "q_length": queries,
+        "kv_length": keys,
+        "q_offset": q_offset,
+        "kv_offset": kv_offset,
+        "mask_function": PATTERNS[pattern],
+        "attention_mask": attention_mask,
+    }
+
+
 @pytest.mark.parametrize("kind", ["none", "ones", "left", "right", "all of one"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_intervals_equal_the_mask_of_transformers(pattern: str, shape: str, kind: str) -> None:
     queries, keys, q_offset, kv_offset = SHAPES[shape]
     for seen_tokens in (keys + kv_offset, min(keys + kv_offset, q_offset + queries)):
-        arguments = {
-            "batch_size": 2,
-            "q_length": queries,
-            "kv_length": keys,
-            "q_offset": q_offset,
-            "kv_offset": kv_offset,
-            "mask_function": PATTERNS[pattern],
-            "attention_mask": padding(kind, seen_tokens),
-        }
+        arguments = call(pattern, shape, padding(kind, seen_tokens))
         mask = build_mask(**arguments)
         assert is_row_ranges(mask)
         assert mask.shape == (2, 1, queries, 3)
@@ -258,16 +264,8 @@ def test_masks_of_whole_numbers_never_show_what_they_hide(dtype: torch.dtype, ke
 @pytest.mark.parametrize("shape", ["prefill", "chunk", "decode", "empty static cache", "sliding cache"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_ordinary_mask_equals_the_mask_of_transformers(pattern: str, shape: str, kind: str) -> None:
-    queries, keys, q_offset, kv_offset = SHAPES[shape]
-    arguments = {
-        "batch_size": 2,
-        "q_length": queries,
-        "kv_length": keys,
-        "q_offset": q_offset,
-        "kv_offset": kv_offset,
-        "mask_function": PATTERNS[pattern],
-        "attention_mask": padding(kind, keys + kv_offset),
-    }
+    queries, keys, _q_offset, kv_offset = SHAPES[shape]
+    arguments = call(pattern, shape, padding(kind, keys + kv_offset))
     mask = build_mask(**arguments)
     expected = expected_mask(arguments)
     made, causal = ordinary_mask(mask, queries, keys)
