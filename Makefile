@@ -35,11 +35,11 @@ lint: install  ## ruff on the sources, mypy on the installed wheel
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed build/wheel/*.whl
 	MYPYPATH=build/installed $(BIN)/mypy -p hf_sparsify
 
-real-models: install  ## SmolLM2-135M-Instruct as an ordinary model folder, for the tests marked `real`
+real-models: install  ## SmolLM2-135M-Instruct and all-MiniLM-L6-v2 as ordinary model folders, for the tests marked `real`
 	$(BIN)/python tests/fetch_real_models.py
 
 golden: install  ## rewrite the expected --help texts after a change that was meant
-	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_help.py
+	SPARSIFY_UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/test_help.py
 
 clean:
 	rm -rf build dist $(DEMO) *.egg-info

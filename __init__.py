@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .patcher.binding.loading import LoadedModel, LoadOptions
     from .patcher.binding.patching import Patch
     from .patcher.meter import Meter
-    from .patcher.methods import TopK, TopTheta
+    from .patcher.methods import Clustered, ClusteredPlain, TopK, TopKFeedForward, TopTheta
     from .patcher.recipe import Recipe, load_recipe, save_recipe
 
 _HOMES = {
@@ -23,12 +23,14 @@ _HOMES = {
     ".patcher.binding.loading": ("LoadedModel", "LoadOptions"),
     ".patcher.binding.patching": ("Patch",),
     ".patcher.meter": ("Meter",),
-    ".patcher.methods": ("TopK", "TopTheta"),
+    ".patcher.methods": ("Clustered", "ClusteredPlain", "TopK", "TopKFeedForward", "TopTheta"),
     ".patcher.recipe": ("Recipe", "load_recipe", "save_recipe"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Clustered",
+    "ClusteredPlain",
     "DataError",
     "LoadOptions",
     "LoadedModel",
@@ -39,6 +41,7 @@ __all__ = [
     "RecipeMismatchError",
     "SparsifyError",
     "TopK",
+    "TopKFeedForward",
     "TopTheta",
     "UsageError",
     "calibrate",

@@ -15,16 +15,16 @@ from .errors import UsageError
 from .evaluation.run import evaluate as run_evaluation
 from .evaluation.sources import load_questions
 from .patcher.binding.loading import LoadedModel, LoadOptions
-from .patcher.binding.modules import require_attention_modules
 from .patcher.binding.patching import Patch, apply_plan, current_patch, remove_patch
-from .patcher.methods import AttentionMethod
-from .patcher.plan import make_plan
+from .patcher.methods import AttentionMethod, Method, TopKFeedForward
+from .patcher.plan import plan_model
 from .patcher.recipe import is_recipe
 
 
 def patch(
     model: nn.Module,
-    method: AttentionMethod | Mapping[str, AttentionMethod] = DEFAULT_METHOD,
+    method: AttentionMethod | Mapping[str, Method] | None = DEFAULT_METHOD,
+    feed_forward: TopKFeedForward | None = None,
     *,
     layers: str | Iterable[int] | None = None,
     skip_layers: str | Iterable[int] | None = None,
@@ -33,16 +33,19 @@ def patch(
 ) -> Patch:
     """Patches a loaded model in place and returns the record of it; `unpatch(model)` restores it to the bit.
 
-    method: one method for all selected modules, or a plan that maps module names to methods (then nothing else may be
-    selected). layers, skip_layers, kind, stack: see make_plan. Raises NotPatchableError for a model outside the
-    attention interface, RecipeMismatchError for a plan that names other modules, UsageError for a bad selection.
+    As a context manager (`with patch(model): ...`) the model is dense again after the block.
+    method: one method for the selected attention (None leaves it dense), or a plan that maps module names to methods
+    (then nothing else may be given). feed_forward: one for the selected feed-forward layers. layers, skip_layers, kind,
+    stack: see make_plan. Raises NotPatchableError for what cannot be patched, RecipeMismatchError for a plan that names
+    other modules, UsageError for a bad selection.
     """
     if isinstance(method, Mapping):
-        if any(part is not None for part in (layers, skip_layers, kind, stack)):
-            raise UsageError("a plan names its modules: give no layers, skip_layers, kind or stack with it")
+        if any(part is not None for part in (feed_forward, layers, skip_layers, kind, stack)):
+            raise UsageError(
+                "a plan names its modules: give no feed_forward, layers, skip_layers, kind or stack with it"
+            )
         return apply_plan(model, method)
-    modules = require_attention_modules(model)
-    plan = make_plan(modules, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
+    plan = plan_model(model, method, feed_forward, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     return apply_plan(model, plan)
 
 
@@ -72,7 +75,7 @@ def calibrate(model: nn.Module, samples: Iterable[dict[str, Tensor]]) -> Patch:
     """
     old = current_patch(model)
     plan = {module.name: module.method for module in old.module_patches}
-    thresholds = {module.name: module.thresholds for module in old.module_patches if module.thresholds is not None}
+    thresholds = {module.name: module.thresholds for module in old.attention_patches if module.thresholds is not None}
     remove_patch(model)
     try:
         plan, thresholds = calibrate_plan(model, plan, samples)

@@ -32,10 +32,16 @@ app = typer.Typer(
 @app.command(epilog="Example: sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1")
 @exit_codes
 def patch(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, local folder, or demo-t5.")],
-    attention: Annotated[str, typer.Option(help="top-k, top-theta or none.", rich_help_panel=o.METHOD)] = "top-k",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")],
+    attention: o.Attention = "top-k",
     k: o.K = None,
     keep: o.Keep = None,
+    clusters: o.Clusters = None,
+    min_length: o.MinLength = None,
+    ffn: o.Ffn = "none",
+    ffn_k: o.FfnK = None,
+    ffn_keep: o.FfnKeep = None,
+    override: o.Set = None,
     layers: o.Layers = None,
     skip_layers: o.SkipLayers = None,
     kind: o.Kind = None,
@@ -55,22 +61,35 @@ def patch(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Plan sparse attention for MODEL, prove on the loaded model that it works, and write a recipe.
+    """Plan sparse attention and feed-forward layers for MODEL, prove the patch on the loaded model, and write a recipe.
 
     The weights are not copied and the model is not changed: a recipe is a small directory that the other commands and
     hf_sparsify.load apply.
     """
     from .commands import patch as command
     from .commands.report import patch_report
+    from .patcher.overrides import parse_override
     from .patcher.plan import check_selection
     from .patcher.recipe import DEFAULT_RECIPE, save_recipe
 
-    method = command.make_method(attention, k, keep, protect_first, protect_recent)
+    method = command.make_method(attention, k, keep, protect_first, protect_recent, clusters, min_length)
+    feed_forward = command.make_feed_forward(ffn, ffn_k, ffn_keep)
+    overrides = [parse_override(text) for text in override or []]
+    command.require_something(method, feed_forward, overrides)
     check_selection(layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     output = output or Path(DEFAULT_RECIPE)
     _start(model, quiet, verbose)
     loaded = _load(model, _options(dtype, device, revision, trust_remote_code, gguf_file), quiet)
-    planned = command.plan_recipe(loaded, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
+    planned = command.plan_recipe(
+        loaded,
+        method,
+        feed_forward,
+        layers=layers,
+        skip_layers=skip_layers,
+        kind=kind,
+        stack=stack,
+        overrides=overrides,
+    )
     if not dry_run:
         command.check_output(planned.recipe, output, force=force)
     if verify and not dry_run:
@@ -79,6 +98,40 @@ def patch(
     written = None if dry_run else save_recipe(planned.recipe, output, force=True)
     if dry_run or not quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
+
+
+@app.command(epilog="Example: sparsify validate ./sparsified")
+@exit_codes
+def validate(
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: ./sparsified).")] = None,
+    verify: Annotated[bool, typer.Option(help="Also prove it on the loaded model.", rich_help_panel=o.OUTPUT)] = True,
+    model: o.MovedModel = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    seed: o.HiddenSeed = 0,
+    trust_remote_code: o.TrustRemoteCode = False,
+    gguf_file: o.GgufFile = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Check a recipe, for example one edited by hand.
+
+    First its files, then every module of its plan on its model, then the proof of patch. Nothing is written.
+    """
+    from .commands.patch import prove_recipe
+    from .commands.report import validation_report
+    from .commands.validate import check_target, read_recipe
+
+    directory = read_recipe(recipe)
+    _start(recipe, quiet, verbose)
+    opened = _open(str(directory), _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
+    check_target(opened)
+    if verify:
+        say("proving the patch on the loaded model ...", quiet=quiet)
+    checks = prove_recipe(opened.loaded, opened.recipe) if verify else []
+    if not quiet:
+        results_console().print(validation_report(opened, checks))
 
 
 @app.command(epilog="Example: sparsify calibrate --dataset my-questions.jsonl --samples 128")
@@ -102,7 +155,7 @@ def calibrate(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Fit top-theta thresholds on questions with their answers; the recipe's modules become top-theta at the same k.
+    """Fit top-theta thresholds on questions with their answers; the recipe's top-k modules become top-theta, same k.
 
     Uses the train split of squad (of demo for demo models) unless told otherwise. The plan from before is kept in the
     recipe: `sparsify eval --as-top-k` runs it.
@@ -138,7 +191,7 @@ def evaluate(
     split: o.Split = None,
     limit: Annotated[int | None, typer.Option("--limit", "-L", help="Random subset of so many questions.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Questions at a time.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, for models that generate.")] = 32,
     as_top_k: Annotated[bool, typer.Option("--as-top-k", help="Run the plan from before calibration.")] = False,
     by_module: Annotated[
         bool, typer.Option("--by-module", help="Also what each module kept.", rich_help_panel=o.OUTPUT)
@@ -156,6 +209,9 @@ def evaluate(
     verbose: o.Verbose = False,
 ) -> None:
     """Answer the same questions with the unpatched and the patched model, and say what changed.
+
+    A model that generates writes the answer, one for question answering marks it in the passage, and an encoder finds
+    the question's passage among all of them.
 
     Uses the validation split of squad (of demo for demo models) unless told otherwise. Writes results.json and
     predictions.jsonl to RECIPE/eval/RUN.

@@ -22,7 +22,13 @@ MovedModel = Annotated[
 Seed = Annotated[int, typer.Option(help="Picks which questions are used.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
-K = Annotated[int | None, typer.Option("--k", help="Kept keys per row (default: 64).", rich_help_panel=METHOD)]
+Attention = Annotated[
+    str, typer.Option(help="top-k, top-theta, clustered, clustered-plain or none.", rich_help_panel=METHOD)
+]
+K = Annotated[
+    int | None,
+    typer.Option("--k", help="Kept keys per row (default: 64), refined keys per cluster (32).", rich_help_panel=METHOD),
+]
 Keep = Annotated[
     float | None, typer.Option("--keep", help="Kept fraction of what a row sees, in (0, 1].", rich_help_panel=METHOD)
 ]
@@ -44,13 +50,34 @@ Dataset = Annotated[
 Split = Annotated[str | None, typer.Option(help="The split of a named data set.")]
 Layers = Annotated[str | None, typer.Option(help="Only these, e.g. 2-11 or 0,4-7.", rich_help_panel=METHOD)]
 SkipLayers = Annotated[str | None, typer.Option(help="Not these.", rich_help_panel=METHOD)]
-Kind = Annotated[str | None, typer.Option(help="Only self or cross.", rich_help_panel=METHOD)]
+Kind = Annotated[str | None, typer.Option(help="Only self or cross attention.", rich_help_panel=METHOD)]
 Stack = Annotated[str | None, typer.Option(help="Only encoder or decoder.", rich_help_panel=METHOD)]
 ProtectFirst = Annotated[
     int, typer.Option(help="First keys of a row that are always kept, within k.", rich_help_panel=METHOD)
 ]
 ProtectRecent = Annotated[
     int, typer.Option(help="Last keys of a causal row that are always kept, within k.", rich_help_panel=METHOD)
+]
+Clusters = Annotated[
+    int | None, typer.Option(help="Clusters of queries per head (default: 100).", rich_help_panel=METHOD)
+]
+MinLength = Annotated[int | None, typer.Option(help="Clustered: shorter sequences stay dense.", rich_help_panel=METHOD)]
+Ffn = Annotated[str, typer.Option(help="Feed-forward layers: top-k or none.", rich_help_panel=METHOD)]
+FfnK = Annotated[int | None, typer.Option("--ffn-k", help="Kept activations per token.", rich_help_panel=METHOD)]
+FfnKeep = Annotated[
+    float | None,
+    typer.Option("--ffn-keep", help="Kept fraction of d_ff, in (0, 1] (default: 0.25).", rich_help_panel=METHOD),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="<rule>",
+        help="PATTERN=METHOD,OPTION=VALUE,...: another method for the modules that match, by name or by 're:' and a "
+        "regular expression for the whole name; none leaves them dense. May be repeated. "
+        "E.g. 're:encoder.*=clustered,clusters=50'",
+        rich_help_panel=METHOD,
+    ),
 ]
 RecipeOutput = Annotated[
     Path | None,

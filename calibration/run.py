@@ -7,27 +7,31 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..patcher.binding.patching import Patch, apply_plan, remove_patch
-from ..patcher.methods import AttentionMethod, TopTheta, exact_top_k
-from ..patcher.methods.budget import budget_of
+from ..patcher.methods import Method, TopTheta, exact_top_k
+from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.thresholds import ModuleThresholds
 from .histogram import ScoreHistogram
 
 
 def calibrate_plan(
     model: nn.Module,
-    plan: dict[str, AttentionMethod],
+    plan: dict[str, Method],
     samples: Iterable[dict[str, torch.Tensor]],
-) -> tuple[dict[str, AttentionMethod], dict[str, ModuleThresholds]]:
+) -> tuple[dict[str, Method], dict[str, ModuleThresholds]]:
     """Fits thresholds for every top-k or top-theta module of a plan at that module's own budget.
 
     samples: model inputs (input_ids and the like, batch first, one sequence each), without gradients or cache.
-    While it is observed each module runs exact top-k at its budget, so that deeper modules see sparse activations.
-    Returns the plan with those modules as top-theta, and their tables; a module none of whose rows was longer than its
-    budget has none. The model must not be patched, and is left as it was. DataError if there are no samples.
+    While it is observed each of them runs exact top-k at its budget and every other module what is planned, so that
+    deeper modules see sparse activations. Returns the plan with those modules as top-theta, and their tables; a module
+    none of whose rows was longer than its budget has none. The model must not be patched, and is left as it was.
+    Raises UsageError if no module of the plan takes thresholds, DataError if there are no samples.
     """
-    exact: dict[str, AttentionMethod] = {name: exact_top_k(method) for name, method in plan.items()}
+    require_convertible(plan)
+    exact: dict[str, Method] = {
+        name: exact_top_k(method) if isinstance(method, Budget) else method for name, method in plan.items()
+    }
     patch = apply_plan(model, exact)
     try:
         observed = _observe(patch)
@@ -35,16 +39,28 @@ def calibrate_plan(
     finally:
         remove_patch(model)
     tables = {name: histogram.fit() for name, histogram in observed.items()}
-    fitted: dict[str, AttentionMethod] = {
-        name: method if isinstance(method, TopTheta) else TopTheta(**budget_of(method)) for name, method in plan.items()
-    }
+    fitted = {name: _with_thresholds(method) for name, method in plan.items()}
     return fitted, {name: table for name, table in tables.items() if table is not None}
+
+
+def require_convertible(plan: dict[str, Method]) -> None:
+    """UsageError, with the reason, if no module of a plan takes thresholds."""
+    if not any(isinstance(method, Budget) for method in plan.values()):
+        names = " and ".join(sorted({method.name for method in plan.values()}))
+        raise UsageError(f"nothing to calibrate: thresholds are for top-k attention, and the plan holds {names} alone")
+
+
+def _with_thresholds(method: Method) -> Method:
+    if isinstance(method, TopTheta) or not isinstance(method, Budget):
+        return method
+    return TopTheta(**budget_of(method))
 
 
 def _observe(patch: Patch) -> dict[str, ScoreHistogram]:
     observed = {}
-    for module in patch.module_patches:
-        module.observer = observed[module.name] = ScoreHistogram(module.method)
+    for module in patch.attention_patches:
+        if isinstance(module.method, Budget):
+            module.observer = observed[module.name] = ScoreHistogram(module.method)
     return observed
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..calibration.run import calibrate_plan
+from ..calibration.run import calibrate_plan, require_convertible
 from ..environment import package_versions
 from ..errors import DataError, require_at_least_one
-from ..evaluation.generation import decoder_start
-from ..evaluation.inputs import PromptEncoder, position_limit
+from ..evaluation.inputs import position_limit
 from ..evaluation.questions import QuestionSet
-from ..patcher.methods import AttentionMethod
+from ..evaluation.tasks import task_for
+from ..patcher.methods import Method
 from ..patcher.methods.budget import Budget
 from ..patcher.recipe import CalibrationRecord, Recipe
 from .patch import check_exclusive
@@ -53,26 +53,24 @@ def calibrate_target(
     check_options(samples, k, keep)
     chosen = questions.sample(samples, seed)
     before = target.recipe.before_calibration or target.recipe.plan
-    plan = {name: _with_budget(method, k, keep) for name, method in target.recipe.plan.items()}
+    plan = target.recipe.plan
+    require_convertible(plan)
     if k is not None or keep is not None:
+        plan = {name: _with_budget(method, k, keep) for name, method in plan.items()}
         before = {name: _with_budget(method, k, keep) for name, method in before.items()}
     loaded, used = target.loaded, 0
-    encoder = PromptEncoder.for_model(
-        loaded.model, loaded.tokenizer, loaded.base.task, loaded.base.id, questions.version_2
-    )
-    start, limit = decoder_start(loaded.model), position_limit(loaded.model)
+    task = task_for(loaded, chosen)
 
     def inputs() -> Iterator[dict[str, Any]]:
         nonlocal used
         for question in chosen.questions:
-            sample = encoder.answered(question, start)
-            length = max(tokens.shape[1] for tokens in sample.values())
-            if limit is None or length <= limit:
-                used += 1
-                yield sample
+            samples_of_question = task.calibration_inputs(question)
+            used += bool(samples_of_question)
+            yield from samples_of_question
             if advance is not None:
                 advance(1)
         if not used:
+            limit = position_limit(loaded.model)
             raise DataError(f"no question of {questions.name} fits the model's {limit} positions")
 
     fitted, tables = calibrate_plan(loaded.model, plan, inputs())
@@ -87,7 +85,7 @@ def calibrate_target(
         fingerprint=questions.fingerprint,
         samples=used,
         seed=seed,
-        budget=", ".join(sorted({method.describe() for method in fitted.values()})),
+        budget=", ".join(sorted({fitted[name].describe() for name in tables})),
     )
     recipe = replace(
         target.recipe,
@@ -98,8 +96,9 @@ def calibrate_target(
         before_calibration=before,
         versions=package_versions(),
     )
-    return Calibrated(recipe, [name for name in fitted if name not in tables])
+    converted = [name for name, method in fitted.items() if method.needs_thresholds]
+    return Calibrated(recipe, [name for name in converted if name not in tables])
 
 
-def _with_budget(method: AttentionMethod, k: int | None, keep: float | None) -> AttentionMethod:
-    return method if k is None and keep is None else replace(method, k=k, keep=keep)
+def _with_budget(method: Method, k: int | None, keep: float | None) -> Method:
+    return replace(method, k=k, keep=keep) if isinstance(method, Budget) else method

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..environment import package_versions
 from ..errors import UsageError
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.modules import other_attention, require_attention_modules
-from ..patcher.binding.patching import check_module
-from ..patcher.methods import METHODS, AttentionMethod
-from ..patcher.plan import make_plan
+from ..patcher.binding.modules import other_attention
+from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, TopKFeedForward
+from ..patcher.methods.budget import Budget
+from ..patcher.overrides import Override
+from ..patcher.plan import plan_model
 from ..patcher.proof import Check, prove
 from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe
 from .target import DEFAULT_K
+
+# A fraction, because d_ff differs between models by a factor of hundreds.
+DEFAULT_FFN_KEEP = 0.25
 
 
 @dataclass(frozen=True)
@@ -25,43 +31,89 @@ class Planned:
     unreachable: list[str]
 
 
-def check_exclusive(k: int | None, keep: float | None) -> None:
+def check_exclusive(k: int | None, keep: float | None, prefix: str = "") -> None:
     """UsageError if both are given."""
     if k is not None and keep is not None:
-        raise UsageError("--k and --keep exclude each other: give one")
+        raise UsageError(f"--{prefix}k and --{prefix}keep exclude each other: give one")
 
 
 def make_method(
-    attention: str, k: int | None, keep: float | None, protect_first: int = 0, protect_recent: int = 0
-) -> AttentionMethod:
-    """The method that the options describe; k = 64 where neither k nor keep is given. UsageError names the option."""
+    attention: str,
+    k: int | None = None,
+    keep: float | None = None,
+    protect_first: int = 0,
+    protect_recent: int = 0,
+    clusters: int | None = None,
+    min_length: int | None = None,
+) -> AttentionMethod | None:
+    """The attention method that the options describe, None for "none"; where neither k nor keep is given, top-k keeps
+    64 keys per row. UsageError names the option that does not fit."""
     if attention == "none":
-        raise UsageError("--attention none leaves nothing to patch: choose " + " or ".join(METHODS))
-    if attention not in METHODS:
-        raise UsageError(f"unknown method {attention!r}: --attention takes {', '.join(METHODS)} or none")
+        return None
+    if attention not in ATTENTION_METHODS:
+        raise UsageError(f"unknown method {attention!r}: --attention takes {', '.join(ATTENTION_METHODS)} or none")
     check_exclusive(k, keep)
-    if k is None and keep is None:
-        k = DEFAULT_K
-    return METHODS[attention](k=k, keep=keep, protect_first=protect_first, protect_recent=protect_recent)
+    kind = ATTENTION_METHODS[attention]
+    given: dict[str, Any] = {
+        "k": k,
+        "keep": keep,
+        "protect_first": protect_first or None,
+        "protect_recent": protect_recent or None,
+        "clusters": clusters,
+        "min_length": min_length,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    known = kind.__dataclass_fields__
+    if unknown := [name for name in given if name not in known]:
+        raise UsageError(f"--{unknown[0].replace('_', '-')} does not go with --attention {attention}")
+    if issubclass(kind, Budget) and k is None and keep is None:
+        given["k"] = DEFAULT_K
+    return kind(**given)
+
+
+def make_feed_forward(feed_forward: str, k: int | None = None, keep: float | None = None) -> TopKFeedForward | None:
+    """The feed-forward method that the options describe, None for "none". UsageError names what does not fit."""
+    if feed_forward not in ("none", "top-k"):
+        raise UsageError(f"unknown feed-forward method {feed_forward!r}: --ffn takes top-k or none")
+    if feed_forward == "none":
+        if k is not None or keep is not None:
+            raise UsageError("--ffn-k and --ffn-keep go with --ffn top-k")
+        return None
+    check_exclusive(k, keep, "ffn-")
+    return TopKFeedForward(k=k, keep=DEFAULT_FFN_KEEP if k is None and keep is None else keep)
+
+
+def require_something(attention: object, feed_forward: object, overrides: Sequence[Override]) -> None:
+    """UsageError if the options leave nothing to patch, whatever the model is."""
+    if attention is None and feed_forward is None and not any(override.method for override in overrides):
+        raise UsageError(
+            "--attention none leaves nothing to patch: choose an attention method, --ffn top-k or a method with --set"
+        )
 
 
 def plan_recipe(
     loaded: LoadedModel,
-    method: AttentionMethod,
+    attention: AttentionMethod | None,
+    feed_forward: TopKFeedForward | None = None,
     *,
     layers: str | None = None,
     skip_layers: str | None = None,
     kind: str | None = None,
     stack: str | None = None,
+    overrides: Sequence[Override] = (),
 ) -> Planned:
-    """The recipe for a model; NotPatchableError if none of its attention can be reached, UsageError as in make_plan."""
-    modules = require_attention_modules(loaded.model)
-    plan = make_plan(modules, method, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
-    for module in modules:
-        if module.name in plan:
-            check_module(module, method)
-    recipe = Recipe(loaded.base, plan, versions=package_versions())
-    return Planned(recipe, other_attention(loaded.model))
+    """The recipe for a model; raises what plan_model raises."""
+    plan = plan_model(
+        loaded.model,
+        attention,
+        feed_forward,
+        layers=layers,
+        skip_layers=skip_layers,
+        kind=kind,
+        stack=stack,
+        overrides=overrides,
+    )
+    return Planned(Recipe(loaded.base, plan, versions=package_versions()), other_attention(loaded.model))
 
 
 def check_output(recipe: Recipe, directory: Path, *, force: bool) -> None:

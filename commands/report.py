@@ -1,4 +1,4 @@
-"""What patch, calibrate, generate and methods print."""
+"""What patch, validate, calibrate, generate and methods print."""
 
 from __future__ import annotations
 
@@ -11,49 +11,66 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..patcher.binding.feed_forward import feed_forward_modules
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.modules import AttentionModule, attention_modules
+from ..patcher.binding.modules import attention_modules
+from ..patcher.binding.patching import PatchableModule
 from ..patcher.methods import METHODS
+from ..patcher.methods.budget import Budget
 from ..patcher.proof import Check
-from ..patcher.recipe import DEFAULT_RECIPE
+from ..patcher.recipe import DEFAULT_RECIPE, Recipe
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
 from .patch import Planned
-
-GENERATING = ("causal-lm", "seq2seq-lm")
+from .target import Target
 
 
 def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], written: Path | None) -> RenderableType:
     """The plan by kind of module, the proof, and where the recipe went."""
-    parts: list[RenderableType] = [_plan_table(planned, loaded), ""]
+    parts: list[RenderableType] = [_plan_table(planned.recipe, loaded), ""]
     if planned.unreachable:
         names = ", ".join(planned.unreachable)
         parts.append(Text(f"stays dense, it computes attention outside the interface: {names}", style="yellow"))
     if any(method.needs_thresholds for method in planned.recipe.plan.values()):
         parts.append("not calibrated yet: every row uses its own exact top-k until `sparsify calibrate`")
-    if checks:
-        parts += [
-            titled("Proof of patch", grid(["", "check", "relative difference"], _check_rows(checks), text_columns=2)),
-            "",
-        ]
-    parts.append("dry run: nothing was written" if written is None else f"wrote {written}{_next(planned, written)}")
+    parts += _proof(checks)
+    if written is None:
+        parts.append("dry run: nothing was written")
+    else:
+        takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values())
+        parts.append(f"wrote {written}; next: {_command('calibrate' if takes_thresholds else 'eval', written)}")
     return Group(*parts)
 
 
-def _next(planned: Planned, written: Path) -> str:
-    """What to type next; a model that writes no text can be neither calibrated nor evaluated on questions."""
-    return f"; next: {_command('calibrate', written)}" if planned.recipe.base_model.task in GENERATING else ""
+def validation_report(target: Target, checks: list[Check]) -> RenderableType:
+    """The plan, the proof, and the verdict."""
+    recipe = target.recipe
+    record = recipe.calibration
+    calibrated = f"; calibrated on {record.samples} questions of {record.dataset}, {record.budget}" if record else ""
+    verdict = f"the recipe in {target.directory} is valid{calibrated}"
+    return Group(_plan_table(recipe, target.loaded), "", *_proof(checks), verdict)
+
+
+def _proof(checks: list[Check]) -> list[RenderableType]:
+    if not checks:
+        return []
+    return [
+        titled("Proof of patch", grid(["", "check", "relative difference"], _check_rows(checks), text_columns=2)),
+        "",
+    ]
 
 
 def _command(name: str, recipe: Path) -> str:
     return f"sparsify {name}" if recipe == Path(DEFAULT_RECIPE) else f"sparsify {name} {shlex.quote(str(recipe))}"
 
 
-def _plan_table(planned: Planned, loaded: LoadedModel) -> RenderableType:
-    base, plan = planned.recipe.base_model, planned.recipe.plan
-    groups: dict[str, list[AttentionModule]] = {}
+def _plan_table(recipe: Recipe, loaded: LoadedModel) -> RenderableType:
+    base, plan = recipe.base_model, recipe.plan
+    groups: dict[str, list[PatchableModule]] = {}
     for module in attention_modules(loaded.model):
         groups.setdefault(f"{module.stack} {module.kind}", []).append(module)
+    for layer in feed_forward_modules(loaded.model):
+        groups.setdefault(f"{layer.stack} {layer.kind}", []).append(layer)
     rows = []
     for group, members in groups.items():
         chosen = [module for module in members if module.name in plan]
@@ -62,7 +79,7 @@ def _plan_table(planned: Planned, loaded: LoadedModel) -> RenderableType:
         rows.append(
             [group, "; ".join(methods) or "-", layers or "-", str(len(chosen)), str(len(members) - len(chosen))]
         )
-    header = ["attention", "method", "layers", "modules", "left dense"]
+    header = ["modules of", "method", "layers", "modules", "left dense"]
     return titled(f"{Path(base.id).name}: {base.model_type}, {base.task}", grid(header, rows, text_columns=3))
 
 
@@ -91,7 +108,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
     title = "" if record is None else f"Calibrated on {record.samples} questions of {record.dataset}, {record.budget}"
     shortest, longest = min(t.shortest for t in tables.values()), max(t.longest for t in tables.values())
     rows = [
-        ("modules with thresholds", f"{len(tables)} of {len(recipe.plan)}"),
+        ("modules with thresholds", f"{len(tables)} of {len(tables) + len(calibrated.without_thresholds)}"),
         (
             "thresholds",
             f"{sum(t.theta.numel() for t in tables.values())} for {sum(t.heads for t in tables.values())} query heads",
@@ -112,8 +129,10 @@ def answers_report(answers: dict[str, Any]) -> RenderableType:
         *(Panel(Text(answers[arm]), title=arm, title_align="left") for arm in ("dense", "patched")),
     )
     same = "the same" if answers["dense"] == answers["patched"] else "not the same"
-    kept = answers["kept"]["kept_share"]
-    facts_line = f"{same}; KL {answers['kl']:.4f} nats per token; {percent(kept)} of attention elements kept"
+    facts_line = f"{same}; KL {answers['kl']:.4f} nats per token"
+    for key, what in (("kept_share", "attention elements"), ("activations_kept_share", "feed-forward activations")):
+        if answers["kept"][key] is not None:
+            facts_line += f"; {percent(answers['kept'][key])} of {what} kept"
     return Group(table, facts_line)
 
 

@@ -10,9 +10,8 @@ from ..environment import package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
-from ..patcher.binding.modules import require_attention_modules
 from ..patcher.methods import AttentionMethod, TopK
-from ..patcher.plan import make_plan
+from ..patcher.plan import plan_model
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ def open_target(
         if model is not None:
             raise UsageError(f"--model goes with a recipe, and {argument} holds none")
         loaded = load_named(argument, options)
-        plan = make_plan(require_attention_modules(loaded.model), method)
+        plan = plan_model(loaded.model, method)
         return Target(loaded, Recipe(loaded.base, plan, versions=package_versions()), None)
     recipe = load_recipe(argument)
     source = find_base_model(recipe.base_model, Path(argument)) if model is None else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,34 @@ from .prompts import build_prompt, choose_style, extract_answer
 from .questions import Question
 
 UNANSWERABLE = "unanswerable"
+# Tokenizers that know no limit say a far larger number.
+NO_LIMIT = 10**9
 
 
 def position_limit(model: Any) -> int | None:
     """The most tokens that one side of a model has positions for; None where positions are relative."""
     if model.config.is_encoder_decoder and hasattr(model.config, "relative_attention_num_buckets"):
         return None
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the padding token's number, and have that many fewer.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.num_embeddings - module.padding_idx - 1)
     return getattr(model.config, "max_position_embeddings", None)
+
+
+def text_limit(model: Any, tokenizer: Any) -> int | None:
+    """The most tokens of a text that a model reads: its positions, or fewer if its tokenizer says so; None for any."""
+    limits = [limit for limit in (position_limit(model), tokenizer.model_max_length) if limit and limit < NO_LIMIT]
+    return min(limits, default=None)
+
+
+def accepted_inputs(model: Any, tokenizer: Any) -> tuple[str, ...]:
+    """The names of what a tokenizer makes for texts that a model also takes."""
+    taken = inspect.signature(model.forward).parameters
+    names = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in taken]
+    if "token_type_ids" not in tokenizer.model_input_names or getattr(model.config, "type_vocab_size", 2) < 2:
+        names = [name for name in names if name != "token_type_ids"]
+    return tuple(names)
 
 
 def prompt_fits(model: Any, prompt_tokens: int, max_new_tokens: int) -> bool:

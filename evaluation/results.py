@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SparsifyError
-from .run import ARMS, Evaluation, Prediction
+from .run import Evaluation
+from .tasks.base import Prediction, Task
 
 SCHEMA_VERSION = 1
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """Scores in percent for both arms, their difference, and what was kept, ready for JSON."""
-    predictions = evaluation.predictions
+    predictions, task = evaluation.predictions, evaluation.task
     questions = evaluation.questions
+    primary = next(iter(task.metrics))
     return {
         "schema_version": SCHEMA_VERSION,
+        "task": task.name,
         "dataset": {
             "name": questions.name,
             "split": questions.split,
@@ -30,41 +33,31 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
             "questions": len(predictions),
             "left_out_too_long": evaluation.left_out,
         },
-        "prompt": {"style": evaluation.style, "first": evaluation.first_prompt},
+        "prompt": {"style": task.style, "first": evaluation.first_input},
         "batch_size": evaluation.batch_size,
-        "max_new_tokens": evaluation.max_new_tokens,
-        "scores": score(predictions, questions.version_2),
-        "by_kind": _by_kind(predictions, questions.version_2),
+        "max_new_tokens": task.max_new_tokens,
+        "metrics": task.metrics,
+        "scores": score(predictions, task),
+        "by_kind": _by_kind(predictions, task),
         "changed": {
-            "right_to_wrong": sum(p.exact_match["dense"] > p.exact_match["patched"] for p in predictions),
-            "wrong_to_right": sum(p.exact_match["dense"] < p.exact_match["patched"] for p in predictions),
+            "right_to_wrong": sum(p.scores["dense"][primary] > p.scores["patched"][primary] for p in predictions),
+            "wrong_to_right": sum(p.scores["dense"][primary] < p.scores["patched"][primary] for p in predictions),
         },
         "same_answer_share": _mean([p.answers["dense"] == p.answers["patched"] for p in predictions]),
-        "mean_kl": _mean([p.kl for p in predictions for _ in range(p.answer_tokens)]),
+        "mean_kl": _mean_kl(predictions),
+        "kl_unit": task.kl_unit,
+        "mean_cosine": _mean([p.cosines["question"] for p in predictions if p.cosines]),
+        "mean_passage_cosine": _mean([p.cosines["passage"] for p in predictions if p.cosines]),
         "seconds": evaluation.seconds,
         "kept": evaluation.meter.summary(),
     }
 
 
-def score(predictions: Sequence[Prediction], version_2: bool) -> dict[str, dict[str, float]]:
-    """{"dense": {"exact_match", "f1"}, "patched": ..., "difference": patched - dense}, in percent."""
-    from .metrics import make_metric
-
-    metric = make_metric(version_2)
-    references = [
-        {
-            "id": p.question.id,
-            "answers": {"text": list(p.question.answers), "answer_start": [0] * len(p.question.answers)},
-        }
-        for p in predictions
-    ]
-    scores: dict[str, dict[str, float]] = {}
-    for arm in ARMS:
-        given = [{"id": p.question.id, "prediction_text": p.answers[arm]} for p in predictions]
-        found = metric.compute(predictions=given, references=references) or {}
-        scores[arm] = {"exact_match": found["exact" if version_2 else "exact_match"], "f1": found["f1"]}
-    scores["difference"] = {name: scores["patched"][name] - scores["dense"][name] for name in scores["dense"]}
-    return scores
+def score(predictions: Sequence[Prediction], task: Task) -> dict[str, dict[str, float]]:
+    """{"dense": {metric: percent}, "patched": ..., "difference": patched - dense} for the task's metrics."""
+    scores = task.score(predictions)
+    dense, patched = scores["dense"], scores["patched"]
+    return {**scores, "difference": {name: patched[name] - dense[name] for name in dense}}
 
 
 def save_results(results: dict[str, Any], predictions: Sequence[Prediction], directory: Path) -> Path:
@@ -89,12 +82,17 @@ def save_results(results: dict[str, Any], predictions: Sequence[Prediction], dir
     return directory
 
 
-def _by_kind(predictions: Sequence[Prediction], version_2: bool) -> dict[str, Any]:
+def _by_kind(predictions: Sequence[Prediction], task: Task) -> dict[str, Any]:
     kinds: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
         if prediction.question.kind:
             kinds[prediction.question.kind].append(prediction)
-    return {kind: {"questions": len(members), **score(members, version_2)} for kind, members in sorted(kinds.items())}
+    return {kind: {"questions": len(members), **score(members, task)} for kind, members in sorted(kinds.items())}
+
+
+def _mean_kl(predictions: Sequence[Prediction]) -> float | None:
+    """Over all answer tokens where answers are generated, else over questions."""
+    return _mean([p.kl for p in predictions if p.kl is not None for _ in range(p.answer_tokens or 1)])
 
 
 def _mean(values: Sequence[float]) -> float | None:

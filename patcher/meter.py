@@ -1,4 +1,4 @@
-"""What was kept, counted while the model runs: attention elements, rows, and V rows in decoding."""
+"""What was kept or computed, counted while the model runs: attention elements, rows, V rows, clusters, activations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .methods.clustered import ClusterCounts
 from .methods.rows import RowCounts
+from .methods.top_k_feed_forward import ActivationCounts
 
 # Shares are counted in this many equal steps of (0, 1]; percentiles are exact to one step.
 STEPS = 1000
@@ -22,7 +24,8 @@ def _steps() -> Tensor:
 class ModuleMeter:
     """Counts of one module. `long` rows are those that see more keys than their k; only they can be sparse.
 
-    long_budget: the keys that long rows may keep, summed: 1.0 kept per k is what calibration aims at.
+    long_budget: the keys that long rows may keep, summed: 1.0 kept per k is what calibration aims at. cluster_*: see
+    ClusterCounts; activations: of a feed-forward layer. What a module's method does not have stays 0.
     """
 
     visible: int = 0
@@ -36,6 +39,11 @@ class ModuleMeter:
     rescued_rows: int = 0
     v_rows: int = 0
     v_rows_kept: int = 0
+    cluster_scores: int = 0
+    cluster_dense_scores: int = 0
+    cluster_distances: int = 0
+    activations: int = 0
+    activations_kept: int = 0
     long_shares: Tensor = field(default_factory=_steps)
     v_shares: Tensor = field(default_factory=_steps)
 
@@ -87,6 +95,9 @@ class ModuleMeter:
             "decode_v_rows_share": _share(self.v_rows_kept, self.v_rows),
             "decode_v_rows_share_p5": _percentile(self.v_shares, 0.05),
             "decode_v_rows_share_p95": _percentile(self.v_shares, 0.95),
+            "cluster_scores_share": _share(self.cluster_scores, self.cluster_dense_scores),
+            "cluster_distances_share": _share(self.cluster_distances, self.cluster_dense_scores),
+            "activations_kept_share": _share(self.activations_kept, self.activations),
         }
 
 
@@ -107,7 +118,23 @@ class Meter:
         if self.active is not None and self.active.shape[0] == counts.kept.shape[0]:
             active = self.active.to(counts.kept.device).unsqueeze(1)
             counted = active if counted is None else counted & active
-        self.modules.setdefault(name, ModuleMeter()).add(counts, lengths, rows_k, counted, decoding)
+        self._module(name).add(counts, lengths, rows_k, counted, decoding)
+
+    def add_clusters(self, name: str, counts: ClusterCounts) -> None:
+        """Adds one call of clustered attention in module `name`."""
+        module = self._module(name)
+        module.cluster_scores += counts.scores
+        module.cluster_dense_scores += counts.dense_scores
+        module.cluster_distances += counts.distances
+
+    def add_activations(self, name: str, counts: ActivationCounts) -> None:
+        """Adds one call of feed-forward layer `name`."""
+        module = self._module(name)
+        module.activations += counts.all
+        module.activations_kept += counts.kept
+
+    def _module(self, name: str) -> ModuleMeter:
+        return self.modules.setdefault(name, ModuleMeter())
 
     def total(self) -> ModuleMeter:
         """All modules together: sums, so that long rows weigh by their length."""

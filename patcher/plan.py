@@ -1,4 +1,4 @@
-"""From what a person asks for (a method, some layers) to a plan: module name -> method."""
+"""From what a person asks for (methods, some layers, exceptions) to a plan: module name -> method."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from torch import nn
+
 from ..errors import UsageError
-from .binding.modules import AttentionModule
-from .methods import AttentionMethod
+from .binding.feed_forward import require_feed_forward_modules
+from .binding.modules import require_attention_modules, unwrapped
+from .binding.patching import PatchableModule, check_module, patchable_modules
+from .methods import AttentionMethod, Method, TopKFeedForward
+from .overrides import Override, apply_overrides
 
 KINDS = ("self", "cross")
 STACKS = ("encoder", "decoder")
@@ -24,21 +29,57 @@ def check_selection(*, layers: str | None, skip_layers: str | None, kind: str | 
             _parse(option, text)
 
 
-def make_plan(
-    modules: list[AttentionModule],
-    method: AttentionMethod,
+def plan_model(
+    model: nn.Module,
+    attention: AttentionMethod | None,
+    feed_forward: TopKFeedForward | None = None,
     *,
     layers: str | Iterable[int] | None = None,
     skip_layers: str | Iterable[int] | None = None,
     kind: str | None = None,
     stack: str | None = None,
-) -> dict[str, AttentionMethod]:
-    """The selected modules, all with one method.
+    overrides: Iterable[Override] = (),
+) -> dict[str, Method]:
+    """The plan of a model: one method for the selected attention, one for the selected feed-forward layers, exceptions.
 
-    layers, skip_layers: numbers, or text such as "2-11" or "0,1,5-7"; a number counts in every stack of the model.
-    kind: "self" or "cross". stack: "encoder" or "decoder". UsageError names what is out of range or leaves nothing.
+    None leaves attention or feed-forward dense. See make_plan for the selection and apply_overrides for the exceptions.
+    Raises NotPatchableError for modules that cannot take their method, UsageError for a selection that leaves nothing.
     """
     check_selection(layers=None, skip_layers=None, kind=kind, stack=stack)
+    model = unwrapped(model)
+    plan: dict[str, Method] = {}
+    if attention is not None:
+        modules: list[PatchableModule] = [*require_attention_modules(model)]
+        plan |= make_plan(modules, attention, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
+    if feed_forward is not None:
+        modules = [*require_feed_forward_modules(model)]
+        plan |= make_plan(modules, feed_forward, layers=layers, skip_layers=skip_layers, stack=stack)
+    plan = apply_overrides(plan, overrides, patchable_modules(model, plan))
+    if not plan:
+        raise UsageError("nothing is left to patch: choose an attention method, a feed-forward method or --set")
+    found = patchable_modules(model, plan)
+    for name, method in plan.items():
+        check_module(found[name], method)
+    return plan
+
+
+def make_plan(
+    modules: Iterable[PatchableModule],
+    method: Method,
+    *,
+    layers: str | Iterable[int] | None = None,
+    skip_layers: str | Iterable[int] | None = None,
+    kind: str | None = None,
+    stack: str | None = None,
+) -> dict[str, Method]:
+    """The selected modules, all attention or all feed-forward, with one method.
+
+    layers, skip_layers: numbers, or text such as "2-11" or "0,1,5-7"; a number counts in every stack of the model.
+    kind: of attention, "self" or "cross". stack: "encoder" or "decoder". UsageError names what is out of range or
+    leaves nothing.
+    """
+    check_selection(layers=None, skip_layers=None, kind=kind, stack=stack)
+    modules = list(modules)
     known = {module.layer for module in modules if module.layer is not None}
     wanted = known | {None} if layers is None else set(_numbers("layers", layers, known))
     skipped = set() if skip_layers is None else set(_numbers("skip-layers", skip_layers, known))
@@ -51,7 +92,7 @@ def make_plan(
         and stack in (None, module.stack)
     }
     if not plan:
-        raise UsageError("the selection leaves no attention module to patch: loosen layers, skip-layers, kind or stack")
+        raise UsageError("the selection leaves no module to patch: loosen layers, skip-layers, kind or stack")
     return plan
 
 
@@ -79,7 +120,7 @@ def _parse(option: str, text: str) -> list[int]:
     return numbers
 
 
-def describe_plan(plan: Mapping[str, AttentionMethod]) -> str:
+def describe_plan(plan: Mapping[str, Method]) -> str:
     """For a title: "top-k, k = 64 in 30 modules"; several methods are joined by "and"."""
     counts = Counter(f"{method.name}, {method.describe()}" for method in plan.values())
     return " and ".join(f"{method} in {count} module{'s' * (count > 1)}" for method, count in counts.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import NotPatchableError
 from .binding.attention import PATCH_ATTRIBUTE
 from .binding.patching import Patch, apply_plan, remove_patch
-from .methods import AttentionMethod
+from .methods import Method
 from .thresholds import ModuleThresholds
 
 LENGTH = 48
@@ -29,7 +29,7 @@ SMALL_K = 8
 # Largest difference relative to the largest output. Rounding accumulates over layers; a lost mask comes near 1.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
 
-Plan = Mapping[str, AttentionMethod]
+Plan = Mapping[str, Method]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _Prover:
         yield self.called()
         restored = _settings(self.model) == settings and torch.equal(self.run(self.tokens[:1]), before)
         yield Check("unpatching restores the dense model to the bit", restored)
-        yield self.blame("keep = 1 equals the dense model", self.dense_error)
+        yield self.blame("keeping all equals the dense model", self.dense_error)
         yield self.blame("padding and batching do not matter", self.padding_error)
         if self.causal or self.encoder_decoder:
             yield self.blame("the future does not matter", self.future_error)
@@ -208,29 +208,21 @@ class _Prover:
         return _typical_difference(torch.cat(outputs, 1), full[:, -DECODED:])
 
 
-def _dense(plan: Plan) -> dict[str, AttentionMethod]:
-    return {name: replace(method, k=None, keep=1.0) for name, method in plan.items()}
+def _dense(plan: Plan) -> dict[str, Method]:
+    return {name: method.as_dense() for name, method in plan.items()}
 
 
-def _small(plan: Plan) -> dict[str, AttentionMethod]:
-    """The plan at a small k (or its own, if smaller), protected keys included only where they fit."""
-    small: dict[str, AttentionMethod] = {}
-    for name, method in plan.items():
-        k = min(method.k or SMALL_K, SMALL_K)
-        fits = method.protect_first + method.protect_recent <= k
-        options: dict[str, Any] = {} if fits else {"protect_first": 0, "protect_recent": 0}
-        if hasattr(method, "min_keep"):
-            options["min_keep"] = min(method.min_keep, k)
-        small[name] = replace(method, k=k, keep=None, **options)
-    return small
+def _small(plan: Plan) -> dict[str, Method]:
+    return {name: method.as_small(SMALL_K) for name, method in plan.items()}
 
 
 def _settings(model: Any) -> list[tuple[Any, bool]]:
-    """What a patch changes: the attention implementation that each module reads, and whether it carries a patch."""
+    """What a patch changes: the attention implementation that each module reads, and whether something stands in for
+    the module's own behaviour."""
     return [
         (
             getattr(getattr(module, "config", None), "_attn_implementation_internal", None),
-            hasattr(module, PATCH_ATTRIBUTE),
+            hasattr(module, PATCH_ATTRIBUTE) or "forward" in vars(module),
         )
         for module in model.modules()
     ]

@@ -11,7 +11,16 @@ import tiny_language_models
 import tiny_models
 import torch
 from command_line import runner
-from hf_sparsify import DataError, LoadOptions, NotPatchableError, RecipeMismatchError, TopK, TopTheta, UsageError
+from hf_sparsify import (
+    DataError,
+    LoadOptions,
+    NotPatchableError,
+    RecipeMismatchError,
+    TopK,
+    TopKFeedForward,
+    TopTheta,
+    UsageError,
+)
 from torch import Tensor
 
 FAMILIES = tiny_models.FAMILIES
@@ -172,3 +181,83 @@ def test_a_saved_patched_model_loads_as_the_dense_one(recipe: Path, tmp_path: Pa
     with torch.no_grad():
         saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
         assert torch.equal(saved(tokens).logits, loaded.model(tokens).logits)
+
+
+# As a context manager
+
+
+def test_a_block_is_sparse_and_dense_afterwards() -> None:
+    model, call = tiny_models.build("llama"), tiny_models.inputs("llama")
+    dense = tiny_models.logits(model, call)
+    seen = []
+    for k in (2, 3):
+        with hf_sparsify.patch(model, TopK(k=k), TopKFeedForward(k=4)) as record:
+            assert isinstance(record, hf_sparsify.Patch)
+            seen.append(tiny_models.logits(model, call))
+            with pytest.raises(UsageError, match="already patched"):
+                hf_sparsify.patch(model)
+        assert torch.equal(tiny_models.logits(model, call), dense)
+    assert not torch.equal(*seen)
+
+
+def test_blocks_of_two_models_may_be_nested() -> None:
+    models = [tiny_models.build(name) for name in ("llama", "t5")]
+    calls = [tiny_models.inputs(name) for name in ("llama", "t5")]
+
+    def outputs() -> list[Tensor]:
+        return [tiny_models.logits(model, call) for model, call in zip(models, calls, strict=True)]
+
+    dense = outputs()
+    with hf_sparsify.patch(models[0], TopK(k=2)):
+        outer = outputs()
+        with hf_sparsify.patch(models[1], TopK(k=1)):
+            inner = outputs()
+        assert all(torch.equal(one, other) for one, other in zip(outputs(), outer, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(outputs(), dense, strict=True))
+    assert torch.equal(outer[1], dense[1])
+    assert torch.equal(inner[0], outer[0])
+    assert not torch.equal(inner[1], dense[1])
+
+
+def test_a_block_that_fails_leaves_a_dense_model() -> None:
+    model, call = tiny_models.build("llama"), tiny_models.inputs("llama")
+    dense = tiny_models.logits(model, call)
+    with pytest.raises(KeyError, match="mine"), hf_sparsify.patch(model, TopK(k=2), TopKFeedForward(k=4)):
+        raise KeyError("mine")
+    assert torch.equal(tiny_models.logits(model, call), dense)
+    hf_sparsify.patch(model)  # it is not left half patched
+
+
+@pytest.mark.parametrize("inside", ["unpatch", "patch anew", "calibrate", "leave another block"])
+def test_a_block_ends_dense_whatever_happened_inside(inside: str) -> None:
+    model, call = tiny_models.build("llama"), tiny_models.inputs("llama", length=30)
+    dense = tiny_models.logits(model, call)
+    with hf_sparsify.patch(model, TopK(k=2)):
+        if inside == "calibrate":
+            hf_sparsify.calibrate(model, samples())
+        else:
+            hf_sparsify.unpatch(model)
+            assert torch.equal(tiny_models.logits(model, call), dense)
+        if inside == "patch anew":
+            hf_sparsify.patch(model, TopK(k=3))
+        if inside == "leave another block":
+            with hf_sparsify.patch(model, TopK(k=3)):
+                pass
+    assert torch.equal(tiny_models.logits(model, call), dense)
+    with pytest.raises(UsageError, match="not patched"):
+        hf_sparsify.unpatch(model)
+
+
+def test_feed_forward_layers_follow_the_selection() -> None:
+    model = tiny_models.build("bart")
+    record = hf_sparsify.patch(model, TopK(k=4), TopKFeedForward(keep=0.5), layers="1", stack="decoder")
+    assert {module.name: module.method.name for module in record.module_patches} == {
+        "model.decoder.layers.1.self_attn": "top-k",
+        "model.decoder.layers.1.encoder_attn": "top-k",
+        "model.decoder.layers.1.fc2": "top-k-feed-forward",
+    }
+    hf_sparsify.unpatch(model)
+    with pytest.raises(UsageError, match="give no feed_forward"):
+        hf_sparsify.patch(model, {"model.decoder.layers.1.fc2": TopKFeedForward(k=4)}, TopKFeedForward(k=4))
+    with pytest.raises(UsageError, match="nothing is left to patch"):
+        hf_sparsify.patch(model, None)

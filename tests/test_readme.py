@@ -1,7 +1,7 @@
 """The README's commands and code run as they stand there.
 
-Blocks that follow a line `<!-- run -->` are executed in order, in one empty directory. `UPDATE_README=1` writes what
-the commands print back into the README.
+Blocks that follow a line `<!-- run -->` are executed in order, in one empty directory, and have to print what the README
+shows, figures aside. `UPDATE_README=1` writes what they print back into the README.
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         else:
-            text = text.replace(block, "\n".join(_run(line) for line in block.splitlines() if line.startswith("$ ")))
+            printed = "\n".join(_run(line) for line in block.splitlines() if line.startswith("$ "))
+            assert _wording(printed) == _wording(block) or os.environ.get("UPDATE_README")
+            text = text.replace(block, printed)
     if os.environ.get("UPDATE_README"):
         README.write_text(text, encoding="utf-8")
+
+
+def _wording(text: str) -> str:
+    """A transcript without its figures and the widths that follow from them."""
+    return re.sub(r"\s+", " ", re.sub(r"[-+]?\d[\d.]*(e-?\d+)?|─+", "#", text)).strip()
 
 
 def _run(line: str) -> str:

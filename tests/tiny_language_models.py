@@ -31,6 +31,19 @@ _SHARED = {"vocab_size": len(WORDS), "pad_token_id": 0, "eos_token_id": 1}
 _ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 _DECODER = {**_SHARED, "bos_token_id": 3}
 _POSITIONS = {"max_position_embeddings": 512}
+_BART = {
+    **_DECODER,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 40,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 96,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
 
 # Family -> its class and configuration.
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -51,22 +64,18 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "relative_attention_max_distance": 20,
         },
     ),
-    "bart": (
-        "BartForConditionalGeneration",
-        "BartConfig",
-        {
-            **_DECODER,
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_ffn_dim": 40,
-            "decoder_ffn_dim": 40,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "max_position_embeddings": 96,
-            "decoder_start_token_id": 1,
-            "forced_eos_token_id": None,
-        },
+    "bart": ("BartForConditionalGeneration", "BartConfig", _BART),
+    "bart-qa": ("BartForQuestionAnswering", "BartConfig", _BART),
+    "bert-qa": ("BertForQuestionAnswering", "BertConfig", {**_SHARED, **_ENCODER, "max_position_embeddings": 96}),
+    "roberta-qa": (
+        "RobertaForQuestionAnswering",
+        "RobertaConfig",
+        {**_SHARED, **_ENCODER, "max_position_embeddings": 97, "type_vocab_size": 1},
+    ),
+    "distilbert-qa": (
+        "DistilBertForQuestionAnswering",
+        "DistilBertConfig",
+        {**_SHARED, "dim": 32, "hidden_dim": 40, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 96},
     ),
     "bert": ("BertForMaskedLM", "BertConfig", {**_SHARED, **_ENCODER, **_POSITIONS}),
     "bloom": ("BloomForCausalLM", "BloomConfig", {**_DECODER, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
@@ -78,13 +87,29 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def tokenizer(*, chat: bool = False, ends: bool = False) -> PreTrainedTokenizerFast:
-    """One token per word. chat: with a template. ends: appends the end token, as T5's does."""
+def tokenizer(
+    *, chat: bool = False, ends: bool = False, pairs: bool = False, token_types: bool = True
+) -> PreTrainedTokenizerFast:
+    """One token per word. chat: with a template. ends: appends the end token, as T5's does. pairs: with the begin token
+    first and an end token behind each text, as BERT's [CLS] and [SEP]; token_types: tells the two texts apart."""
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=UNK))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     if ends:
         words.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 1)])
-    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD, eos_token=EOS, unk_token=UNK)
+    special: dict[str, Any] = {"pad_token": PAD, "eos_token": EOS, "unk_token": UNK}
+    if pairs:
+        words.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A {EOS}",
+            pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
+            special_tokens=[(BOS, WORDS.index(BOS)), (EOS, WORDS.index(EOS))],
+        )
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        special |= {
+            "cls_token": BOS,
+            "sep_token": EOS,
+            "model_input_names": names if token_types else ["input_ids", "attention_mask"],
+        }
+    made = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     if chat:
         made.chat_template = CHAT_TEMPLATE
     return made
@@ -104,7 +129,17 @@ def save(name: str, folder: Path, *, chat: bool = False, dtype: torch.dtype = to
             if parameter.ndim >= 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.16 if name == "t5" else 0.3))
     model.to(dtype).save_pretrained(folder)
-    tokenizer(chat=chat, ends=name in ("t5", "bart")).save_pretrained(folder)
+    made = tokenizer(chat=chat, ends=name in ("t5", "bart"), pairs=name.endswith("-qa"), token_types=name == "bert-qa")
+    made.save_pretrained(folder)
+    return folder
+
+
+def save_slow_tokenizer(folder: Path) -> Path:
+    """Replaces a saved model's tokenizer by one written in Python, which knows no offsets."""
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("\n".join(["<pad>", "<eos>", "<unk>", "<cls>", "<mask>", *WORDS[5:]]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer"}))
     return folder
 
 

@@ -1,10 +1,10 @@
-"""What ships inside the package so that every command runs offline: a tiny trained model and its questions."""
+"""What ships inside the package so that every command runs offline: tiny trained models and their questions."""
 
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 
-DEMO_MODELS = {"demo-t5": _HERE / "demo-t5"}
+DEMO_MODELS = {name: _HERE / name for name in ("demo-bert", "demo-llama", "demo-t5")}
 DEMO_SPLITS = ("train", "validation")
 
 

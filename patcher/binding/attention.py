@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ...errors import UnsupportedAttentionArgument
+from ...errors import NotPatchableError, UnsupportedAttentionArgument
 from ..meter import Meter
 from ..methods import AttentionInputs, AttentionMethod, attend_rows
+from ..methods.budget import Budget
+from ..methods.clustered import ClusterCounts
 from ..methods.rows import Observer
 from ..methods.visibility import FullMask, Visibility
 from ..thresholds import ModuleThresholds
@@ -62,6 +65,7 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
 
 
+@torch.compiler.disable  # the data decide what is kept: compiled, it would fall apart into many small graphs
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -129,10 +133,17 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     patch.calls += 1
     if patch.meter is not None or patch.observer is not None:
         inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
-    out, counts = patch.method.attend(
-        inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
-    )
-    if patch.meter is not None and counts is not None:
+    try:
+        out, counts = patch.method.attend(
+            inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
+        )
+    except NotPatchableError as error:
+        raise NotPatchableError(f"{patch.name}: {error}") from None
+    if patch.meter is None or counts is None:
+        return out
+    if isinstance(counts, ClusterCounts):
+        patch.meter.add_clusters(patch.name, counts)
+    elif isinstance(patch.method, Budget):
         lengths = inputs.visibility.lengths()
         decoding = inputs.query.shape[2] == 1
         patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), inputs.visibility.counted, decoding)

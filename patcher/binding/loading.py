@@ -114,11 +114,11 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
 
 def task_of(config: Any) -> str:
     """The task that a configuration is for: a key of AUTO_CLASSES."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq-lm"
     architectures = getattr(config, "architectures", None) or [""]
     if "ForQuestionAnswering" in architectures[0]:
         return "question-answering"
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq-lm"
     if architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or architectures[0].endswith("ForCausalLM"):
         return "causal-lm"
     if not architectures[0] and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:

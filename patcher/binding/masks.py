@@ -23,6 +23,7 @@ from ..methods.visibility import FullMask, RowRanges, Visibility
 HIDDEN_BELOW = -9000.0
 
 
+@torch.compiler.disable  # it looks at what is padding, once per forward pass
 def build_mask(
     batch_size: int,
     q_length: int,
@@ -35,7 +36,7 @@ def build_mask(
 ) -> Tensor:
     """The mask builder for `AttentionMaskInterface` (its arguments: transformers.masking_utils.sdpa_mask)."""
     pattern = _recognise(mask_function, kwargs)
-    if pattern is not None and not torch.compiler.is_compiling():
+    if pattern is not None:
         causal, window = pattern
         offset = int(q_offset) - kv_offset
         ranges = _row_ranges(batch_size, q_length, kv_length, kv_offset, offset, attention_mask, causal, window, kwargs)

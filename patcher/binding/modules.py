@@ -39,8 +39,19 @@ def attention_modules(model: nn.Module) -> list[AttentionModule]:
     for name, module in model.named_modules():
         if _uses_interface(module):
             kind = _kind(name, module)
-            found.append(AttentionModule(name, module, kind, _stack(name, module, kind), _layer(name), _heads(module)))
+            found.append(
+                AttentionModule(name, module, kind, _stack(name, module, kind), layer_number(name), _heads(module))
+            )
     return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside what torch.compile and PEFT put around it: plans use its own names of modules."""
+    if "_orig_mod" in model._modules:
+        return unwrapped(model._modules["_orig_mod"])  # type: ignore[arg-type]
+    if hasattr(type(model), "get_base_model"):
+        return unwrapped(model.get_base_model())  # type: ignore[operator]
+    return model
 
 
 def other_attention(model: nn.Module) -> list[str]:
@@ -102,7 +113,8 @@ def _stack(name: str, module: nn.Module, kind: str) -> str:
     return "decoder" if getattr(module, "is_causal", False) else "encoder"
 
 
-def _layer(name: str) -> int | None:
+def layer_number(name: str) -> int | None:
+    """The first number in a module's name: its layer."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 

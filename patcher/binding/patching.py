@@ -5,32 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Self
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import NotPatchableError, RecipeMismatchError, UsageError
 from ..meter import Meter
-from ..methods import AttentionMethod
+from ..methods import Method, TopKFeedForward
+from ..methods.budget import Budget
+from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
-from .modules import AttentionModule, require_attention_modules
+from .feed_forward import FeedForwardModule, FeedForwardPatch, feed_forward_modules, require_feed_forward_modules
+from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
 
 # The attribute of a model that holds its Patch.
 MODEL_ATTRIBUTE = "_hf_sparsify"
 
-Plan = Mapping[str, AttentionMethod]
+Plan = Mapping[str, Method]
 
 
 @dataclass
 class Patch:
     """A patched model's record: what each module does, and what to put back.
 
-    It lives on the model as plain data, so that deepcopy and pickle carry it along.
+    It lives on the model as plain data, so that deepcopy and pickle carry it along. As a context manager it restores
+    the dense model at the end of the block.
     """
 
-    modules: list[tuple[nn.Module, ModulePatch]]
+    model: nn.Module
+    attention: list[tuple[nn.Module, ModulePatch]]
+    feed_forward: list[FeedForwardPatch]
     configs: list[tuple[Any, str | None]]
     active: bool = field(default=False)
 
@@ -38,36 +45,54 @@ class Patch:
         register()
         self.__dict__.update(state)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # The block may have unpatched the model, or calibrated it, which makes another patch.
+        if getattr(self.model, MODEL_ATTRIBUTE, None) is not None:
+            remove_patch(self.model)
+
     @property
-    def module_patches(self) -> list[ModulePatch]:
-        return [patch for _, patch in self.modules]
+    def attention_patches(self) -> list[ModulePatch]:
+        return [patch for _, patch in self.attention]
+
+    @property
+    def module_patches(self) -> list[ModulePatch | FeedForwardPatch]:
+        return [*self.attention_patches, *self.feed_forward]
 
     def activate(self) -> None:
         """Switches every planned module to its sparse method."""
         register()
-        for module, patch in self.modules:
+        for module, patch in self.attention:
             setattr(module, PATCH_ATTRIBUTE, patch)
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
+        for layer in self.feed_forward:
+            layer.install()
         self.active = True
 
     def deactivate(self) -> None:
         """Puts everything back as it was before."""
-        for module, _ in self.modules:
+        for module, _ in self.attention:
             if hasattr(module, PATCH_ATTRIBUTE):
                 delattr(module, PATCH_ATTRIBUTE)
         for config, implementation in self.configs:
             config._attn_implementation_internal = implementation
+        for layer in self.feed_forward:
+            layer.uninstall()
         self.active = False
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The model is dense inside the block."""
+        was_active = self.active
         self.deactivate()
         try:
             yield
         finally:
-            self.activate()
+            if was_active and getattr(self.model, MODEL_ATTRIBUTE, None) is self:
+                self.activate()
 
     @contextmanager
     def metered(self, meter: Meter) -> Iterator[Meter]:
@@ -84,42 +109,79 @@ class Patch:
 def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:
     """Patches a loaded model in place: `plan` maps module names to methods; thresholds are for modules that use them.
 
-    Everything is checked before anything is changed. Raises NotPatchableError for a model outside the interface,
-    RecipeMismatchError for names or head counts that the model does not have, UsageError for an already patched model.
+    Everything is checked before anything is changed. Raises NotPatchableError for a model outside the interface or a
+    module that cannot take its method, RecipeMismatchError for names or head counts that the model does not have,
+    UsageError for an already patched model.
     """
+    model = unwrapped(model)
     if getattr(model, MODEL_ATTRIBUTE, None) is not None:
         raise UsageError("the model is already patched: call hf_sparsify.unpatch(model) first")
-    found = {target.name: target for target in require_attention_modules(model)}
     if not plan:
         raise UsageError("the plan names no module to patch")
-    if missing := [name for name in plan if name not in found]:
-        raise RecipeMismatchError(f"the model has no attention module {missing[0]}: the recipe is for another model")
+    found = patchable_modules(model, plan)
     tables = thresholds or {}
     for name, method in plan.items():
+        check_name(name, found)
         check_module(found[name], method, tables.get(name))
-    configs = [(config, config._attn_implementation_internal) for config in _configs(model, found.values())]
+    attention = [target for name in plan if isinstance(target := found[name], AttentionModule)]
+    configs = [(config, config._attn_implementation_internal) for config in _configs(model, attention)]
     if any(implementation == ATTENTION_NAME for _, implementation in configs):
         raise UsageError(
             "a model that shares its configuration with this one is already patched: unpatch that one first"
         )
-    patch = Patch(
-        modules=[
-            (found[name].module, ModulePatch(name, found[name].kind, method, tables.get(name)))
-            for name, method in plan.items()
-        ],
-        configs=configs,
-    )
+    patch = Patch(model, [], [], configs)
+    for name, method in plan.items():
+        module = found[name].module
+        if isinstance(method, TopKFeedForward):
+            patch.feed_forward.append(FeedForwardPatch(name, module, method))
+        else:
+            patch.attention.append((module, ModulePatch(name, found[name].kind, method, tables.get(name))))
     patch.activate()
     setattr(model, MODEL_ATTRIBUTE, patch)
     return patch
 
 
-def check_module(target: AttentionModule, method: AttentionMethod, table: ModuleThresholds | None = None) -> None:
+PatchableModule = AttentionModule | FeedForwardModule
+
+
+def patchable_modules(model: nn.Module, plan: Plan) -> dict[str, PatchableModule]:
+    """The modules of a model that any method can patch, by name.
+
+    NotPatchableError if the plan has a method for a kind of module of which the model has none that can be patched.
+    """
+    wants_feed_forward = any(isinstance(method, TopKFeedForward) for method in plan.values())
+    wants_attention = any(not isinstance(method, TopKFeedForward) for method in plan.values())
+    found: list[PatchableModule] = []
+    found += (require_attention_modules if wants_attention else attention_modules)(model)
+    found += (require_feed_forward_modules if wants_feed_forward else feed_forward_modules)(model)
+    return {target.name: target for target in found}
+
+
+def check_name(name: str, found: Mapping[str, PatchableModule]) -> None:
+    """RecipeMismatchError if there is no such module, with what may have been meant."""
+    if name not in found:
+        close = get_close_matches(name, found, n=1)
+        hint = f" (is {close[0]} meant?)" if close else ": the recipe is for another model"
+        raise RecipeMismatchError(f"the model has no module {name} that can be patched{hint}")
+
+
+def check_module(target: PatchableModule, method: Method, table: ModuleThresholds | None = None) -> None:
     """NotPatchableError or RecipeMismatchError if a module cannot take a method or a threshold table."""
-    if method.protect_recent and not target.causal:
+    if isinstance(target, FeedForwardModule) != isinstance(method, TopKFeedForward):
+        what = "a feed-forward layer" if isinstance(target, FeedForwardModule) else "attention"
+        raise NotPatchableError(f"{target.name} is {what}, which {method.name} is not for")
+    if not isinstance(target, AttentionModule):
+        return
+    if isinstance(method, ClusteredPlain) and (target.causal or target.kind == "cross"):
         raise NotPatchableError(
-            f"recent keys can be protected in causal self-attention only, and {target.name} is "
-            f"{'cross-attention' if target.kind == 'cross' else 'bidirectional'}: leave it out or protect none"
+            f"{method.name} attention is for bidirectional self-attention only, and {target.name} is "
+            f"{_nature(target)}, where later queries would move earlier rows: leave it out (--stack encoder selects "
+            "an encoder alone), or choose top-k"
+        )
+    if isinstance(method, Budget) and method.protect_recent and not target.causal:
+        raise NotPatchableError(
+            f"recent keys can be protected in causal self-attention only, and {target.name} is {_nature(target)}: "
+            "leave it out or protect none"
         )
     if table is not None and target.heads is not None and table.heads != target.heads:
         raise RecipeMismatchError(
@@ -127,8 +189,16 @@ def check_module(target: AttentionModule, method: AttentionMethod, table: Module
         )
 
 
-def _configs(model: nn.Module, targets: Any) -> list[Any]:
+def _nature(target: AttentionModule) -> str:
+    if target.kind == "cross":
+        return "cross-attention"
+    return "causal self-attention" if target.causal else "bidirectional"
+
+
+def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
     """Every config object that an attention module or a sub-model reads: they are not always the same one."""
+    if not targets:
+        return []
     owners = [target.module for target in targets]
     owners += [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return list({id(owner.config): owner.config for owner in owners}.values())
@@ -136,7 +206,7 @@ def _configs(model: nn.Module, targets: Any) -> list[Any]:
 
 def current_patch(model: nn.Module) -> Patch:
     """The patch of a model; UsageError if it is not patched."""
-    patch = getattr(model, MODEL_ATTRIBUTE, None)
+    patch = getattr(unwrapped(model), MODEL_ATTRIBUTE, None)
     if patch is None:
         raise UsageError("the model is not patched")
     return patch
@@ -145,4 +215,4 @@ def current_patch(model: nn.Module) -> Patch:
 def remove_patch(model: nn.Module) -> None:
     """Restores the dense model, to the bit. UsageError if it is not patched."""
     current_patch(model).deactivate()
-    delattr(model, MODEL_ATTRIBUTE)
+    delattr(unwrapped(model), MODEL_ATTRIBUTE)

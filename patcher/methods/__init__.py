@@ -6,24 +6,30 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ...errors import UsageError
-from .budget import budget_of
+from .budget import Budget, budget_of
+from .clustered import Clustered, ClusteredPlain
 from .rows import AttentionInputs, Chunk, RowCounts, attend_rows
 from .top_k import TopK
+from .top_k_feed_forward import TopKFeedForward
 from .top_theta import TopTheta
 from .visibility import FullMask, RowRanges, Visibility
 
-AttentionMethod = TopK | TopTheta
+AttentionMethod = TopK | TopTheta | Clustered | ClusteredPlain
+Method = AttentionMethod | TopKFeedForward
 
 # Whoever adds a method adds its class here; the command line and the recipe know it by its name.
-METHODS: dict[str, type[TopK] | type[TopTheta]] = {method.name: method for method in (TopK, TopTheta)}
+ATTENTION_METHODS: dict[str, type[AttentionMethod]] = {
+    method.name: method for method in (TopK, TopTheta, Clustered, ClusteredPlain)
+}
+METHODS: dict[str, type[Method]] = {**ATTENTION_METHODS, TopKFeedForward.name: TopKFeedForward}
 
 
-def exact_top_k(method: AttentionMethod) -> TopK:
+def exact_top_k(method: Budget) -> TopK:
     """Exact top-k with the budget of a method."""
     return TopK(**budget_of(method))
 
 
-def method_from_dict(data: dict[str, Any]) -> AttentionMethod:
+def method_from_dict(data: dict[str, Any]) -> Method:
     """A method from its recipe entry, `{"method": name, field: value, ...}`; UsageError names what does not fit."""
     name = data.get("method")
     if not isinstance(name, str) or name not in METHODS:
@@ -35,20 +41,25 @@ def method_from_dict(data: dict[str, Any]) -> AttentionMethod:
     return METHODS[name](**options)
 
 
-def method_to_dict(method: AttentionMethod) -> dict[str, Any]:
+def method_to_dict(method: Method) -> dict[str, Any]:
     """The recipe entry of a method: its name and every field that is not None."""
     return {"method": method.name, **{key: value for key, value in asdict(method).items() if value is not None}}
 
 
 __all__ = [
+    "ATTENTION_METHODS",
     "METHODS",
     "AttentionInputs",
     "AttentionMethod",
     "Chunk",
+    "Clustered",
+    "ClusteredPlain",
     "FullMask",
+    "Method",
     "RowCounts",
     "RowRanges",
     "TopK",
+    "TopKFeedForward",
     "TopTheta",
     "Visibility",
     "attend_rows",

@@ -6,14 +6,14 @@ placement, no compensation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from .budget import Budget
+from .budget import Budget, require_count
 from .rows import AttentionInputs, Chunk, Observer, RowCounts, Selection, attend_rows
 from .top_k import keep_highest
 
@@ -43,10 +43,14 @@ class TopTheta(Budget):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.min_keep, bool) or not isinstance(self.min_keep, int) or self.min_keep < 1:
-            raise UsageError(f"min_keep must be a whole number of at least 1, not {self.min_keep!r}")
+        require_count("min_keep", self.min_keep, at_least=1)
         if self.k is not None and self.min_keep > self.k:
             raise UsageError(f"min_keep = {self.min_keep} is more than k = {self.k}: lower min_keep or raise k")
+
+    def as_small(self, k: int) -> TopTheta:
+        """As in Budget, with min_keep no larger than k."""
+        small = replace(self, min_keep=1)
+        return replace(Budget.as_small(small, k), min_keep=min(self.min_keep, k))
 
     def attend(
         self,

@@ -17,10 +17,11 @@ from transformers.utils import logging as transformers_logging
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name in ("llama", "t5", "gpt2", "bart", "bert", "bloom", "gptj"):
+    for name in ("llama", "t5", "gpt2", "bart", "bert", "bert-qa", "roberta-qa", "bart-qa", "bloom", "gptj"):
         tiny_language_models.save(name, folder / name)
     tiny_language_models.save("llama", folder / "chat", chat=True)
     tiny_language_models.save("llama", folder / "other", num_hidden_layers=3)
+    tiny_language_models.save_slow_tokenizer(tiny_language_models.save("bert-qa", folder / "slow-qa"))
     return folder
 
 
@@ -56,5 +57,8 @@ def recipe(sparsify: Sparsify, work: Path) -> Path:
     """./sparsified for the tiny Llama, and files that hold no questions."""
     assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
     (work / "empty.jsonl").write_text("")
+    first, second = tiny_language_models.records(2)
+    same = [first, {**second, "context": first["context"]}]
+    (work / "one-passage.jsonl").write_text("".join(json.dumps(record) + "\n" for record in same))
     (work / "bad.jsonl").write_text(json.dumps(tiny_language_models.records(1)[0]) + "\n{oops\n")
     return work / "sparsified"

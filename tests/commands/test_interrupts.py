@@ -16,7 +16,7 @@ from command_line import Sparsify, contents
 @pytest.mark.parametrize(
     ("command", "where"),
     [
-        ("eval", "hf_sparsify.evaluation.run.kl_divergence"),
+        ("eval", "hf_sparsify.evaluation.tasks.generative.kl_divergence"),
         ("eval", "json.dumps"),
         ("calibrate", "hf_sparsify.calibration.histogram._bucket"),
         ("calibrate", "hf_sparsify.patcher.recipe.save_thresholds"),

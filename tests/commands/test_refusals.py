@@ -30,7 +30,7 @@ from command_line import Sparsify, contents, files, refused
         ("t5 --protect-recent 2 --dry-run", 4, "recent keys can be protected in causal self-attention only"),
         ("llama --layers 2", 2, "layers: layer 2 is out of range, the model has layers 0-1"),
         ("llama --layers x", 2, "'x' is neither a layer nor a range"),
-        ("llama --skip-layers 0-1", 2, "leaves no attention module"),
+        ("llama --skip-layers 0-1", 2, "leaves no module"),
         ("llama --attention magic", 2, "unknown method 'magic'"),
         ("llama --kind both", 2, "kind must be self or cross"),
         ("llama --stack middle", 2, "stack must be encoder or decoder"),
@@ -69,7 +69,8 @@ BAD_DATA = [
         ("-d q.jsonl -o llama", 2, "llama exists already"),
         ("-d q.jsonl -o q.jsonl/below", 1, "cannot write the results to q.jsonl/below"),
         ("llama -d q.jsonl --model llama", 2, "--model goes with a recipe"),
-        ("bert -d q.jsonl", 2, "generate"),
+        ("bert -d one-passage.jsonl", 1, "one-passage.jsonl has a single passage for its 2 questions"),
+        ("slow-qa -d q.jsonl", 1, "give the model a fast tokenizer"),
     ],
 )
 def test_eval_refuses(arguments: str, code: int, sentence: str, sparsify: Sparsify, recipe: Path) -> None:
@@ -89,6 +90,7 @@ def test_eval_refuses(arguments: str, code: int, sentence: str, sparsify: Sparsi
         ("-d q.jsonl --k 400", 1, "no row of the 6 samples sees more keys than its k"),
         ("-d q.jsonl -o q.jsonl/below", 1, "cannot write the recipe to q.jsonl/below"),
         ("-d q.jsonl --model other", 4, "has another shape"),
+        ("slow-qa -d q.jsonl -o new", 1, "give the model a fast tokenizer"),
     ],
 )
 def test_calibrate_refuses(arguments: str, code: int, sentence: str, sparsify: Sparsify, recipe: Path) -> None:
@@ -115,6 +117,8 @@ def test_a_malformed_recipe(file: str, command: str, sparsify: Sparsify, recipe:
     ("arguments", "sentence"),
     [
         (("bert", "Where ?"), "does not generate text"),
+        (("bert-qa", "Where ?"), "does not generate text"),
+        (("bart-qa", "Where ?"), "does not generate text"),
         (("sparsified", " "), "the prompt is empty"),
         (("sparsified", "Where ?", "--max-new-tokens", "0"), "--max-new-tokens must be at least 1"),
         (("sparsified", "Where ?", "--max-new-tokens", "511"), "do not fit the model's 512 positions"),

@@ -54,6 +54,52 @@ def test_patch_calibrate_eval_and_generate_as_typed(model: str, sparsify: Sparsi
     assert answers["kl"] >= 0
 
 
+@pytest.mark.parametrize("model", ["bert-qa", "roberta-qa", "bart-qa", "bert"])
+def test_patch_calibrate_and_eval_of_models_that_do_not_generate(model: str, sparsify: Sparsify, work: Path) -> None:
+    done = sparsify("patch", f"./{model}", "--k", "3")
+    assert done.code == 0, done.err
+    assert "wrote sparsified; next: sparsify calibrate" in done.out
+
+    done = sparsify("calibrate", "--dataset", "q.jsonl", "--samples", "4")
+    assert done.code == 0, done.err
+    assert "Calibrated on 4 questions of q.jsonl, k = 3" in done.out
+    assert files(work) == ["sparsified/sparsify.json", "sparsified/thresholds.safetensors"]
+
+    done = sparsify("eval", "-d", "q.jsonl", "--batch-size", "4", "--limit", "5", "--json", "-o", "run")
+    assert done.code == 0, done.err
+    results = json.loads(done.out)
+    assert json.loads(Path("run/results.json").read_text()) == results
+    retrieval = model == "bert"
+    assert results["task"] == ("retrieval" if retrieval else "extractive")
+    metrics = {"accuracy": "top-1", "reciprocal_rank": "MRR"} if retrieval else {"exact_match": "EM", "f1": "F1"}
+    assert results["metrics"] == metrics
+    assert all(set(arm) == set(metrics) for arm in results["scores"].values())
+    assert {method["method"] for method in results["plan"].values()} == {"top-theta"}
+    assert (results["mean_kl"] is None, results["mean_cosine"] is None) == (retrieval, not retrieval)
+    assert results["max_new_tokens"] is None
+    lines = [json.loads(line) for line in Path("run/predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == results["dataset"]["questions"] == 5
+    layout = {
+        "id",
+        "kind",
+        "question",
+        "gold",
+        "prompt_tokens",
+        "dense",
+        "patched",
+        "same_answer",
+        "kl",
+        "answer_tokens",
+    }
+    for line in lines:
+        assert set(line) == layout | ({"cosines"} if retrieval else set())
+        assert set(line["dense"]) == {"answer", *metrics} | ({"rank"} if retrieval else set())
+
+    done = sparsify("eval", "-d", "q.jsonl", "--as-top-k", "-q")
+    assert (done.code, done.err) == (0, "")
+    assert f"{metrics[next(iter(metrics))]} by kind of question" in done.out
+
+
 def test_what_an_evaluation_saves(sparsify: Sparsify, work: Path) -> None:
     sparsify("patch", "llama", "--k", "4")
     done = sparsify(

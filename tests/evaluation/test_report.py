@@ -22,6 +22,9 @@ KEPT: dict[str, Any] = {
     "decode_v_rows_share": 0.333,
     "decode_v_rows_share_p5": 0.3,
     "decode_v_rows_share_p95": 0.4,
+    "cluster_scores_share": None,
+    "cluster_distances_share": None,
+    "activations_kept_share": None,
 }
 ARMS = {
     "dense": {"exact_match": 50.0, "f1": 60.0},
@@ -29,13 +32,18 @@ ARMS = {
     "difference": {"exact_match": -2.5, "f1": 1.25},
 }
 RESULTS: dict[str, Any] = {
-    "method": "top-k, k = 64 in 2 modules",
+    "method": "top-theta, k = 64 in 2 modules",
+    "plan": {"layers.0.attn": {"method": "top-theta", "k": 64}, "idle": {"method": "top-k", "k": 64}},
     "dataset": {"name": "squad", "split": "validation", "questions": 40, "left_out_too_long": 0},
+    "metrics": {"exact_match": "EM", "f1": "F1"},
     "scores": ARMS,
     "by_kind": {},
     "changed": {"right_to_wrong": 3, "wrong_to_right": 2},
     "same_answer_share": 0.875,
     "mean_kl": 0.01234,
+    "kl_unit": "nats per answer token",
+    "mean_cosine": None,
+    "mean_passage_cosine": None,
     "seconds": {"dense": 1.5, "patched": 2.25},
     "kept": {"total": KEPT, "modules": {"layers.0.attn": KEPT}},
 }
@@ -54,7 +62,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 def test_scores_and_facts() -> None:
     lines = shown(RESULTS)
-    assert "40 questions of squad (validation); patched: top-k, k = 64 in 2 modules" in lines
+    assert "40 questions of squad (validation); patched: top-theta, k = 64 in 2 modules" in lines
     assert "dense 50.0 60.0" in lines
     assert "patched 47.5 61.2" in lines
     assert "time dense 1.5 s; patched 2.2 s, with the counting above" in lines
@@ -69,7 +77,7 @@ def test_scores_and_facts() -> None:
 
 def test_a_file_has_no_split() -> None:
     lines = shown(changed(dataset={**RESULTS["dataset"], "name": "mine.jsonl", "split": ""}))
-    assert "40 questions of mine.jsonl; patched: top-k, k = 64 in 2 modules" in lines
+    assert "40 questions of mine.jsonl; patched: top-theta, k = 64 in 2 modules" in lines
 
 
 def test_many_rows_without_a_threshold_are_worth_a_note() -> None:
@@ -91,6 +99,22 @@ def test_left_out_questions_are_said() -> None:
     assert "left out 7 questions longer than the model's positions" in lines
 
 
+def test_metrics_of_another_task() -> None:
+    arms = {arm: {"accuracy": row["exact_match"], "reciprocal_rank": row["f1"]} for arm, row in ARMS.items()}
+    metrics = {"accuracy": "top-1", "reciprocal_rank": "MRR"}
+    kinds = {"time": {"questions": 4, **arms}}
+    cosines = {"mean_kl": None, "kl_unit": None, "mean_cosine": 0.98765, "mean_passage_cosine": 0.5}
+    lines = shown(changed(metrics=metrics, scores=arms, by_kind=kinds, **cosines))
+    assert "top-1 MRR" in lines
+    assert "patched 47.5 61.2" in lines
+    assert "top-1 by kind of question" in lines
+    assert "time 4 50.0 47.5 -2.5" in lines
+    assert "top-1 changed 3 right to wrong, 2 wrong to right" in lines
+    assert "cosine with dense questions 0.9877, passages 0.5000, means over embeddings" in lines
+    assert not any("KL" in line or "EM" in line for line in lines)
+    assert "KL divergence from dense 0.0123 nats per question" in shown(changed(kl_unit="nats per question"))
+
+
 def test_kinds() -> None:
     lines = shown(changed(by_kind={"time": {"questions": 4, **ARMS}}))
     assert "time 4 50.0 47.5 -2.5" in lines
@@ -102,3 +126,21 @@ def test_modules() -> None:
     unused = dict.fromkeys(KEPT) | {"rows_without_threshold": 0, "rows_saved_by_min_keep": 0}
     lines = shown(changed(kept={"total": KEPT, "modules": {"idle": unused}}), by_module=True)
     assert "idle - - - - 0 0 - - -" in lines
+
+
+def test_other_methods_have_figures_of_their_own() -> None:
+    nothing = dict.fromkeys(KEPT) | {"rows_without_threshold": 0, "rows_saved_by_min_keep": 0, "long_rows": 0}
+    clustered = nothing | {"cluster_scores_share": 0.5, "cluster_distances_share": 1.25}
+    feed_forward = nothing | {"activations_kept_share": 0.0625}
+    plan = {"a.attn": {"method": "clustered"}, "a.mlp": {"method": "top-k-feed-forward"}}
+    kept = {"total": clustered, "modules": {"a.attn": clustered, "a.mlp": feed_forward}}
+    kept["total"] = clustered | {"activations_kept_share": 0.0625}
+    lines = shown(changed(plan=plan, kept=kept), by_module=True)
+    assert "attention scores computed 50.0 % of dense, by clustered attention" in lines
+    assert "and k-means distances 125.0 % of dense scores; each costs about as much as a score" in lines
+    assert "feed-forward activations kept 6.2 %" in lines
+    assert "a.attn 50.0 125.0 -" in lines
+    assert "a.mlp - - 6.2" in lines
+    assert not any("rows longer than k" in line or "threshold" in line or "kept per" in line for line in lines)
+    only_top_k = {"layers.0.attn": {"method": "top-k", "k": 64}}
+    assert not any("threshold" in line or "min-keep" in line for line in shown(changed(plan=only_top_k)))

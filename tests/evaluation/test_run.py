@@ -9,12 +9,12 @@ import pytest
 import tiny_language_models
 import torch
 from hf_sparsify.errors import DataError, UsageError
-from hf_sparsify.evaluation import run
 from hf_sparsify.evaluation.formats import read_questions
 from hf_sparsify.evaluation.prompts import COMPLETION, extract_answer
 from hf_sparsify.evaluation.questions import QuestionSet, make_question_set
 from hf_sparsify.evaluation.results import summarize
 from hf_sparsify.evaluation.run import Evaluation, evaluate
+from hf_sparsify.evaluation.tasks import generative
 from hf_sparsify.patcher.binding.loading import LoadedModel, load_model
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE
@@ -137,7 +137,7 @@ def test_the_model_is_left_dense(
         def fail(*tensors: Any) -> None:
             raise error
 
-        monkeypatch.setattr(run, "kl_divergence", fail)
+        monkeypatch.setattr(generative, "kl_divergence", fail)
         with pytest.raises(error):
             both_arms(loaded, questions, TopK(k=2))
         assert not hasattr(loaded.model, MODEL_ATTRIBUTE)

@@ -95,7 +95,7 @@ def test_a_layer_number_counts_in_every_stack() -> None:
     "options", [{"kind": "cross"}, {"stack": "encoder"}, {"skip_layers": "0-11"}, {"layers": "1", "skip_layers": "1"}]
 )
 def test_an_empty_selection_is_refused(options: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="leaves no attention module"):
+    with pytest.raises(UsageError, match="leaves no module"):
         make_plan(decoder(), METHOD, **options)  # type: ignore[arg-type]
 
 

@@ -34,7 +34,7 @@ TASKS = {
 EVERY_CHECK = [
     "every planned module is called",
     "unpatching restores the dense model to the bit",
-    "keep = 1 equals the dense model",
+    "keeping all equals the dense model",
     "padding and batching do not matter",
     "the future does not matter",
     "cached decoding equals the full forward pass",
@@ -141,7 +141,7 @@ def test_a_wrong_dense_limit_is_blamed_on_its_module(name: str) -> None:
     guilty = list(plan)[1]
     plan[guilty] = KeepsTooFew(k=8)
     failed = fails(name, model, plan)
-    assert failed[0].name == "keep = 1 equals the dense model"
+    assert failed[0].name == "keeping all equals the dense model"
     assert failed[0].modules == (guilty,)
     assert failed[0].error is not None
 
@@ -192,7 +192,7 @@ def forget_modules(patch: Patch) -> None:
 
 
 def forget_configs(patch: Patch) -> None:
-    for module, _ in patch.modules:
+    for module, _ in patch.attention:
         if hasattr(module, attention.PATCH_ATTRIBUTE):
             delattr(module, attention.PATCH_ATTRIBUTE)
     patch.active = False

@@ -53,6 +53,7 @@ def edit(folder: Path, **changes: Any) -> None:
         (transformers.T5Config(), "seq2seq-lm"),
         (transformers.BartConfig(architectures=["BartModel"]), "seq2seq-lm"),
         (transformers.BertConfig(architectures=["BertForQuestionAnswering"]), "question-answering"),
+        (transformers.BartConfig(architectures=["BartForQuestionAnswering"]), "question-answering"),
         (transformers.BertConfig(architectures=["BertForMaskedLM"]), "encoder"),
         (transformers.BertConfig(), "encoder"),
         (transformers.ViTConfig(), "encoder"),

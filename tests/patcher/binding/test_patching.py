@@ -41,7 +41,7 @@ def test_a_deep_copy_is_patched_on_its_own(name: str) -> None:
     assert torch.equal(logits(twin, call), sparse)
     assert current_patch(twin) is not current_patch(model)
     mine = {id(module) for module in twin.modules()}
-    assert all(id(module) in mine for module, _ in current_patch(twin).modules)
+    assert all(id(module) in mine for module, _ in current_patch(twin).attention)
     calls = [patch.calls for patch in current_patch(model).module_patches]
     logits(twin, call)
     assert [patch.calls for patch in current_patch(model).module_patches] == calls
@@ -119,7 +119,7 @@ def test_an_encoder_and_decoder_that_were_joined() -> None:
     call = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :6]}
     dense, before = logits(model, call), state(model)
     apply_plan(model, everything(model, WHOLE))
-    assert len(current_patch(model).modules) == 3
+    assert len(current_patch(model).attention) == 3
     close(logits(model, call), dense)
     assert all(patch.calls == 1 for patch in current_patch(model).module_patches)
     remove_patch(model)

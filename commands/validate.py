@@ -1,0 +1,59 @@
+"""`sparsify validate`: is a recipe, perhaps edited by hand, what it should be, and does it fit its model?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import NotPatchableError, RecipeMismatchError
+from ..patcher.binding.patching import check_module, check_name, patchable_modules
+from ..patcher.methods import TopTheta
+from ..patcher.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from .target import Target, require_default_recipe
+
+
+def read_recipe(argument: str | None) -> Path:
+    """The directory of the recipe, read once, so that what is wrong with its files is said before a model is loaded.
+
+    None is ./sparsified. Raises what load_recipe raises, UsageError if there is no ./sparsified.
+    """
+    if argument is None:
+        require_default_recipe()
+    directory = Path(argument or DEFAULT_RECIPE)
+    load_recipe(directory)
+    return directory
+
+
+def check_target(target: Target) -> None:
+    """RecipeMismatchError that lists everything in which a recipe does not fit its model or itself."""
+    problems = [*_module_problems(target), *_calibration_problems(target.recipe)]
+    if problems:
+        count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        raise RecipeMismatchError(f"the recipe in {target.directory} has {count}: " + "; ".join(problems))
+
+
+def _module_problems(target: Target) -> Iterator[str]:
+    recipe = target.recipe
+    plans = [recipe.plan, *([recipe.before_calibration] if recipe.before_calibration else [])]
+    for index, plan in enumerate(plans):
+        found = patchable_modules(target.loaded.model, plan)
+        for name, method in plan.items():
+            try:
+                check_name(name, found)
+                check_module(found[name], method, recipe.thresholds.get(name) if index == 0 else None)
+            except NotPatchableError as error:
+                yield str(error) if index == 0 else f"before_calibration: {error}"
+
+
+def _calibration_problems(recipe: Recipe) -> Iterator[str]:
+    """Thresholds keep what they were fitted to keep, whatever k the plan says."""
+    fitted_at = recipe.calibration.budget.split(", ") if recipe.calibration else []
+    for name in recipe.thresholds:
+        method = recipe.plan[name]
+        if not isinstance(method, TopTheta):
+            yield f"{name} has thresholds and is {method.name}: patch anew, or make it top-theta"
+        elif method.describe() not in fitted_at:
+            yield (
+                f"the thresholds of {name} were fitted at {' and '.join(fitted_at)} and the plan says "
+                f"{method.describe()}: run `sparsify calibrate` again"
+            )

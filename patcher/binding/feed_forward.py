@@ -1,0 +1,206 @@
+"""Feed-forward layers of a model, known by their down-projections, and what such a module does while it is patched.
+
+Every family computes its inner activations in its own way (ReLU, GELU, gated ...) and then calls one linear module. Its
+input is what top-k feed-forward selects from, so its name is all that differs between families.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ...errors import NotPatchableError
+from ..meter import Meter
+from ..methods.top_k_feed_forward import ActivationCounts, TopKFeedForward
+from .modules import AttentionModule, attention_modules, layer_number
+
+DOWN_PROJECTION = re.compile(
+    r"(DenseReluDense\.wo"  # T5, mT5, UMT5, LongT5, Pop2Piano, UDOP, Pix2Struct
+    r"|mlp\.down_proj"  # Llama, Mistral, Qwen, Gemma, Phi-3, OLMo, SmolLM
+    r"|mlp\.c_proj|mlp\.dense_4h_to_h|mlp\.fc_out|mlp\.Wo|mlp\.fc2"  # GPT-2, NeoX and BLOOM, GPT-J, ModernBERT, CLIP
+    r"|(?<!attention\.)output\.dense|ffn\.lin2|\.ffn_output"  # BERT and its kin, DistilBERT, ALBERT
+    r"|\.fc2)$"  # BART, OPT, Whisper, Marian, Pegasus
+)
+
+# Reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about here.
+GATHER_TOKENS = 4
+GATHER_SHARE = 8  # at most one activation in so many kept
+
+
+@dataclass(frozen=True)
+class FeedForwardModule:
+    """The down-projection of one feed-forward layer. stack, layer: as in AttentionModule. d_ff: None if unknown."""
+
+    name: str
+    module: nn.Module
+    stack: str
+    layer: int | None
+    d_ff: int | None
+
+    kind: ClassVar[str] = "feed-forward"
+
+
+@dataclass
+class FeedForwardPatch:
+    """Stands in for the forward of a down-projection while its model is patched: an object that deepcopy and pickle
+    can carry along, unlike a closure."""
+
+    name: str
+    module: nn.Module
+    method: TopKFeedForward
+    meter: Meter | None = None
+    calls: int = 0
+    replaced: Any = None  # what stood in for the forward before, e.g. a hook of Accelerate
+    active: bool = False
+    installed: bool = False
+    _rows: _WeightRows | None = field(default=None, repr=False)
+
+    def install(self) -> None:
+        """Takes the place of the module's forward."""
+        if not self.installed:
+            self.replaced = self.module.__dict__.get("forward")
+            self.module.forward = self
+        self.active = self.installed = True
+
+    def uninstall(self) -> None:
+        """Puts the module's own forward back. Where a hook was put over this one since, it stays and does nothing."""
+        self._rows = None
+        self.active = False
+        if self.module.__dict__.get("forward") is not self:
+            return
+        del self.module.__dict__["forward"]
+        if self.replaced is not None:
+            self.module.forward = self.replaced
+        self.installed = False
+
+    @torch.compiler.disable  # the data decide what is read, and the calls are counted
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The module's output for the kept activations of hidden [..., d_ff]."""
+        if not self.active:
+            return self._dense(hidden, *args, **kwargs)
+        self.calls += 1
+        if self.meter is not None:
+            tokens, width = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
+            self.meter.add_activations(self.name, ActivationCounts(tokens * width, tokens * self.method.width(width)))
+        if self._gathers(hidden):
+            return self.method.project(hidden, self._weight_rows(), self.module.bias)  # type: ignore[arg-type]
+        return self._dense(self.method.mask(hidden), *args, **kwargs)
+
+    def _dense(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the module does without this patch."""
+        if self.replaced is not None:
+            return self.replaced(hidden, *args, **kwargs)
+        return type(self.module).forward(self.module, hidden, *args, **kwargs)
+
+    def _gathers(self, hidden: Tensor) -> bool:
+        """Whether reading only the kept rows of the weight is possible and pays.
+
+        Weights that a library packs are classes of their own, of the module or of its parameter.
+        """
+        if type(self.module) not in (nn.Linear, Conv1D) or self.replaced is not None:
+            return False
+        weight, width = self.module.weight, hidden.shape[-1]
+        return (
+            type(weight) is nn.Parameter
+            and 0 < hidden.numel() <= GATHER_TOKENS * width
+            and hidden.device.type == weight.device.type == "cpu"
+            and hidden.dtype == weight.dtype
+            and not torch.is_autocast_enabled("cpu")
+            and not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
+            and self.method.width(width) * GATHER_SHARE <= width
+        )
+
+    def _weight_rows(self) -> Tensor:
+        """The weight as [d_ff, d_model], contiguous: Conv1D's own, a transposed copy of a Linear's."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        if isinstance(self.module, Conv1D):
+            return weight
+        if self._rows is None or not self._rows.fresh(weight):
+            self._rows = _WeightRows(weight)
+        return self._rows.rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}
+
+
+class _WeightRows:
+    """A transposed copy of a Linear's weight [d_model, d_ff] that knows when it is out of date."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.rows = weight.detach().t().contiguous()
+        self.source, self.state, self.sample = weight, _state(weight), _sample(weight).clone()
+
+    def fresh(self, weight: Tensor) -> bool:
+        """Whether the weight is still what was copied. Changes through `weight.data` (merging an adapter) leave no
+        trace but the values, so some of every row and column are compared."""
+        return weight is self.source and _state(weight) == self.state and torch.equal(_sample(weight), self.sample)
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    """Changes when the weight gets other memory or an operation writes to it."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Elements of [d_model, d_ff], at least one of every row and every column."""
+    columns = weight.shape[1]
+    step = min(weight.shape[0], columns)
+    while gcd(step, columns) > 1:  # else only some columns were met
+        step -= 1
+    return weight.detach().reshape(-1)[::step]
+
+
+def feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:
+    """The down-projections of a model's feed-forward layers, in module order."""
+    attention = attention_modules(model)
+    return [
+        FeedForwardModule(name, module, _stack(name, attention), layer_number(name), _d_ff(module))
+        for name, module in model.named_modules()
+        if DOWN_PROJECTION.search(name) and layer_number(name) is not None
+    ]
+
+
+def require_feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:
+    """feed_forward_modules, or NotPatchableError for a mixture of experts and for models where none is recognised."""
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Experts") or name.rpartition(".")[2] == "experts":
+            raise NotPatchableError(
+                f"the feed-forward layers of {type(model).__name__} cannot be patched: {name} is a mixture of experts "
+                f"({type(module).__name__}), which keeps few activations already; patch its attention alone"
+            )
+    found = feed_forward_modules(model)
+    if not found:
+        raise NotPatchableError(
+            f"no feed-forward layer of {type(model).__name__} is recognised: patch its attention alone"
+        )
+    return found
+
+
+def _stack(name: str, attention: list[AttentionModule]) -> str:
+    """The stack of the attention module that stands nearest."""
+    if "decoder" in name.split("."):
+        return "decoder"
+    return max(attention, key=lambda other: _shared(name, other.name)).stack if attention else "encoder"
+
+
+def _shared(one: str, other: str) -> int:
+    """How many leading parts two names share."""
+    same = 0
+    for left, right in zip(one.split("."), other.split("."), strict=False):
+        if left != right:
+            break
+        same += 1
+    return same
+
+
+def _d_ff(module: nn.Module) -> int | None:
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0])
+    width = getattr(module, "in_features", None)
+    return width if isinstance(width, int) else None

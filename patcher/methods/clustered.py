@@ -1,0 +1,228 @@
+"""Clustered attention: group the queries, let one centroid per group attend, then refine its strongest keys.
+
+Vyas, Katharopoulos, Fleuret: Fast Transformers with Clustered Attention, 2020 (arXiv 2007.04825). `ClusteredPlain` is
+their clustered attention, `Clustered` their improved one. Two things differ from the paper: queries are clustered by
+k-means on floats instead of on locality-sensitive hashes, and distance is measured between score rows (the queries in
+the metric of the keys' covariance) instead of between queries, because rows are what a cluster shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import NotPatchableError, UsageError
+from .budget import require_count
+from .cluster_rows import attend_clusters, working
+from .k_means import k_means
+from .rows import AttentionInputs, Observer, attend_rows
+from .visibility import FullMask, RowRanges, Visibility
+
+# How many random directions describe a row of the position bias, where there is one.
+BIAS_DIRECTIONS = 32
+
+
+class ClusterCounts(NamedTuple):
+    """What was computed, summed over sequences and heads.
+
+    scores: query-key scores, centroids' and refined ones. dense_scores: what dense attention computes. distances:
+    query-centroid distances of k-means, each of which costs about as much as a score.
+    """
+
+    scores: int
+    dense_scores: int
+    distances: int
+
+
+@dataclass(frozen=True)
+class ClusteredPlain:
+    """Every query gets its cluster's attention output.
+
+    clusters: groups per head, at most the number of tokens. iterations: k-means updates. min_length: shorter sequences
+    stay dense. seed: of the generator that seeds k-means. Raises UsageError for values outside their range.
+    Bidirectional self-attention only: later queries would move earlier rows.
+    """
+
+    clusters: int = 100
+    iterations: int = 3
+    min_length: int = 0
+    seed: int = 0
+
+    name: ClassVar[str] = "clustered-plain"
+    summary: ClassVar[str] = "one attention row per cluster of queries; bidirectional self-attention only"
+    paper: ClassVar[str] = "Vyas et al. 2020, arXiv 2007.04825"
+    needs_thresholds: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_count("clusters", self.clusters, at_least=1)
+        for name in ("iterations", "min_length", "seed"):
+            require_count(name, getattr(self, name))
+        if self.seed >= 2**63:
+            raise UsageError(f"seed must be below 2**63, not {self.seed}")
+
+    @property
+    def refined(self) -> int:
+        """Keys per cluster that are attended to exactly."""
+        return 0
+
+    def as_dense(self) -> ClusteredPlain:
+        """A cluster for every query, which is the dense model."""
+        return replace(self, clusters=2**31, min_length=0)
+
+    def as_small(self, k: int) -> ClusteredPlain:
+        """No more than k clusters, so that they are shared even on short inputs."""
+        return replace(self, clusters=min(self.clusters, k), min_length=0)
+
+    def describe(self) -> str:
+        """For tables: '100 clusters'."""
+        return f"{self.clusters} clusters"
+
+    def attend(
+        self,
+        inputs: AttentionInputs,
+        *,
+        thresholds: object = None,
+        count: bool = False,
+        observer: Observer | None = None,
+    ) -> tuple[Tensor, ClusterCounts | None]:
+        """Attention of a whole sequence: output [B, H, N, E] in the dtype of value and, if asked, what was computed.
+
+        Every sequence is clustered by itself and without its padding; padding queries give zeros. Raises
+        NotPatchableError where queries of one sequence see different keys.
+        """
+        # Autocast would round scores and distances to half precision, and the covariance till it is none any more.
+        with torch.autocast(inputs.query.device.type, enabled=False):
+            out, counts = self._attend_sequences(inputs)
+        return out, counts if count else None
+
+    def _attend_sequences(self, inputs: AttentionInputs) -> tuple[Tensor, ClusterCounts]:
+        """Sequences with or without padding."""
+        valid = shared_keys(inputs.visibility, inputs.query.shape[2], inputs.key.shape[2])
+        if inputs.sinks is not None:
+            raise NotPatchableError("clustered attention knows no attention sinks")
+        if bool(valid.all()):
+            return self._attend_whole(inputs)
+        batch, heads, queries = inputs.query.shape[:3]
+        out = inputs.value.new_zeros(batch, heads, queries, inputs.value.shape[-1])
+        total = ClusterCounts(0, 0, 0)
+        for index in range(batch):
+            positions = valid[min(index, len(valid) - 1)].nonzero().squeeze(-1)
+            if not len(positions):
+                continue
+            part, counts = self._attend_whole(_sequence(inputs, index, positions))
+            out[index].index_copy_(1, positions, part[0])
+            total = ClusterCounts(*(a + b for a, b in zip(total, counts, strict=True)))
+        return out, total
+
+    def _attend_whole(self, inputs: AttentionInputs) -> tuple[Tensor, ClusterCounts]:
+        """Sequences without padding."""
+        batch, heads, length = inputs.query.shape[:3]
+        dense = batch * heads * length * length
+        if length < self.min_length:
+            whole = replace(inputs, visibility=RowRanges.all_keys(length, length, inputs.query.device))
+            return attend_rows(whole)[0], ClusterCounts(dense, dense, 0)
+        clusters, refined = min(self.clusters, length), min(self.refined, length)
+        generator = torch.Generator().manual_seed(self.seed)
+        assigned = k_means(score_space(inputs, generator), clusters, self.iterations, generator)
+        out = attend_clusters(inputs, assigned, clusters, refined)
+        rows = batch * heads * length
+        distances = rows * clusters * (self.iterations + 1) if clusters < length else 0
+        return out, ClusterCounts(rows * (clusters + refined), dense, distances)
+
+
+@dataclass(frozen=True)
+class Clustered(ClusteredPlain):
+    """Improved clustered attention: the k keys that weigh most for the centroid are attended to by each query itself.
+
+    k: refined keys per cluster. The other fields are those of ClusteredPlain.
+    """
+
+    k: int = 32
+
+    name: ClassVar[str] = "clustered"
+    summary: ClassVar[str] = "as clustered-plain, and every query's own weights for its cluster's k strongest keys"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("k", self.k, at_least=1)
+
+    @property
+    def refined(self) -> int:
+        return self.k
+
+    def as_dense(self) -> Clustered:
+        """Every key refined, which is the dense model for any clusters."""
+        return replace(self, k=2**31, min_length=0)
+
+    def as_small(self, k: int) -> Clustered:
+        return replace(self, clusters=min(self.clusters, k), k=min(self.k, k), min_length=0)
+
+    def describe(self) -> str:
+        """For tables: '100 clusters, k = 32'."""
+        return f"{self.clusters} clusters, k = {self.k}"
+
+
+def shared_keys(visibility: Visibility, queries: int, keys: int) -> Tensor:
+    """The keys that every query of a sequence sees, bool [B or 1, n].
+
+    NotPatchableError where queries see different keys, or are not the keys' own tokens.
+    """
+    if queries != keys:
+        raise NotPatchableError("clustered attention needs self-attention over a whole sequence, without a cache")
+    if isinstance(visibility, RowRanges):
+        first, last = visibility.first[:, :1], visibility.last[:, :1]
+        same = (visibility.first == first).all() & (visibility.last == last).all()
+        position = torch.arange(keys, device=first.device)
+        valid = (position >= first) & (position < last)
+    else:
+        valid, same = _shared_by_mask(visibility)
+    if not bool(same):
+        raise NotPatchableError(
+            "clustered attention needs every query of a sequence to see the same keys: "
+            "no causal mask, no window, no packed sequences"
+        )
+    return valid
+
+
+def _shared_by_mask(mask: FullMask) -> tuple[Tensor, Tensor]:
+    """What any query sees, and whether all tokens that are seen see just that."""
+    valid = mask.visible.any(1).any(1)
+    same = (mask.visible == valid[:, None, None, :]) | ~valid[:, None, :, None]
+    return valid, same.all()
+
+
+def _sequence(inputs: AttentionInputs, index: int, positions: Tensor) -> AttentionInputs:
+    """The tokens at `positions` of one sequence."""
+    bias = inputs.bias
+    if bias is not None:
+        bias = bias[min(index, len(bias) - 1)][:, positions][:, :, positions].unsqueeze(0)
+    picked = (tensor[index : index + 1, :, positions] for tensor in (inputs.query, inputs.key, inputs.value))
+    query, key, value = picked
+    return replace(inputs, query=query, key=key, value=value, bias=bias)
+
+
+@torch.no_grad()
+def score_space(inputs: AttentionInputs, generator: torch.Generator) -> Tensor:
+    """Points [B, H, N, F] whose squared distances are those of the queries' centred score rows, per key.
+
+    Softmax does not see a shift, so for rows q K^T that is (q - q') Cov(K) (q - q')^T. The rows of a position bias are
+    described by random directions, which keep distances in the mean, and add theirs: what content and bias have in
+    common is left out.
+    """
+    query, key = working(inputs.query), working(inputs.key)
+    heads, groups, length = query.shape[1], key.shape[1], key.shape[2]
+    centred = key - key.mean(2, keepdim=True)
+    covariance = centred.transpose(2, 3) @ centred / length
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    # Enough for wide heads whose keys vary along one direction.
+    diagonal += 1e-6 * diagonal.sum(-1, keepdim=True) + 1e-12
+    factor = torch.linalg.cholesky_ex(covariance)[0].repeat_interleave(heads // groups, 1)
+    points = query @ factor * inputs.scale
+    if inputs.bias is None:
+        return points
+    directions = torch.randn(length, BIAS_DIRECTIONS, generator=generator, dtype=torch.float32).to(points)
+    directions = (directions - directions.mean(0)) / (length * BIAS_DIRECTIONS) ** 0.5
+    return torch.cat([points, (inputs.bias.to(points) @ directions).expand(len(points), heads, -1, -1)], -1)

@@ -1,0 +1,78 @@
+"""Top-k feed-forward: per token keep the k activations of the largest magnitude before the down-projection.
+
+Gupta, Dar, Goodman, Ciprut, Berant: Memory-efficient Transformers via Top-k Attention, 2021 (arXiv 2106.06899), where a
+feed-forward layer is read as attention of tokens over its d_ff inner units. Here magnitude decides, so that gated
+layers and activations that go below zero work too; for ReLU it is the same choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .budget import Kept
+from .top_k import keep_highest
+
+
+class ActivationCounts(NamedTuple):
+    """Inner activations of all tokens, and those that were kept."""
+
+    all: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class TopKFeedForward(Kept):
+    """Keeps k of d_ff inner activations per token, or the fraction `keep` (see Kept).
+
+    Exact wherever no more than k activations differ from zero, as is common after ReLU.
+    """
+
+    name: ClassVar[str] = "top-k-feed-forward"
+    summary: ClassVar[str] = "keeps the k largest activations of every token before the down-projection"
+    paper: ClassVar[str] = "Gupta et al. 2021, arXiv 2106.06899"
+    needs_thresholds: ClassVar[bool] = False
+
+    def width(self, d_ff: int) -> int:
+        """Activations kept of d_ff."""
+        return int(self.rows_k(torch.tensor(d_ff)))
+
+    def mask(self, hidden: Tensor) -> Tensor:
+        """Activations [..., d_ff] -> the same with zeros for all but the kept ones; among equals the first are kept."""
+        kept = self.width(hidden.shape[-1])
+        return hidden if kept == hidden.shape[-1] else hidden.masked_fill(~keep_largest(hidden, kept), 0)
+
+    def project(self, hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """The down-projection of the kept activations alone: [..., d_ff] -> [..., d_model], reading k rows per token.
+
+        rows: the weight as [d_ff, d_model], contiguous. The result is that of mask, up to the order of the sum.
+        """
+        tokens = hidden.reshape(-1, hidden.shape[-1])
+        kept = largest(tokens, self.width(tokens.shape[-1]))
+        out = torch.nn.functional.embedding_bag(
+            kept, rows, per_sample_weights=tokens.gather(-1, kept).to(rows.dtype), mode="sum"
+        )
+        if bias is not None:
+            out = out + bias
+        return out.view(*hidden.shape[:-1], -1)
+
+
+def keep_largest(hidden: Tensor, k: int) -> Tensor:
+    """bool [..., d_ff], True for exactly k per token: the largest magnitudes, among equals the first."""
+    tokens = hidden.detach().reshape(1, 1, -1, hidden.shape[-1])
+    rows_k = torch.full((1, 1, tokens.shape[2]), k, device=hidden.device)
+    return keep_highest(tokens.abs(), rows_k).view(hidden.shape)
+
+
+def largest(tokens: Tensor, k: int) -> Tensor:
+    """The indices int64 [T, k] of what keep_largest keeps of [T, d_ff], in any order."""
+    magnitude = tokens.abs()
+    values, indices = magnitude.topk(k, dim=-1, sorted=False)
+    last = values.amin(-1, keepdim=True)
+    # topk picks any among equals; where the last kept ones are equal to others, and not all zero, the rule decides.
+    if bool((((magnitude >= last).sum(-1, keepdim=True) > k) & (last > 0)).any()):
+        return keep_largest(tokens, k).nonzero()[:, 1].view(len(tokens), k)
+    return indices

@@ -1,0 +1,52 @@
+"""Every script in examples/ runs as its docstring says and prints what a reader is to see."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHARED = ("demo_training.py",)  # no script: what the training scripts import
+TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
+
+# Arguments that make it short, and what it must print.
+SCRIPTS: dict[str, tuple[list[str], str]] = {
+    "calibrate_in_python.py": ([], r"top-theta, thresholds for 4 heads(.*\n)+kept on new texts: \d\.\d\d x k"),
+    "cluster_quality.py": (["--texts", "1", "--tokens", "64", "--clusters", "4"], r"\| 4 \| row space \| 0\.\d+"),
+    "compile.py": ([], r"k = 2 +norm .* uncompiled 0\.0e\+00\ndense +norm"),
+    "demo_curve.py": (["--models", "demo-bert", "--kept", "4", "--limit", "8"], r"\| demo-bert, all \| +\d"),
+    "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
+    "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
+    "patch_in_python.py": ([], r"a plan +\w+\n  encoder\.block\.1\.layer\.0\.SelfAttention kept 25%"),
+    "peft_adapter.py": ([], r"merged, sparse: +loss \d|^skipped"),
+    "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
+    **{name: (["--minutes", "0.02"], r"^dev 0\.\d+") for name in TRAINING},
+}
+
+
+def test_no_script_is_forgotten() -> None:
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted([*SCRIPTS, *SHARED])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts(name: str, tmp_path: Path) -> None:
+    options, expected = SCRIPTS[name]
+    if name in TRAINING:
+        options = [*options, "--output", str(tmp_path / "model")]
+    command = [sys.executable, str(EXAMPLES / name), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(expected, done.stdout, re.MULTILINE), done.stdout
+    if name in TRAINING:
+        assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_docstrings_say_how_to_run_it(name: str) -> None:
+    docstring = (EXAMPLES / name).read_text(encoding="utf-8").split('"""')[1]
+    assert f"python examples/{name}" in docstring

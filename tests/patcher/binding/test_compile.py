@@ -1,0 +1,100 @@
+"""torch.compile of models: patched or not, they give what they give uncompiled, and no graph outlives its patch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hf_sparsify
+import pytest
+import torch
+from hf_sparsify.errors import UsageError
+from hf_sparsify.patcher.binding.patching import current_patch
+from hf_sparsify.patcher.meter import Meter
+from hf_sparsify.patcher.methods import AttentionMethod, Clustered, TopK, TopKFeedForward, TopTheta
+from patched_models import close, far
+from tiny_models import build, inputs, logits
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+METHODS: dict[str, tuple[AttentionMethod, ...]] = {
+    "llama": (TopK(k=3), TopTheta(k=2)),
+    "bert": (TopTheta(k=2), Clustered(clusters=3, k=2)),
+    "t5": (TopK(k=3), TopTheta(k=2)),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def one_layer(name: str) -> PreTrainedModel:
+    """Tracing takes a second per layer, and all layers are alike."""
+    model = build(name)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and isinstance(module[0], GradientCheckpointingLayer):
+            del module[1:]
+    model.config.use_cache = False
+    return model
+
+
+def check(name: str, backend: str) -> None:
+    """Dense, every method, dense, feed-forward with attention, dense again, all in one compiled model."""
+    model = one_layer(name)
+    compiled = torch.compile(model, backend=backend)
+    call, longer = inputs(name, "right", length=9), inputs(name, "right", length=12)
+    dense = logits(model, call)
+    close(logits(compiled, call), dense)
+    for method in METHODS[name]:
+        with hf_sparsify.patch(model, method):
+            sparse = logits(model, call)
+            assert far(sparse, dense)
+            close(logits(compiled, call), sparse)
+            close(logits(compiled, longer), logits(model, longer))
+    close(logits(compiled, call), dense)
+    with hf_sparsify.patch(model, None, TopKFeedForward(k=4)):
+        sparse = logits(model, call)
+        assert far(sparse, dense)
+        close(logits(compiled, call), sparse)
+    close(logits(compiled, call), dense)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", pytest.param("t5", marks=pytest.mark.slow)])
+def test_a_compiled_model_follows_patching_and_unpatching(name: str) -> None:
+    check(name, "eager")
+
+
+@pytest.mark.slow
+def test_a_model_compiled_by_inductor_follows_patching_and_unpatching() -> None:
+    check("llama", "inductor")
+
+
+def test_a_compiled_model_is_patched_counted_and_unpatched_itself() -> None:
+    model, call = one_layer("bert"), inputs("bert", "right")
+    compiled = torch.compile(model, backend="eager")
+    patch = hf_sparsify.patch(compiled, TopK(k=3), TopKFeedForward(k=4))  # type: ignore[arg-type]
+    assert [module.name for module in patch.module_patches] == [
+        "bert.encoder.layer.0.attention.self",
+        "bert.encoder.layer.0.output.dense",
+    ]
+    with patch.metered(Meter()) as counted:
+        logits(compiled, call)
+    with patch.metered(Meter()) as expected:
+        logits(model, call)
+    assert counted.summary() == expected.summary()
+    assert [module.calls for module in patch.module_patches] == [2, 2]
+    hf_sparsify.unpatch(compiled)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not patched"):
+        current_patch(model)
+
+
+def test_one_graph_for_all_of_a_patched_model_is_refused_by_torch() -> None:
+    model, call = one_layer("bert"), inputs("bert", "right")
+    hf_sparsify.patch(model, TopK(k=3))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        logits(torch.compile(model, backend="eager", fullgraph=True), call)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError):
+        torch.export.export(model, (), call)
