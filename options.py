@@ -66,7 +66,7 @@ Ffn = Annotated[str, typer.Option(help="Feed-forward layers: top-k or none.", ri
 FfnK = Annotated[int | None, typer.Option("--ffn-k", help="Kept activations per token.", rich_help_panel=METHOD)]
 FfnKeep = Annotated[
     float | None,
-    typer.Option("--ffn-keep", help="Kept fraction of d_ff, in (0, 1] (default: 0.25).", rich_help_panel=METHOD),
+    typer.Option("--ffn-keep", help="Kept fraction of d_ff, in (0, 1] (default: 0.5).", rich_help_panel=METHOD),
 ]
 Set = Annotated[
     list[str] | None,

@@ -1,7 +1,7 @@
 """The README's commands and code run as they stand there.
 
-Blocks that follow a line `<!-- run -->` are executed in order, in one empty directory, and have to print what the README
-shows, figures aside. `UPDATE_README=1` writes what they print back into the README.
+Blocks that follow a line `<!-- run -->` are executed in order, in one empty directory, and have to print what the
+README shows, figures aside. `UPDATE_README=1` writes what they print back into the README.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ def test_a_real_ctrl_c(recipe: Path) -> None:
     tiny_language_models.save_questions(Path("many.jsonl"), 400)
     before = contents(recipe.parent)
     arguments = ["sparsify", "eval", "-d", "many.jsonl", "--batch-size", "2"]
-    program = f"import sys; from hf_sparsify.cli import main; sys.argv = {arguments!r}; main()"
+    # Tests in a shell's background inherit that Ctrl-C is ignored.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}; import sys; from hf_sparsify.cli import main; sys.argv = {arguments!r}; main()"
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True)
     assert process.stderr is not None
