@@ -26,8 +26,8 @@ def patch(
     method: AttentionMethod | Mapping[str, Method] | None = DEFAULT_METHOD,
     feed_forward: TopKFeedForward | None = None,
     *,
-    layers: str | Iterable[int] | None = None,
-    skip_layers: str | Iterable[int] | None = None,
+    layers: str | int | Iterable[int] | None = None,
+    skip_layers: str | int | Iterable[int] | None = None,
     kind: str | None = None,
     stack: str | None = None,
 ) -> Patch:

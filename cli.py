@@ -124,7 +124,7 @@ def validate(
     from .commands.validate import check_target, read_recipe
 
     directory = read_recipe(recipe)
-    _start(recipe, quiet, verbose)
+    _start(str(directory), quiet, verbose)
     opened = _open(str(directory), _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
     check_target(opened)
     if verify:

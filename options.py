@@ -75,7 +75,7 @@ Set = Annotated[
         metavar="<rule>",
         help="PATTERN=METHOD,OPTION=VALUE,...: another method for the modules that match, by name or by 're:' and a "
         "regular expression for the whole name; none leaves them dense. May be repeated. "
-        "E.g. 're:encoder.*=clustered,clusters=50'",
+        "E.g. 're:.*encoder.*=clustered,clusters=50'",
         rich_help_panel=METHOD,
     ),
 ]

@@ -26,7 +26,8 @@ def calibrate_plan(
     While it is observed each of them runs exact top-k at its budget and every other module what is planned, so that
     deeper modules see sparse activations. Returns the plan with those modules as top-theta, and their tables; a module
     none of whose rows was longer than its budget has none. The model must not be patched, and is left as it was.
-    Raises UsageError if no module of the plan takes thresholds, DataError if there are no samples.
+    Raises UsageError if no module of the plan takes thresholds, DataError if there are no samples or
+    all their rows are within their budget.
     """
     require_convertible(plan)
     exact: dict[str, Method] = {
@@ -38,9 +39,15 @@ def calibrate_plan(
         _run(model, samples)
     finally:
         remove_patch(model)
-    tables = {name: histogram.fit() for name, histogram in observed.items()}
+    fits = {name: histogram.fit() for name, histogram in observed.items()}
+    tables = {name: table for name, table in fits.items() if table is not None}
+    if not tables:
+        raise DataError(
+            "no row of the samples sees more keys than its k, so there is no threshold to fit: "
+            "use a smaller --k, or longer data"
+        )
     fitted = {name: _with_thresholds(method) for name, method in plan.items()}
-    return fitted, {name: table for name, table in tables.items() if table is not None}
+    return fitted, tables
 
 
 def require_convertible(plan: dict[str, Method]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from ..calibration.run import calibrate_plan, require_convertible
 from ..environment import package_versions
 from ..errors import DataError, require_at_least_one
-from ..evaluation.inputs import position_limit
 from ..evaluation.questions import QuestionSet
 from ..evaluation.tasks import task_for
 from ..patcher.methods import Method
@@ -70,15 +69,9 @@ def calibrate_target(
             if advance is not None:
                 advance(1)
         if not used:
-            limit = position_limit(loaded.model)
-            raise DataError(f"no question of {questions.name} fits the model's {limit} positions")
+            raise DataError(f"no question of {questions.name} fits what the model can read at once")
 
     fitted, tables = calibrate_plan(loaded.model, plan, inputs())
-    if not tables:
-        raise DataError(
-            f"no row of the {used} samples sees more keys than its k, so there is no threshold to fit: "
-            "use a smaller --k, or longer data"
-        )
     record = CalibrationRecord(
         dataset=questions.name,
         split=questions.split,

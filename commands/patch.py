@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import package_versions
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import other_attention
 from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, TopKFeedForward
@@ -49,12 +49,9 @@ def make_method(
 ) -> AttentionMethod | None:
     """The attention method that the options describe, None for "none"; where neither k nor keep is given, top-k keeps
     64 keys per row. UsageError names the option that does not fit."""
-    if attention == "none":
-        return None
-    if attention not in ATTENTION_METHODS:
+    if attention not in (*ATTENTION_METHODS, "none"):
         raise UsageError(f"unknown method {attention!r}: --attention takes {', '.join(ATTENTION_METHODS)} or none")
     check_exclusive(k, keep)
-    kind = ATTENTION_METHODS[attention]
     given: dict[str, Any] = {
         "k": k,
         "keep": keep,
@@ -64,9 +61,12 @@ def make_method(
         "min_length": min_length,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    known = kind.__dataclass_fields__
+    kind = ATTENTION_METHODS.get(attention)
+    known = kind.__dataclass_fields__ if kind is not None else {}
     if unknown := [name for name in given if name not in known]:
         raise UsageError(f"--{unknown[0].replace('_', '-')} does not go with --attention {attention}")
+    if kind is None:
+        return None
     if issubclass(kind, Budget) and k is None and keep is None:
         given["k"] = DEFAULT_K
     return kind(**given)
@@ -120,8 +120,7 @@ def plan_recipe(
 def check_output(recipe: Recipe, directory: Path, *, force: bool) -> None:
     """UsageError if the directory holds a recipe that differs from this one and `force` is off; SparsifyError if it
     cannot be written."""
-    same = is_recipe(directory) and not force and _same(load_recipe(directory), recipe)
-    check_writable(directory, force=force or same)
+    check_writable(directory, force=force or _holds(directory, recipe))
 
 
 def prove_recipe(loaded: LoadedModel, recipe: Recipe) -> list[Check]:
@@ -129,5 +128,12 @@ def prove_recipe(loaded: LoadedModel, recipe: Recipe) -> list[Check]:
     return prove(loaded.model, recipe.plan, recipe.thresholds, loaded.base.task)
 
 
-def _same(old: Recipe, new: Recipe) -> bool:
-    return old.calibration is None and replace(old, versions={}) == replace(new, versions={})
+def _holds(directory: Path, recipe: Recipe) -> bool:
+    """Whether a directory holds just this recipe; one that cannot be read is another."""
+    if not is_recipe(directory):
+        return False
+    try:
+        old = load_recipe(directory)
+    except DataError:
+        return False
+    return old.calibration is None and replace(old, versions={}) == replace(recipe, versions={})

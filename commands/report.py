@@ -70,7 +70,8 @@ def _plan_table(recipe: Recipe, loaded: LoadedModel) -> RenderableType:
     for module in attention_modules(loaded.model):
         groups.setdefault(f"{module.stack} {module.kind}", []).append(module)
     for layer in feed_forward_modules(loaded.model):
-        groups.setdefault(f"{layer.stack} {layer.kind}", []).append(layer)
+        size = f", d_ff {layer.d_ff}" if layer.d_ff else ""
+        groups.setdefault(f"{layer.stack} {layer.kind}{size}", []).append(layer)
     rows = []
     for group, members in groups.items():
         chosen = [module for module in members if module.name in plan]

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import NotPatchableError, RecipeMismatchError
 from ..patcher.binding.patching import check_module, check_name, patchable_modules
 from ..patcher.methods import TopTheta
+from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from .target import Target, require_default_recipe
 
@@ -47,13 +48,21 @@ def _module_problems(target: Target) -> Iterator[str]:
 
 def _calibration_problems(recipe: Recipe) -> Iterator[str]:
     """Thresholds keep what they were fitted to keep, whatever k the plan says."""
-    fitted_at = recipe.calibration.budget.split(", ") if recipe.calibration else []
+    if recipe.calibration and not recipe.thresholds:
+        yield "it was calibrated and its thresholds are gone: run `sparsify calibrate` again"
+    if recipe.thresholds and not (recipe.calibration and recipe.before_calibration):
+        yield "it has thresholds and does not say what they were fitted on: run `sparsify calibrate` again"
     for name in recipe.thresholds:
-        method = recipe.plan[name]
+        method, before = recipe.plan[name], (recipe.before_calibration or {}).get(name)
         if not isinstance(method, TopTheta):
             yield f"{name} has thresholds and is {method.name}: patch anew, or make it top-theta"
-        elif method.describe() not in fitted_at:
+        elif isinstance(before, Budget) and budget_of(before) != budget_of(method):
             yield (
-                f"the thresholds of {name} were fitted at {' and '.join(fitted_at)} and the plan says "
-                f"{method.describe()}: run `sparsify calibrate` again"
+                f"the thresholds of {name} were fitted at {_budget(before)} and the plan says {_budget(method)}: "
+                "run `sparsify calibrate` again"
             )
+
+
+def _budget(method: Budget) -> str:
+    """As in a recipe: 'k = 64, protect_first = 2'."""
+    return ", ".join(f"{name} = {value}" for name, value in budget_of(method).items() if value)

@@ -76,7 +76,7 @@ def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     seconds = results["seconds"]
     yield "time", f"dense {seconds['dense']:.1f} s; patched {seconds['patched']:.1f} s, with the counting above"
     if left_out := results["dataset"]["left_out_too_long"]:
-        yield "left out", f"{left_out} questions longer than the model's positions"
+        yield "left out", f"{left_out} questions longer than what the model can read at once"
 
 
 def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -57,8 +57,8 @@ def evaluate(
     fitting = {id_: length for id_, length in lengths.items() if length is not None}
     chosen = [question for question in questions.questions if question.id in fitting]
     if not chosen:
-        raise DataError(f"no question of {questions.name} fits the model's positions")
-    result = Evaluation(questions, task, task.first_input(chosen[0]), batch_size)
+        raise DataError(f"no question of {questions.name} fits what the model can read at once")
+    result = Evaluation(questions, task, task.first_input(chosen[0]), task.batch_size)
     result.left_out = len(questions) - len(chosen)
     if advance is not None and result.left_out:
         advance(result.left_out)

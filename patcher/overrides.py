@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from ..errors import UsageError
 from .binding.feed_forward import FeedForwardModule
@@ -43,14 +44,17 @@ def parse_override(text: str) -> Override:
             re.compile(pattern[3:])
         except re.error as error:
             raise UsageError(f"--set {text!r}: {pattern[3:]!r} is no regular expression: {error}") from None
-    options = dict(part.split("=") for part in match["options"].split(",")[1:])
+    pairs = [part.split("=") for part in match["options"].split(",")[1:]]
+    options = {name.replace("-", "_"): value for name, value in pairs}
+    if len(options) < len(pairs):
+        raise UsageError(f"--set {text!r} gives an option twice")
     if name == DENSE:
         if options:
             raise UsageError(f"--set {text!r}: {DENSE} leaves a module dense and has no options")
         return Override(pattern, None)
     if name not in METHODS:
         raise UsageError(f"--set {text!r}: unknown method {name!r}: choose one of {', '.join(METHODS)} or {DENSE}")
-    values = {option.replace("-", "_"): _number(text, value) for option, value in options.items()}
+    values = {option: _number(text, value) for option, value in options.items()}
     try:
         return Override(pattern, method_from_dict({"method": name, **values}))
     except UsageError as error:
@@ -69,7 +73,10 @@ def apply_overrides(
     for override in overrides:
         matching = [target for name, target in found.items() if override.matches(name)]
         if not matching:
-            raise UsageError(f"--set: no module that can be patched matches {override.pattern!r}")
+            close = get_close_matches(override.pattern.removeprefix("re:"), found, n=1, cutoff=0) or ["none"]
+            raise UsageError(
+                f"--set: no module that can be patched matches {override.pattern!r}; there is, for example, {close[0]}"
+            )
         if override.method is None:
             for target in matching:
                 changed.pop(target.name, None)

@@ -34,8 +34,8 @@ def plan_model(
     attention: AttentionMethod | None,
     feed_forward: TopKFeedForward | None = None,
     *,
-    layers: str | Iterable[int] | None = None,
-    skip_layers: str | Iterable[int] | None = None,
+    layers: str | int | Iterable[int] | None = None,
+    skip_layers: str | int | Iterable[int] | None = None,
     kind: str | None = None,
     stack: str | None = None,
     overrides: Iterable[Override] = (),
@@ -45,7 +45,7 @@ def plan_model(
     None leaves attention or feed-forward dense. See make_plan for the selection and apply_overrides for the exceptions.
     Raises NotPatchableError for modules that cannot take their method, UsageError for a selection that leaves nothing.
     """
-    check_selection(layers=None, skip_layers=None, kind=kind, stack=stack)
+    _check_used(attention, feed_forward, layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     model = unwrapped(model)
     plan: dict[str, Method] = {}
     if attention is not None:
@@ -63,20 +63,29 @@ def plan_model(
     return plan
 
 
+def _check_used(attention: object, feed_forward: object, **selection: object) -> None:
+    """UsageError for a selection that selects nothing because no method was given for it."""
+    for name, value in selection.items():
+        idle = attention is None and (feed_forward is None or name == "kind")
+        if idle and value is not None:
+            what = "attention method" if name == "kind" else "attention or feed-forward method"
+            raise UsageError(f"{name.replace('_', '-')} goes with an {what}, and none was chosen")
+
+
 def make_plan(
     modules: Iterable[PatchableModule],
     method: Method,
     *,
-    layers: str | Iterable[int] | None = None,
-    skip_layers: str | Iterable[int] | None = None,
+    layers: str | int | Iterable[int] | None = None,
+    skip_layers: str | int | Iterable[int] | None = None,
     kind: str | None = None,
     stack: str | None = None,
 ) -> dict[str, Method]:
     """The selected modules, all attention or all feed-forward, with one method.
 
-    layers, skip_layers: numbers, or text such as "2-11" or "0,1,5-7"; a number counts in every stack of the model.
-    kind: of attention, "self" or "cross". stack: "encoder" or "decoder". UsageError names what is out of range or
-    leaves nothing.
+    layers, skip_layers: a number, numbers, or text such as "2-11" or "0,1,5-7"; a number counts in every stack of the
+    model. kind: of attention, "self" or "cross". stack: "encoder" or "decoder". UsageError names what is out of range
+    or leaves nothing.
     """
     check_selection(layers=None, skip_layers=None, kind=kind, stack=stack)
     modules = list(modules)
@@ -96,7 +105,9 @@ def make_plan(
     return plan
 
 
-def _numbers(option: str, value: str | Iterable[int], known: set[int]) -> list[int]:
+def _numbers(option: str, value: str | int | Iterable[int], known: set[int]) -> list[int]:
+    if isinstance(value, int):
+        value = [value]
     numbers = _parse(option, value) if isinstance(value, str) else list(value)
     last = max(known, default=-1)
     if outside := [number for number in numbers if number not in known]:

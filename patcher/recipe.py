@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the thresholds were fitted on. budget: "k = 64" or the like, where all modules share one."""
+    """What the thresholds were fitted on. budget: "k = 64" or the like, several joined by ", "."""
 
     dataset: str
     split: str
@@ -153,8 +153,9 @@ def load_recipe(directory: str | Path) -> Recipe:
         raise DataError(f"{path} is malformed: {reason}") from None
 
 
-def _parse(data: dict[str, Any], directory: Path) -> Recipe:
-    version = data["schema_version"]
+def _parse(data: Any, directory: Path) -> Recipe:
+    version = _object("the recipe", data)["schema_version"]
+    _object("versions", data["versions"])
     if version != SCHEMA_VERSION:
         raise UsageError(f"schema version {version!r} is not {SCHEMA_VERSION}: use the hf-sparsify that wrote it")
     calibration, before = data["calibration"], data["before_calibration"]
@@ -177,10 +178,16 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _plan(data: dict[str, dict[str, Any]]) -> Plan:
-    if not data:
+def _plan(data: Any) -> Plan:
+    if not _object("the plan", data):
         raise UsageError("the plan names no module")
-    return {str(name): method_from_dict(entry) for name, entry in data.items()}
+    return {name: method_from_dict(_object(f"the plan's {name}", entry)) for name, entry in data.items()}
+
+
+def _object(what: str, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise UsageError(f"{what} is {data!r} instead of an object with names and values")
+    return data
 
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "str | None": str | None}
@@ -189,6 +196,10 @@ _TYPES: dict[str, Any] = {"str": str, "int": int, "str | None": str | None}
 def _record(kind: Any, data: dict[str, Any]) -> Any:
     """A record from its dict, unknown keys dropped (a newer version may have written them)."""
     known = {item.name: item.type for item in fields(kind)}
+    _object(kind.__name__, data)
+    for item in fields(kind):
+        if item.default is MISSING and item.name not in data:
+            raise KeyError(item.name)
     for key, value in data.items():
         if key in known and not isinstance(value, _TYPES[str(known[key])]):
             raise UsageError(f"{key} is {value!r}")

@@ -17,6 +17,9 @@ from ..errors import DataError
 FORMAT = "hf_sparsify.thresholds"
 FORMAT_VERSION = 1
 
+# A recipe without its thresholds cannot be loaded, so it cannot be calibrated either.
+AGAIN = "make the recipe anew with `sparsify patch --force` and `sparsify calibrate`"
+
 
 @dataclass
 class ModuleThresholds:
@@ -91,16 +94,14 @@ def load_thresholds(path: Path) -> dict[str, ModuleThresholds]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT or metadata.get("version") != str(FORMAT_VERSION):
-                raise DataError(
-                    f"{path} is not a threshold file of version {FORMAT_VERSION}: run `sparsify calibrate` again"
-                )
+                raise DataError(f"{path} is not a threshold file of version {FORMAT_VERSION}: {AGAIN}")
             return {name: _read(file, name) for name in json.loads(metadata["modules"])}
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: run `sparsify calibrate` again") from None
+        raise DataError(f"{path} is missing: {AGAIN}") from None
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, DataError):
             raise DataError(f"{path}: {error}") from None
-        raise DataError(f"{path} cannot be read ({error}): run `sparsify calibrate` again") from None
+        raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from None
 
 
 def _read(file: safe_open, name: str) -> ModuleThresholds:

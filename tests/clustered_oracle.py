@@ -1,4 +1,20 @@
-"""Clustered attention spelled out: the paper's formulas row by row, in float64, with all N x N weights."""
+"""Clustered attention spelled out: the paper's formulas row by row, in float64, with all N x N weights.
+
+What tests of clustered attention call an invariant by its number:
+
+ 1 as many clusters as distinct queries: dense          2 every key refined: dense, whatever the clusters
+ 3 equal queries: dense for any number of clusters      4 empty clusters, more clusters than queries: no NaN, no error
+ 5 equal to the formulas, given the clusters            6 weights are a distribution: sums, hull, linear in V
+ 7 refining brings no row further from dense (L1, KL)   8 more refined keys, no larger distance
+ 9 a shift of all keys changes nothing                 10 the order of the keys changes nothing
+11 the order of queries, heads, batch changes nothing  12 what stands in the padding changes nothing
+13 alone as in a padded batch                          14 padding on the left, or with holes
+15 a sequence of padding alone: zeros                  16 padding queries: zeros
+17 and 18 causal, or otherwise unlike rows: refused    19 own generator, no global random state, same seed same bits
+20 bfloat16, float16, float64                          21 gradients, clusters held fixed
+22 compiles without a graph break                      23 memory linear in length
+24 short sequences stay dense if asked to              25 equal to an independent implementation, given the clusters
+"""
 
 from __future__ import annotations
 

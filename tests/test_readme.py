@@ -39,9 +39,13 @@ def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         README.write_text(text, encoding="utf-8")
 
 
-def _wording(text: str) -> str:
-    """A transcript without its figures and the widths that follow from them."""
-    return re.sub(r"\s+", " ", re.sub(r"[-+]?\d[\d.]*(e-?\d+)?|─+", "#", text)).strip()
+def _wording(text: str) -> list[str]:
+    """The words of a transcript; figures and the widths that follow from them are masked, but what was set is not."""
+    words = text.split()
+    return [
+        word if before == "=" else re.sub(r"[-+]?\d[\d.]*(e-?\d+)?|─+", "#", word)
+        for before, word in zip(["", *words], words, strict=False)
+    ]
 
 
 def _run(line: str) -> str:

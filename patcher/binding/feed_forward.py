@@ -23,9 +23,9 @@ from .modules import AttentionModule, attention_modules, layer_number
 DOWN_PROJECTION = re.compile(
     r"(DenseReluDense\.wo"  # T5, mT5, UMT5, LongT5, Pop2Piano, UDOP, Pix2Struct
     r"|mlp\.down_proj"  # Llama, Mistral, Qwen, Gemma, Phi-3, OLMo, SmolLM
-    r"|mlp\.c_proj|mlp\.dense_4h_to_h|mlp\.fc_out|mlp\.Wo|mlp\.fc2"  # GPT-2, NeoX and BLOOM, GPT-J, ModernBERT, CLIP
+    r"|mlp\.c_proj|mlp\.dense_4h_to_h|mlp\.fc_out|mlp\.Wo"  # GPT-2, NeoX and BLOOM, GPT-J, ModernBERT
     r"|(?<!attention\.)output\.dense|ffn\.lin2|\.ffn_output"  # BERT and its kin, DistilBERT, ALBERT
-    r"|\.fc2)$"  # BART, OPT, Whisper, Marian, Pegasus
+    r"|\.fc2)$"  # BART, OPT, Whisper, Marian, Pegasus, CLIP
 )
 
 # Reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about here.
@@ -52,7 +52,7 @@ class FeedForwardPatch:
     can carry along, unlike a closure."""
 
     name: str
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     method: TopKFeedForward
     meter: Meter | None = None
     calls: int = 0
@@ -65,6 +65,8 @@ class FeedForwardPatch:
         """Takes the place of the module's forward."""
         if not self.installed:
             self.replaced = self.module.__dict__.get("forward")
+            if isinstance(self.replaced, FeedForwardPatch):  # one that an unpatched model left under a hook
+                self.replaced = self.replaced.replaced
             self.module.forward = self
         self.active = self.installed = True
 
@@ -129,6 +131,12 @@ class FeedForwardPatch:
         return {**self.__dict__, "_rows": None}
 
 
+def is_patched(module: nn.Module) -> bool:
+    """Whether a feed-forward patch stands in for the module's forward and is at work."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, FeedForwardPatch) and forward.active
+
+
 class _WeightRows:
     """A transposed copy of a Linear's weight [d_model, d_ff] that knows when it is out of date."""
 
@@ -160,7 +168,7 @@ def feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:
     """The down-projections of a model's feed-forward layers, in module order."""
     attention = attention_modules(model)
     return [
-        FeedForwardModule(name, module, _stack(name, attention), layer_number(name), _d_ff(module))
+        FeedForwardModule(name, module, _stack(model, name, attention), layer_number(name), _d_ff(module))
         for name, module in model.named_modules()
         if DOWN_PROJECTION.search(name) and layer_number(name) is not None
     ]
@@ -182,11 +190,12 @@ def require_feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:
     return found
 
 
-def _stack(name: str, attention: list[AttentionModule]) -> str:
-    """The stack of the attention module that stands nearest."""
-    if "decoder" in name.split("."):
-        return "decoder"
-    return max(attention, key=lambda other: _shared(name, other.name)).stack if attention else "encoder"
+def _stack(model: nn.Module, name: str, attention: list[AttentionModule]) -> str:
+    """The stack of the attention module that stands nearest; that of a language model if attention is unknown."""
+    if attention and "decoder" not in name.split("."):
+        return max(attention, key=lambda other: _shared(name, other.name)).stack
+    language_model = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return "decoder" if language_model or "decoder" in name.split(".") else "encoder"
 
 
 def _shared(one: str, other: str) -> int:

@@ -13,12 +13,18 @@ from transformers import PreTrainedModel
 
 from ...errors import NotPatchableError, RecipeMismatchError, UsageError
 from ..meter import Meter
-from ..methods import Method, TopKFeedForward
+from ..methods import METHODS, Method, TopKFeedForward
 from ..methods.budget import Budget
 from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
-from .feed_forward import FeedForwardModule, FeedForwardPatch, feed_forward_modules, require_feed_forward_modules
+from .feed_forward import (
+    FeedForwardModule,
+    FeedForwardPatch,
+    feed_forward_modules,
+    is_patched,
+    require_feed_forward_modules,
+)
 from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
 
 # The attribute of a model that holds its Patch.
@@ -35,10 +41,10 @@ class Patch:
     the dense model at the end of the block.
     """
 
-    model: nn.Module
-    attention: list[tuple[nn.Module, ModulePatch]]
-    feed_forward: list[FeedForwardPatch]
-    configs: list[tuple[Any, str | None]]
+    model: nn.Module = field(repr=False)
+    attention: list[tuple[nn.Module, ModulePatch]] = field(repr=False)
+    feed_forward: list[FeedForwardPatch] = field(repr=False)
+    configs: list[tuple[Any, str | None]] = field(repr=False)
     active: bool = field(default=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,6 +129,10 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
     for name, method in plan.items():
         check_name(name, found)
         check_module(found[name], method, tables.get(name))
+    if any(is_patched(found[name].module) for name in plan):
+        raise UsageError(
+            "feed-forward layers of this model are already patched: unpatch the model that they are in first"
+        )
     attention = [target for name in plan if isinstance(target := found[name], AttentionModule)]
     configs = [(config, config._attn_implementation_internal) for config in _configs(model, attention)]
     if any(implementation == ATTENTION_NAME for _, implementation in configs):
@@ -166,7 +176,10 @@ def check_name(name: str, found: Mapping[str, PatchableModule]) -> None:
 
 
 def check_module(target: PatchableModule, method: Method, table: ModuleThresholds | None = None) -> None:
-    """NotPatchableError or RecipeMismatchError if a module cannot take a method or a threshold table."""
+    """UsageError for what is no method, NotPatchableError or RecipeMismatchError if a module cannot take a method or a
+    threshold table."""
+    if not isinstance(method, tuple(METHODS.values())):
+        raise UsageError(f"{method!r} is no method: give an object such as hf_sparsify.TopK(k=64)")
     if isinstance(target, FeedForwardModule) != isinstance(method, TopKFeedForward):
         what = "a feed-forward layer" if isinstance(target, FeedForwardModule) else "attention"
         raise NotPatchableError(f"{target.name} is {what}, which {method.name} is not for")

@@ -25,7 +25,8 @@ class Kept:
             raise UsageError("give exactly one of k (kept per row) and keep (kept fraction)")
         if self.k is not None:
             require_count("k", self.k, at_least=1)
-        if self.keep is not None and not (isinstance(self.keep, float | int) and 0 < self.keep <= 1):
+        number = isinstance(self.keep, float | int) and not isinstance(self.keep, bool)
+        if self.keep is not None and not (number and 0 < self.keep <= 1):
             raise UsageError(f"keep must be a fraction in (0, 1], not {self.keep!r}")
 
     def rows_k(self, lengths: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class TopKFeedForward(Kept):
 
     def width(self, d_ff: int) -> int:
         """Activations kept of d_ff."""
-        return int(self.rows_k(torch.tensor(d_ff)))
+        return min(self.k, d_ff) if self.k is not None else int(self.rows_k(torch.tensor(d_ff)))
 
     def mask(self, hidden: Tensor) -> Tensor:
         """Activations [..., d_ff] -> the same with zeros for all but the kept ones; among equals the first are kept."""
@@ -69,10 +69,8 @@ def keep_largest(hidden: Tensor, k: int) -> Tensor:
 
 def largest(tokens: Tensor, k: int) -> Tensor:
     """The indices int64 [T, k] of what keep_largest keeps of [T, d_ff], in any order."""
-    magnitude = tokens.abs()
-    values, indices = magnitude.topk(k, dim=-1, sorted=False)
-    last = values.amin(-1, keepdim=True)
-    # topk picks any among equals; where the last kept ones are equal to others, and not all zero, the rule decides.
-    if bool((((magnitude >= last).sum(-1, keepdim=True) > k) & (last > 0)).any()):
+    values, indices = tokens.abs().topk(min(k + 1, tokens.shape[-1]), dim=-1)
+    # topk picks any among equals; where the last kept one equals the next, and they are not zero, the rule decides.
+    if k < tokens.shape[-1] and any(last == following > 0 for last, following in values[:, k - 1 :].tolist()):
         return keep_largest(tokens, k).nonzero()[:, 1].view(len(tokens), k)
-    return indices
+    return indices[:, :k]

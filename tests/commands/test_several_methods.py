@@ -125,6 +125,13 @@ def test_nothing_to_calibrate(options: str, held: str, sparsify: Sparsify, work:
         ("bert --attention top-k-feed-forward", 2, "unknown method 'top-k-feed-forward'"),
         ("bert --set nowhere=top-k,k=3", 2, "no module that can be patched matches 'nowhere'"),
         ("bert --set x", 2, "is not PATTERN=METHOD"),
+        ("bert --set re:.*=top-k,k=3,k=4", 2, "gives an option twice"),
+        ("bert --set re:decoder.*=top-k,k=3", 2, "there is, for example, encoder.layer."),
+        ("bert --attention none --ffn top-k --k 3", 2, "--k does not go with --attention none"),
+        ("bert --attention none --ffn top-k --k 3 --keep 0.5", 2, "--k and --keep exclude each other"),
+        ("bert --attention none --ffn top-k --protect-first 3", 2, "--protect-first does not go with"),
+        ("bert --attention none --ffn top-k --kind self", 2, "kind goes with an attention method"),
+        ("bert --attention none --layers 77 --set re:.*self=top-k,k=3", 2, "layers goes with an attention or feed"),
     ],
 )
 def test_patch_refuses(arguments: str, code: int, sentence: str, sparsify: Sparsify, work: Path) -> None:
@@ -200,3 +207,62 @@ def test_thresholds_of_another_k_are_a_problem(sparsify: Sparsify) -> None:
 def test_nothing_to_validate(sparsify: Sparsify, work: Path) -> None:
     refused(sparsify("validate"), 2, "there is no recipe in ./sparsified")
     refused(sparsify("validate", "bert"), 1, "bert holds no recipe")
+
+
+def test_calibration_that_does_not_fit_its_thresholds(sparsify: Sparsify) -> None:
+    layer = "encoder.block.0.layer.0.SelfAttention"
+    assert sparsify("patch", "t5", "--k", "6", "--set", f"{layer}=top-k,k=4", "--no-verify").code == 0
+    assert sparsify("calibrate", "-d", "q.jsonl", "--samples", "4").code == 0
+    good = Path("sparsified/sparsify.json").read_text()
+
+    edit(**{layer.replace(".", "__"): {"method": "top-theta", "k": 6}})  # what other modules were fitted at
+    refused(sparsify("validate"), 4, f"the thresholds of {layer} were fitted at k = 4 and the plan says k = 6")
+    edit(**{layer.replace(".", "__"): {"method": "top-theta", "k": 4, "protect_first": 2}})
+    refused(sparsify("validate"), 4, "the plan says k = 4, protect_first = 2")
+
+    Path("sparsified/sparsify.json").write_text(json.dumps({**json.loads(good), "thresholds_sha256": None}))
+    refused(sparsify("validate"), 4, "it was calibrated and its thresholds are gone")
+    Path("sparsified/sparsify.json").write_text(json.dumps({**json.loads(good), "calibration": None}))
+    refused(sparsify("validate"), 4, "does not say what they were fitted on")
+
+    Path("sparsified/sparsify.json").write_text(good)
+    Path("sparsified/thresholds.safetensors").unlink()
+    refused(sparsify("validate"), 1, "make the recipe anew with `sparsify patch --force` and `sparsify calibrate`")
+    assert sparsify("patch", "t5", "--k", "6", "--force", "--no-verify").code == 0
+    assert sparsify("calibrate", "-d", "q.jsonl", "--samples", "4").code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "the recipe is [] instead of an object"),
+        ('{"schema_version": 1, "versions": []}', "versions is [] instead of an object"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_recipe(content: str, sentence: str, sparsify: Sparsify, work: Path) -> None:
+    (work / "sparsified").mkdir()
+    (work / "sparsified/sparsify.json").write_text(content)
+    refused(sparsify("validate"), 1, sentence)
+    refused(sparsify("patch", "t5"), 2, "already holds another recipe: use --force")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"plan": []}, "the plan is [] instead of an object"),
+        ({"plan": {"x": 3}}, "the plan's x is 3 instead of an object"),
+        ({"base_model": {"id": "t5"}}, "'task' is missing"),
+        ({"base_model": "t5"}, "BaseModel is 't5' instead of an object"),
+    ],
+)
+def test_parts_that_are_malformed(changes: dict[str, Any], sentence: str, sparsify: Sparsify) -> None:
+    assert sparsify(*MIXED, "--no-verify").code == 0
+    Path("sparsified/sparsify.json").write_text(json.dumps(recipe() | changes))
+    refused(sparsify("validate"), 1, sentence)
+
+
+def test_a_fraction_that_is_none(sparsify: Sparsify) -> None:
+    assert sparsify("patch", "t5", "--no-verify").code == 0
+    edit(**{ENCODER: {"method": "top-k", "keep": True}})
+    refused(sparsify("validate"), 1, "keep must be a fraction in (0, 1], not True")

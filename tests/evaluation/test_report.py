@@ -96,7 +96,7 @@ def test_nothing_sparse_is_said() -> None:
 
 def test_left_out_questions_are_said() -> None:
     lines = shown(changed(dataset={**RESULTS["dataset"], "left_out_too_long": 7}))
-    assert "left out 7 questions longer than the model's positions" in lines
+    assert "left out 7 questions longer than what the model can read at once" in lines
 
 
 def test_metrics_of_another_task() -> None:
