@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import options as o
-from .terminal import exit_codes, progress, results_console, say, set_up
-
-if TYPE_CHECKING:
-    from .commands.target import Target
-    from .evaluation.questions import QuestionSet
-    from .patcher.binding.loading import LoadedModel, LoadOptions
+from .opening import load, open_target, questions_of, start
+from .terminal import exit_codes, progress, results_console, say
 
 app = typer.Typer(
     name="sparsify",
@@ -31,6 +27,7 @@ app = typer.Typer(
 
 @app.command(epilog="Example: sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1")
 @exit_codes
+@o.takes_loading
 def patch(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")],
     attention: o.Attention = "top-k",
@@ -52,12 +49,8 @@ def patch(
     force: o.Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=o.OUTPUT)] = False,
     verify: Annotated[bool, typer.Option(help="Prove the patch before writing.", rich_help_panel=o.OUTPUT)] = True,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    revision: o.Revision = None,
     seed: o.HiddenSeed = 0,
-    trust_remote_code: o.TrustRemoteCode = False,
-    gguf_file: o.GgufFile = None,
+    loading: Any = o.LOADED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -78,8 +71,8 @@ def patch(
     command.require_something(method, feed_forward, overrides)
     check_selection(layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     output = output or Path(DEFAULT_RECIPE)
-    _start(model, quiet, verbose)
-    loaded = _load(model, _options(dtype, device, revision, trust_remote_code, gguf_file), quiet)
+    start(model, quiet, verbose)
+    loaded = load(model, loading, quiet)
     planned = command.plan_recipe(
         loaded,
         method,
@@ -102,16 +95,13 @@ def patch(
 
 @app.command(epilog="Example: sparsify validate ./sparsified")
 @exit_codes
+@o.takes_loading
 def validate(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: ./sparsified).")] = None,
     verify: Annotated[bool, typer.Option(help="Also prove it on the loaded model.", rich_help_panel=o.OUTPUT)] = True,
     model: o.MovedModel = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    revision: o.Revision = None,
     seed: o.HiddenSeed = 0,
-    trust_remote_code: o.TrustRemoteCode = False,
-    gguf_file: o.GgufFile = None,
+    loading: Any = o.LOADED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -124,8 +114,8 @@ def validate(
     from .commands.validate import check_target, read_recipe
 
     directory = read_recipe(recipe)
-    _start(str(directory), quiet, verbose)
-    opened = _open(str(directory), _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
+    start(str(directory), quiet, verbose)
+    opened = open_target(str(directory), loading, model, quiet)
     check_target(opened)
     if verify:
         say("proving the patch on the loaded model ...", quiet=quiet)
@@ -136,6 +126,7 @@ def validate(
 
 @app.command(epilog="Example: sparsify calibrate --dataset my-questions.jsonl --samples 128")
 @exit_codes
+@o.takes_loading
 def calibrate(
     target: o.TargetArgument = None,
     dataset: o.Dataset = None,
@@ -147,11 +138,7 @@ def calibrate(
     force: o.Force = False,
     seed: o.Seed = 0,
     model: o.MovedModel = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    gguf_file: o.GgufFile = None,
+    loading: Any = o.LOADED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -165,13 +152,13 @@ def calibrate(
     from .patcher.recipe import DEFAULT_RECIPE, check_writable, save_recipe
 
     check_options(samples, k, keep)
-    _start(target, quiet, verbose)
-    given = _questions(dataset, split, "train") if dataset is not None else None
-    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
+    start(target, quiet, verbose)
+    given = questions_of(dataset, split, "train") if dataset is not None else None
+    opened = open_target(target, loading, model, quiet)
     directory = output or opened.directory or Path(DEFAULT_RECIPE)
     in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
     check_writable(directory, force=force or in_place)
-    questions = given or _questions(opened.default_dataset, split, "train")
+    questions = given or questions_of(opened.default_dataset, split, "train")
     with progress(min(samples, len(questions)), "calibrating", quiet=quiet) as advance:
         calibrated = calibrate_target(opened, questions, samples=samples, seed=seed, k=k, keep=keep, advance=advance)
     save_recipe(calibrated.recipe, directory, force=True)
@@ -185,6 +172,7 @@ BY_MODULE_WIDTH = 120
 
 @app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 200")
 @exit_codes
+@o.takes_loading
 def evaluate(
     target: o.TargetArgument = None,
     dataset: o.Dataset = None,
@@ -200,11 +188,7 @@ def evaluate(
     output: o.ResultsOutput = None,
     seed: o.Seed = 0,
     model: o.MovedModel = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    gguf_file: o.GgufFile = None,
+    loading: Any = o.LOADED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -220,10 +204,10 @@ def evaluate(
     from .evaluation.report import results_tables
 
     check_options(limit, batch_size, max_new_tokens, output)
-    _start(target, quiet, verbose)
-    given = _questions(dataset, split, "validation") if dataset is not None else None
-    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
-    questions = given or _questions(opened.default_dataset, split, "validation")
+    start(target, quiet, verbose)
+    given = questions_of(dataset, split, "validation") if dataset is not None else None
+    opened = open_target(target, loading, model, quiet)
+    questions = given or questions_of(opened.default_dataset, split, "validation")
     total = len(questions) if limit is None else min(limit, len(questions))
     with progress(total, "evaluating", quiet=quiet) as advance:
         results, directory = evaluate_target(
@@ -248,18 +232,15 @@ def evaluate(
 
 @app.command(epilog='Example: sparsify generate ./sparsified "What is the capital of France?"')
 @exit_codes
+@o.takes_loading
 def generate(
     target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model.")],
     prompt: Annotated[str, typer.Argument(help="What to answer; a chat model gets it as a user's turn.")],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 64,
     as_json: o.Json = False,
     model: o.MovedModel = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    revision: o.Revision = None,
     seed: o.HiddenSeed = 0,
-    trust_remote_code: o.TrustRemoteCode = False,
-    gguf_file: o.GgufFile = None,
+    loading: Any = o.LOADED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -267,8 +248,8 @@ def generate(
     from .commands.generate import generate_both
     from .commands.report import answers_report
 
-    _start(target, quiet, verbose)
-    opened = _open(target, _options(dtype, device, revision, trust_remote_code, gguf_file), model, quiet)
+    start(target, quiet, verbose)
+    opened = open_target(target, loading, model, quiet)
     answers = generate_both(opened, prompt, max_new_tokens)
     if as_json:
         print(json.dumps(answers, indent=2))
@@ -310,53 +291,6 @@ def root(
     ] = False,
 ) -> None:
     pass
-
-
-def _options(
-    dtype: str, device: str, revision: str | None, trust_remote_code: bool, gguf_file: str | None
-) -> LoadOptions:
-    from .patcher.binding.loading import LoadOptions
-
-    return LoadOptions(dtype, device, revision, trust_remote_code, gguf_file)
-
-
-def _start(target: str | None, quiet: bool, verbose: bool) -> None:
-    """Says what will be loaded before the first slow import, and misses ./sparsified before data or model are."""
-    say(f"loading {target or './sparsified'} ...", quiet=quiet)
-    set_up(quiet=quiet, verbose=verbose)
-    if target is None:
-        from .commands.target import require_default_recipe
-
-        require_default_recipe()
-
-
-def _load(model: str, options: LoadOptions, quiet: bool) -> LoadedModel:
-    from .commands.target import load_named
-
-    loaded = load_named(model, options)
-    _hint(loaded.model, quiet)
-    return loaded
-
-
-def _open(argument: str | None, options: LoadOptions, model: str | None, quiet: bool) -> Target:
-    from .commands.target import DEFAULT_K, open_target
-
-    opened = open_target(argument, options, model=model)
-    _hint(opened.loaded.model, quiet)
-    if opened.directory is None:
-        say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer", quiet=quiet)
-    return opened
-
-
-def _hint(model: Any, quiet: bool) -> None:
-    if model.device.type == "cpu" and str(model.dtype) == "torch.bfloat16":
-        say("hint: on a CPU, --dtype float32 is faster than bfloat16 for prompts", quiet=quiet)
-
-
-def _questions(dataset: str, split: str | None, default_split: str) -> QuestionSet:
-    from .evaluation.sources import load_questions
-
-    return load_questions(dataset, split, default_split=default_split)
 
 
 def main() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -89,3 +92,35 @@ ResultsOutput = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)]
 HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]
+
+# The options that describe how to load a model: name -> annotation and default, as in LoadOptions.
+_LOADING: dict[str, tuple[Any, Any]] = {
+    "dtype": (Dtype, "auto"),
+    "device": (Device, "auto"),
+    "revision": (Revision, None),
+    "trust_remote_code": (TrustRemoteCode, False),
+    "gguf_file": (GgufFile, None),
+}
+LOADED: Any = None  # the default of a command's `loading`, which takes_loading fills in
+
+
+def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of how to load a model in place of a command's argument `loading`, which gets LoadOptions."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        from .patcher.binding.loading import LoadOptions
+
+        command(loading=LoadOptions(**{name: given.pop(name) for name in _LOADING}), **given)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name != "loading":
+            parameters.append(parameter)
+            continue
+        for option, (annotation, default) in _LOADING.items():
+            parameters.append(parameter.replace(name=option, annotation=annotation, default=default))
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

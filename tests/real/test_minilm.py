@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,20 +17,11 @@ from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.methods import TopK
 from hf_sparsify.patcher.plan import make_plan
 from hf_sparsify.patcher.proof import prove
+from real_models import ROOT, SQUAD, marks, model_folder, needs_squad
 from typer.testing import CliRunner
 
-ROOT = Path(__file__).parents[2]
-MODEL = Path(os.environ.get("SPARSIFY_REAL_MODELS", ROOT / "models")) / "all-MiniLM-L6-v2"
-SQUAD = Path(os.environ.get("SPARSIFY_SQUAD_DIR", "no SPARSIFY_SQUAD_DIR"))
-
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not MODEL.exists(), reason=f"{MODEL} is missing: run `make real-models`"),
-]
-needs_squad = pytest.mark.skipif(
-    not (SQUAD / "squad-eval.json").exists(),
-    reason="no SQuAD files: set SPARSIFY_SQUAD_DIR to a folder with squad-eval.json and squad-calibration.json",
-)
+MODEL = model_folder("all-MiniLM-L6-v2")
+pytestmark = marks(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +64,17 @@ def test_calibrate_and_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["mean_cosine"] == pytest.approx(1, abs=1e-3), "questions are shorter than k"
     assert 0.9 < found["mean_passage_cosine"] < 0.9999
     assert found["kept"]["total"]["kept_share"] < 0.6
+
+
+@needs_squad
+@pytest.mark.slow
+def test_rows_of_clusters_are_closer_than_clusters_of_queries_were() -> None:
+    """The bounds are what k-means on the queries themselves gave on a text of 512 tokens, in the mean."""
+    script = ROOT / "examples" / "cluster_quality.py"
+    options = ["--model", str(MODEL), "--dataset", str(SQUAD / "squad-eval.json"), "--texts", "1"]
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"\| (\d+) \| row space \| [\d.]+ \| ([\d.]+) \|", done.stdout)
+    improved = {int(clusters): float(distance) for clusters, distance in rows}
+    assert improved[25] < 0.374
+    assert improved[100] < 0.223

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,11 @@ from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.methods import TopK
 from hf_sparsify.patcher.plan import make_plan
 from hf_sparsify.patcher.proof import prove
+from real_models import SQUAD, marks, model_folder, needs_squad
 from typer.testing import CliRunner
 
-ROOT = Path(__file__).parents[2]
-MODEL = Path(os.environ.get("SPARSIFY_REAL_MODELS", ROOT / "models")) / "SmolLM2-135M-Instruct"
-SQUAD = Path(os.environ.get("SPARSIFY_SQUAD_DIR", "no SPARSIFY_SQUAD_DIR"))
-
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not MODEL.exists(), reason=f"{MODEL} is missing: run `make real-models`"),
-]
-needs_squad = pytest.mark.skipif(
-    not (SQUAD / "squad-eval.json").exists(),
-    reason="no SQuAD files: set SPARSIFY_SQUAD_DIR to a folder with squad-eval.json and squad-calibration.json",
-)
+MODEL = model_folder("SmolLM2-135M-Instruct")
+pytestmark = marks(MODEL)
 
 
 @pytest.fixture(scope="module")
