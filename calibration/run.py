@@ -36,14 +36,14 @@ def calibrate_plan(
     patch = apply_plan(model, exact)
     try:
         observed = _observe(patch)
-        _run(model, samples)
+        count = _run(model, samples)
     finally:
         remove_patch(model)
     fits = {name: histogram.fit() for name, histogram in observed.items()}
     tables = {name: table for name, table in fits.items() if table is not None}
     if not tables:
         raise DataError(
-            "no row of the samples sees more keys than its k, so there is no threshold to fit: "
+            f"no row of the {count} samples sees more keys than its k, so there is no threshold to fit: "
             "use a smaller --k, or longer data"
         )
     fitted = {name: _with_thresholds(method) for name, method in plan.items()}
@@ -71,7 +71,8 @@ def _observe(patch: Patch) -> dict[str, ScoreHistogram]:
     return observed
 
 
-def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> None:
+def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> int:
+    """Runs the model on all samples and says how many there were."""
     count = 0
     with torch.inference_mode():
         for inputs in samples:
@@ -79,3 +80,4 @@ def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> None:
             count += 1
     if not count:
         raise DataError("there is no sample to calibrate on")
+    return count
