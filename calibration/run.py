@@ -30,10 +30,7 @@ def calibrate_plan(
     all their rows are within their budget.
     """
     require_convertible(plan)
-    exact: dict[str, Method] = {
-        name: exact_top_k(method) if isinstance(method, Budget) else method for name, method in plan.items()
-    }
-    patch = apply_plan(model, exact)
+    patch = apply_plan(model, {name: exact_top_k(method) for name, method in plan.items()})
     try:
         observed = _observe(patch)
         count = _run(model, samples)

@@ -7,10 +7,9 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from ..patcher.methods import METHODS
+from ..patcher.methods.budget import Budget
 from ..tables import facts, grid, percent, titled
-
-# The methods that keep some keys of every row.
-ROW_BY_ROW = ("top-k", "top-theta")
 
 # Above this share of fallback rows the figures say more about exact top-k than about the thresholds.
 WORTH_A_NOTE = 0.1
@@ -88,7 +87,7 @@ def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[st
             yield "in rows longer than k", "there was none: nothing was sparse"
     if kept["decode_v_rows_share"] is not None:
         yield "V rows kept in decoding", f"{_spread(kept, 'decode_v_rows_share')}, union over a KV head's queries"
-    if any(entry["method"] == "top-theta" for entry in plan.values()):
+    if any(METHODS[entry["method"]].needs_thresholds for entry in plan.values()):
         yield "rows without a threshold", _of(kept["rows_without_threshold"], kept["long_rows"])
         yield "rows saved by min-keep", _of(kept["rows_saved_by_min_keep"], kept["long_rows"])
     if kept["cluster_scores_share"] is not None:
@@ -100,7 +99,7 @@ def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[st
 
 
 def _modules(modules: dict[str, Any], plan: dict[str, Any]) -> RenderableType:
-    by_row = {name for name, entry in plan.items() if entry["method"] in ROW_BY_ROW}
+    by_row = {name for name, entry in plan.items() if issubclass(METHODS[entry["method"]], Budget)}
     header = ["module", "x k", "kept %", "p5", "p95", "no theta", "min-keep", "V rows %", "p5", "p95"]
     rows = [
         [

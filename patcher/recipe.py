@@ -12,7 +12,6 @@ from typing import Any
 
 from ..errors import DataError, SparsifyError, UsageError
 from .methods import Method, exact_top_k, method_from_dict, method_to_dict
-from .methods.budget import Budget
 from .thresholds import ModuleThresholds, load_thresholds, save_thresholds
 
 SCHEMA_VERSION = 1
@@ -66,10 +65,7 @@ class Recipe:
         """The recipe as it was before calibration, with exact top-k for top-theta. UsageError if never calibrated."""
         if self.before_calibration is None:
             raise UsageError("the recipe was not calibrated, so it has no plan from before calibration")
-        plan: Plan = {
-            name: exact_top_k(method) if isinstance(method, Budget) else method
-            for name, method in self.before_calibration.items()
-        }
+        plan = {name: exact_top_k(method) for name, method in self.before_calibration.items()}
         return replace(self, plan=plan, thresholds={}, calibration=None, before_calibration=None)
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,9 +24,9 @@ ATTENTION_METHODS: dict[str, type[AttentionMethod]] = {
 METHODS: dict[str, type[Method]] = {**ATTENTION_METHODS, TopKFeedForward.name: TopKFeedForward}
 
 
-def exact_top_k(method: Budget) -> TopK:
-    """Exact top-k with the budget of a method."""
-    return TopK(**budget_of(method))
+def exact_top_k(method: Method) -> Method:
+    """Exact top-k with the budget of a method; a method without a budget of keys as it is."""
+    return TopK(**budget_of(method)) if isinstance(method, Budget) else method
 
 
 def method_from_dict(data: dict[str, Any]) -> Method:

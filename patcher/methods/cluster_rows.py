@@ -24,12 +24,13 @@ def attend_clusters(inputs: AttentionInputs, assigned: Tensor, clusters: int, re
     """
     query, value = working(inputs.query), working(inputs.value)
     scores = _centroid_scores(inputs, query, assigned, clusters)
-    weights = _dropped(scores.softmax(-1), inputs.dropout)
+    shares = scores.softmax(-1)
+    weights = _dropped(shares, inputs.dropout)
     if not refined:
         return _of_cluster(_by_group(weights, value), assigned).to(inputs.value.dtype)
     # The mass is the centroid's, before dropout, as in the authors' code.
     strongest = scores.topk(refined, dim=-1).indices
-    mass = scores.softmax(-1).gather(-1, strongest).sum(-1)
+    mass = shares.gather(-1, strongest).sum(-1)
     rest = _by_group(weights.scatter(-1, strongest, 0), value)
     exact = _refine(inputs, query, value, assigned, strongest, mass)
     return (_of_cluster(rest, assigned) + exact).to(inputs.value.dtype)
