@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .calibration.run import calibrate_plan
-from .commands.evaluate import describe
+from .commands.evaluate import EvalOptions, describe, make_task
 from .commands.target import DEFAULT_METHOD, open_target
 from .errors import UsageError
+from .evaluation.run import Contender
 from .evaluation.run import evaluate as run_evaluation
-from .evaluation.sources import load_questions
+from .evaluation.sources import load_items
+from .evaluation.verdict.gate import Gate
 from .patcher.binding.loading import LoadedModel, LoadOptions
 from .patcher.binding.patching import Patch, apply_plan, current_patch, remove_patch
 from .patcher.methods import AttentionMethod, Method, TopKFeedForward
@@ -93,20 +95,18 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 8,
     max_new_tokens: int = 32,
+    max_drop: float = 1.0,
+    min_recovery: float | None = None,
     options: LoadOptions | None = None,
 ) -> dict[str, Any]:
-    """`sparsify eval` without files: the results of the unpatched and the patched model, as in results.json but run_id.
+    """`sparsify eval` without files: the results of the unpatched and the patched model, with the verdict.
 
-    target: a recipe directory, or a model (then with top-k attention, k = 64). dataset: see load_questions.
+    target: a recipe directory, or a model (then with top-k attention, k = 64). dataset: see load_items. The dict is
+    that of results.json without the names of the run.
     """
+    asked = EvalOptions(limit, seed, batch_size, max_new_tokens, gate=Gate(max_drop, min_recovery))
     opened = open_target(str(target), options or LoadOptions())
-    questions = load_questions(dataset, split).sample(limit, seed)
-    evaluation = run_evaluation(
-        opened.loaded,
-        opened.recipe.plan,
-        questions,
-        thresholds=opened.recipe.thresholds,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-    )
-    return describe(opened, opened.recipe, evaluation, limit=limit, seed=seed)
+    task = make_task(opened, load_items(dataset, split), asked)
+    contender = Contender(opened.recipe.plan, opened.recipe.thresholds)
+    evaluations = run_evaluation(opened.loaded, [contender], task)
+    return describe([opened], [opened.recipe], evaluations, asked)[0]

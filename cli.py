@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
-from .opening import load, open_target, questions_of, start
-from .terminal import exit_codes, progress, results_console, say
+from .opening import items_of, load, open_target, open_targets, start
+from .terminal import command_line, exit_codes, progress, results_console, resumable, say
 
 app = typer.Typer(
     name="sparsify",
@@ -50,7 +50,7 @@ def patch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=o.OUTPUT)] = False,
     verify: Annotated[bool, typer.Option(help="Prove the patch before writing.", rich_help_panel=o.OUTPUT)] = True,
     seed: o.HiddenSeed = 0,
-    loading: Any = o.LOADED,
+    loading: Any = o.GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -101,7 +101,7 @@ def validate(
     verify: Annotated[bool, typer.Option(help="Also prove it on the loaded model.", rich_help_panel=o.OUTPUT)] = True,
     model: o.MovedModel = None,
     seed: o.HiddenSeed = 0,
-    loading: Any = o.LOADED,
+    loading: Any = o.GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -131,18 +131,18 @@ def calibrate(
     target: o.TargetArgument = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
-    samples: Annotated[int, typer.Option(help="How many questions to use.")] = 128,
+    samples: Annotated[int, typer.Option(help="How many items to use.")] = 128,
     k: o.OtherK = None,
     keep: o.OtherKeep = None,
     output: o.RecipeOutput = None,
     force: o.Force = False,
     seed: o.Seed = 0,
     model: o.MovedModel = None,
-    loading: Any = o.LOADED,
+    loading: Any = o.GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Fit top-theta thresholds on questions with their answers; the recipe's top-k modules become top-theta, same k.
+    """Fit top-theta thresholds on items with their answers; the recipe's top-k modules become top-theta, same k.
 
     Uses the train split of squad (of demo for demo models) unless told otherwise. The plan from before is kept in the
     recipe: `sparsify eval --as-top-k` runs it.
@@ -150,19 +150,24 @@ def calibrate(
     from .commands.calibrate import calibrate_target, check_options
     from .commands.report import calibration_report
     from .patcher.recipe import DEFAULT_RECIPE, check_writable, save_recipe
+    from .processes import Processes
 
     check_options(samples, k, keep)
     start(target, quiet, verbose)
-    given = questions_of(dataset, split, "train") if dataset is not None else None
+    given = items_of(dataset, split, "train") if dataset is not None else None
     opened = open_target(target, loading, model, quiet)
     directory = output or opened.directory or Path(DEFAULT_RECIPE)
     in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
     check_writable(directory, force=force or in_place)
-    questions = given or questions_of(opened.default_dataset, split, "train")
-    with progress(min(samples, len(questions)), "calibrating", quiet=quiet) as advance:
-        calibrated = calibrate_target(opened, questions, samples=samples, seed=seed, k=k, keep=keep, advance=advance)
-    save_recipe(calibrated.recipe, directory, force=True)
-    if not quiet:
+    items = given or items_of(opened.default_dataset, split, "train")
+    processes = Processes.join()
+    with progress(min(samples, len(items)), "calibrating", quiet=quiet, processes=processes.count) as advance:
+        calibrated = calibrate_target(
+            opened, items, samples=samples, seed=seed, k=k, keep=keep, processes=processes, advance=advance
+        )
+    if processes.is_main:
+        save_recipe(calibrated.recipe, directory, force=True)
+    if processes.is_main and not quiet:
         results_console().print(calibration_report(calibrated, directory))
 
 
@@ -170,64 +175,65 @@ def calibrate(
 BY_MODULE_WIDTH = 120
 
 
-@app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 200")
+@app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 400 --max-drop 2")
 @exit_codes
 @o.takes_loading
+@o.takes_asking
 def evaluate(
-    target: o.TargetArgument = None,
+    targets: o.Targets = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-L", help="Random subset of so many questions.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", help="Questions at a time.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, for models that generate.")] = 32,
-    as_top_k: Annotated[bool, typer.Option("--as-top-k", help="Run the plan from before calibration.")] = False,
-    by_module: Annotated[
-        bool, typer.Option("--by-module", help="Also what each module kept.", rich_help_panel=o.OUTPUT)
-    ] = False,
+    asking: Any = o.GATHERED,
+    harness: o.Harness = None,
+    require_conclusion: o.RequireConclusion = False,
+    by_module: o.ByModule = False,
     as_json: o.Json = False,
     output: o.ResultsOutput = None,
-    seed: o.Seed = 0,
     model: o.MovedModel = None,
-    loading: Any = o.LOADED,
+    loading: Any = o.GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Answer the same questions with the unpatched and the patched model, and say what changed.
+    """Ask the unpatched and the patched model the same, and judge the difference: PASS, FAIL or INCONCLUSIVE.
 
-    A model that generates writes the answer, one for question answering marks it in the passage, and an encoder finds
-    the question's passage among all of them.
+    A model that generates writes answers or chooses among them, one with a head for question answering or
+    classification uses that, and an encoder finds the question's passage; `sparsify datasets` lists what can be asked.
 
     Uses the validation split of squad (of demo for demo models) unless told otherwise. Writes results.json and
-    predictions.jsonl to RECIPE/eval/RUN.
+    predictions.jsonl to RECIPE/eval/RUN; the same command goes on where it was stopped. Exit code 3 is FAIL.
     """
-    from .commands.evaluate import check_options, evaluate_target
-    from .evaluation.report import results_tables
+    from .commands.evaluate import as_plain, check_output, evaluate_targets, exit_code
+    from .commands.report import evaluation_report
+    from .processes import Processes
 
-    check_options(limit, batch_size, max_new_tokens, output)
-    start(target, quiet, verbose)
-    given = questions_of(dataset, split, "validation") if dataset is not None else None
-    opened = open_target(target, loading, model, quiet)
-    questions = given or questions_of(opened.default_dataset, split, "validation")
-    total = len(questions) if limit is None else min(limit, len(questions))
-    with progress(total, "evaluating", quiet=quiet) as advance:
-        results, directory = evaluate_target(
-            opened,
-            questions,
-            limit=limit,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            as_top_k=as_top_k,
-            output=output,
-            advance=advance,
-        )
-    if as_json:
-        print(json.dumps(results, indent=2))
+    check_output(output, targets or [])
+    start(targets[0] if targets else None, quiet, verbose)
+    if harness is not None:
+        from .commands.harness import evaluate_harness, open_harness
+
+        tasks = open_harness(harness, asking, dataset=dataset, split=split, trusted=loading.trust_remote_code)
+        opened = open_targets(targets or [], loading, model, quiet)
+        with progress(tasks.total(len(opened)), "evaluating", quiet=quiet) as advance:
+            outcomes = evaluate_harness(opened, tasks, asking, output=output, command=command_line(), advance=advance)
     else:
-        results_console(at_least=BY_MODULE_WIDTH if by_module else 0).print(
-            results_tables(results, by_module=by_module)
-        )
-    say(f"wrote {directory}", quiet=quiet)
+        given = items_of(dataset, split, "validation") if dataset is not None else None
+        opened = open_targets(targets or [], loading, model, quiet)
+        items = given or items_of(opened[0].default_dataset, split, "validation")
+        total, processes = min(asking.limit or len(items), len(items)), Processes.join()
+        with progress(total, "evaluating", quiet=quiet, processes=processes.count) as advance, resumable():
+            outcomes = evaluate_targets(
+                opened, items, asking, output=output, processes=processes, command=command_line(), advance=advance
+            )
+        if not processes.is_main:
+            return
+    if as_json:
+        print(json.dumps(as_plain(outcomes), indent=2))
+    else:
+        results_console(at_least=BY_MODULE_WIDTH if by_module else 0).print(evaluation_report(outcomes, by_module))
+    for outcome in outcomes:
+        done = "was there already, judged anew:" if outcome.was_there else "wrote"
+        say(f"{done} {outcome.directory}", quiet=quiet)
+    raise typer.Exit(exit_code(outcomes, require_conclusion=require_conclusion))
 
 
 @app.command(epilog='Example: sparsify generate ./sparsified "What is the capital of France?"')
@@ -240,7 +246,7 @@ def generate(
     as_json: o.Json = False,
     model: o.MovedModel = None,
     seed: o.HiddenSeed = 0,
-    loading: Any = o.LOADED,
+    loading: Any = o.GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -264,6 +270,15 @@ def methods() -> None:
     from .commands.report import methods_report
 
     results_console().print(methods_report())
+
+
+@app.command()
+@exit_codes
+def datasets() -> None:
+    """List the data sets that `--dataset` knows by name, each with its task and the metric that decides."""
+    from .commands.report import datasets_report
+
+    results_console().print(datasets_report())
 
 
 @app.command()

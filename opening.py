@@ -8,7 +8,7 @@ from .terminal import say, set_up
 
 if TYPE_CHECKING:
     from .commands.target import Target
-    from .evaluation.questions import QuestionSet
+    from .evaluation.items import ItemSet
     from .patcher.binding.loading import LoadedModel, LoadOptions
 
 
@@ -35,10 +35,25 @@ def open_target(argument: str | None, options: LoadOptions, model: str | None, q
     """A recipe or model with what is to be done to it; raises what commands.target.open_target raises."""
     from .commands import target
 
-    opened = target.open_target(argument, options, model=model)
+    return _told(target.open_target(argument, options, model=model), quiet)
+
+
+def open_targets(arguments: list[str], options: LoadOptions, model: str | None, quiet: bool) -> list[Target]:
+    """Recipes for one model; raises what commands.target.open_targets raises."""
+    from .commands import target
+
+    opened = target.open_targets(arguments, options, model=model)
+    _told(opened[0], quiet)
+    return opened
+
+
+def _told(opened: Target, quiet: bool) -> Target:
+    """What a person should know of it."""
+    from .commands.target import DEFAULT_K
+
     _hint(opened.loaded.model, quiet)
     if opened.directory is None:
-        say(f"no recipe named: starting from top-k attention with k = {target.DEFAULT_K} on every layer", quiet=quiet)
+        say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer", quiet=quiet)
     return opened
 
 
@@ -47,8 +62,8 @@ def _hint(model: Any, quiet: bool) -> None:
         say("hint: on a CPU, --dtype float32 is faster than bfloat16 for prompts", quiet=quiet)
 
 
-def questions_of(dataset: str, split: str | None, default_split: str) -> QuestionSet:
-    """The questions of a data set; raises what load_questions raises."""
-    from .evaluation.sources import load_questions
+def items_of(dataset: str, split: str | None, default_split: str) -> ItemSet:
+    """The items of a data set; raises what load_items raises."""
+    from .evaluation.sources import load_items
 
-    return load_questions(dataset, split, default_split=default_split)
+    return load_items(dataset, split, default_split=default_split)

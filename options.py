@@ -11,9 +11,13 @@ from typing import Annotated, Any
 import typer
 
 LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
+VERDICT = "What decides"
 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=LOADING)]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:n].", rich_help_panel=LOADING)]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto spreads the model over all devices (Accelerate).", rich_help_panel=LOADING)
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", rich_help_panel=LOADING)]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=LOADING)
@@ -22,7 +26,7 @@ GgufFile = Annotated[str | None, typer.Option(help="The GGUF file inside MODEL."
 MovedModel = Annotated[
     str | None, typer.Option("--model", help="Where the recipe's model is now, if it moved.", rich_help_panel=LOADING)
 ]
-Seed = Annotated[int, typer.Option(help="Picks which questions are used.")]
+Seed = Annotated[int, typer.Option(help="Picks which items are used.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
 Attention = Annotated[
@@ -42,12 +46,57 @@ OtherKeep = Annotated[
 TargetArgument = Annotated[
     str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model (default: ./sparsified).")
 ]
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE|MODEL", help="Recipes for one model, or a model (default: ./sparsified)."),
+]
 Dataset = Annotated[
     str | None,
     typer.Option(
         "--dataset",
         "-d",
-        help="squad, squad_v2, demo, a Hub name, or a JSON, JSONL or Parquet file in the SQuAD schema.",
+        help="A name that `sparsify datasets` lists, a Hub name, a file (JSON, JSONL, CSV, TSV, Parquet or text), or "
+        "NAME=FILE for a file in a listed schema.",
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", "-L", help="Random subset of so many items; with --harness the first ones.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Items at a time.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, for models that generate.")]
+PromptTemplate = Annotated[
+    Path | None,
+    typer.Option(help="A text file with {context}, {question} and the like in place of the built-in prompt."),
+]
+Shots = Annotated[int, typer.Option(help="How many answered examples precede every question.")]
+ShotsFrom = Annotated[str | None, typer.Option(help="Where the examples are drawn from (default: the train split).")]
+Distractors = Annotated[int, typer.Option(help="How many other passages each passage is hidden among.")]
+AsTopK = Annotated[bool, typer.Option("--as-top-k", help="Run the plan from before calibration.")]
+Harness = Annotated[
+    str | None,
+    typer.Option(
+        metavar="<tasks>", help="Instead: tasks of lm-evaluation-harness, names or YAML files separated by commas."
+    ),
+]
+MaxDrop = Annotated[
+    float, typer.Option(help="Points of the data set's metric that may be lost.", rich_help_panel=VERDICT)
+]
+MinRecovery = Annotated[
+    float | None,
+    typer.Option(help="Instead: the share of the dense score that must remain, e.g. 0.99.", rich_help_panel=VERDICT),
+]
+RequireConclusion = Annotated[
+    bool,
+    typer.Option("--require-conclusion", help="Exit code 5 if the verdict is inconclusive.", rich_help_panel=VERDICT),
+]
+ByModule = Annotated[bool, typer.Option("--by-module", help="Also what each module kept.", rich_help_panel=OUTPUT)]
+Cache = Annotated[
+    bool,
+    typer.Option(
+        " /--no-cache",
+        show_default=False,
+        help="Run everything: use neither what this run has done before nor cached answers of the dense model.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="The split of a named data set.")]
@@ -78,7 +127,7 @@ Set = Annotated[
         metavar="<rule>",
         help="PATTERN=METHOD,OPTION=VALUE,...: another method for the modules that match, by name or by 're:' and a "
         "regular expression for the whole name; none leaves them dense. May be repeated. "
-        "E.g. 're:.*encoder.*=clustered,clusters=50'",
+        "E.g. `'re:.*encoder.*=clustered,clusters=50'`",
         rich_help_panel=METHOD,
     ),
 ]
@@ -87,7 +136,8 @@ RecipeOutput = Annotated[
     typer.Option("--output-dir", "-o", help="The recipe's directory (default: ./sparsified).", rich_help_panel=OUTPUT),
 ]
 ResultsOutput = Annotated[
-    Path | None, typer.Option("--output-dir", "-o", help="New directory for the results.", rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option("--output-dir", "-o", help="Where the results go (default: RECIPE/eval/RUN).", rich_help_panel=OUTPUT),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)]
@@ -97,29 +147,68 @@ HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]
 _LOADING: dict[str, tuple[Any, Any]] = {
     "dtype": (Dtype, "auto"),
     "device": (Device, "auto"),
+    "device_map": (DeviceMap, None),
     "revision": (Revision, None),
     "trust_remote_code": (TrustRemoteCode, False),
     "gguf_file": (GgufFile, None),
 }
-LOADED: Any = None  # the default of a command's `loading`, which takes_loading fills in
+# The options that describe what `eval` asks, how, and what decides: as in commands.evaluate.make_options.
+_ASKING: dict[str, tuple[Any, Any]] = {
+    "limit": (Limit, None),
+    "seed": (Seed, 0),
+    "batch_size": (BatchSize, 8),
+    "max_new_tokens": (MaxNewTokens, 32),
+    "prompt_template": (PromptTemplate, None),
+    "shots": (Shots, 0),
+    "shots_from": (ShotsFrom, None),
+    "distractors": (Distractors, 0),
+    "as_top_k": (AsTopK, False),
+    "max_drop": (MaxDrop, 1.0),
+    "min_recovery": (MinRecovery, None),
+    "cache": (Cache, True),
+}
+GATHERED: Any = None  # the default of an argument that a decorator below fills in
 
 
 def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of how to load a model in place of a command's argument `loading`, which gets LoadOptions."""
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
+    def make(**given: Any) -> Any:
         from .patcher.binding.loading import LoadOptions
 
-        command(loading=LoadOptions(**{name: given.pop(name) for name in _LOADING}), **given)
+        return LoadOptions(**given)
+
+    return _gathered(command, "loading", _LOADING, make)
+
+
+def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of an evaluation in place of a command's argument `asking`, which gets EvalOptions."""
+
+    def make(**given: Any) -> Any:
+        from .commands.evaluate import make_options
+
+        return make_options(**given)
+
+    return _gathered(command, "asking", _ASKING, make)
+
+
+def _gathered(
+    command: Callable[..., None], argument: str, options: dict[str, tuple[Any, Any]], make: Callable[..., Any]
+) -> Callable[..., None]:
+    """The command with several options in place of one argument, which gets what `make` makes of them."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = make(**{name: given.pop(name) for name in options})
+        command(**{argument: made}, **given)
 
     signature = inspect.signature(command, eval_str=True)
     parameters = []
     for name, parameter in signature.parameters.items():
-        if name != "loading":
+        if name != argument:
             parameters.append(parameter)
             continue
-        for option, (annotation, default) in _LOADING.items():
+        for option, (annotation, default) in options.items():
             parameters.append(parameter.replace(name=option, annotation=annotation, default=default))
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

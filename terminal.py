@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .errors import SparsifyError
+from .processes import is_main_process
 
 INTERRUPTED = 130
 PLAIN_WIDTH = 160
@@ -37,8 +39,8 @@ def messages_console() -> Console:
 
 
 def say(text: str, *, quiet: bool = False) -> None:
-    """A line on stderr."""
-    if not quiet:
+    """A line on stderr, of the first process alone; errors come from all."""
+    if not quiet and (is_main_process() or text.startswith("error: ")):
         messages_console().print(text)
 
 
@@ -64,9 +66,14 @@ def set_up(*, quiet: bool, verbose: bool) -> None:
 
 
 @contextmanager
-def progress(total: int, what: str, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Yields advance(n). A bar with the time left on a terminal, else a line for every tenth."""
-    if quiet or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+def progress(total: int, what: str, *, quiet: bool = False, processes: int = 1) -> Iterator[Callable[[int], None]]:
+    """Yields advance(n). A bar with the time left on a terminal, else a line for every tenth.
+
+    processes: those that share the work; the first shows its own part as if all were as far.
+    """
+    if processes > 1:
+        total, what = -(-total // processes), f"{what}, process 1 of {processes}"
+    if quiet or not is_main_process() or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
         yield lambda count: None
     elif sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -85,10 +92,26 @@ class _PlainProgress:
 
     def __call__(self, count: int) -> None:
         before, self.done = self.done, self.done + count
+        # Shares of several processes differ by a batch.
+        self.total = max(self.total, self.done)
         if self.done * 10 // self.total > before * 10 // self.total:
             spent = time.monotonic() - self.started
             left = f"about {spent / self.done * (self.total - self.done):.0f} s left"
             say(f"{self.what}: {self.done} of {self.total}, {left if self.done < self.total else f'{spent:.0f} s'}")
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """What Ctrl-C stops inside the block goes on with the same command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join(["sparsify", *sys.argv[1:]])
 
 
 def exit_codes(command: Command) -> Command:
@@ -101,8 +124,8 @@ def exit_codes(command: Command) -> Command:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except KeyboardInterrupt:
-            say("interrupted; nothing half-written was left behind")
+        except KeyboardInterrupt as interrupt:
+            say(str(interrupt) or "interrupted; nothing half-written was left behind")
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
             # The reader of our output is gone; closing stdout again at exit would complain.

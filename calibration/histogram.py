@@ -87,6 +87,19 @@ class ScoreHistogram:
         entry.rows += int(rows[:, 0].sum())
         entry.length_sum += int((lengths * rows)[:, 0].sum())
 
+    def merge(self, other: ScoreHistogram) -> None:
+        """Adds what another process observed of the same module; the result is that of one process, exactly."""
+        for index, bucket in other.buckets.items():
+            mine = self.buckets.setdefault(
+                index, _Bucket(torch.zeros_like(bucket.counts), torch.zeros_like(bucket.budget))
+            )
+            mine.counts += bucket.counts
+            mine.budget += bucket.budget
+            mine.rows += bucket.rows
+            mine.length_sum += bucket.length_sum
+        self.shortest = min(filter(None, (self.shortest, other.shortest)), default=0)
+        self.longest = max(self.longest, other.longest)
+
     def fit(self) -> ModuleThresholds | None:
         """Thresholds whose mean kept count is the budget's, in every bucket; None if no row was long enough."""
         buckets = [self.buckets[index] for index in sorted(self.buckets) if self.buckets[index].rows]

@@ -12,6 +12,7 @@ from ..patcher.binding.patching import Patch, apply_plan, remove_patch
 from ..patcher.methods import Method, TopTheta, exact_top_k
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.thresholds import ModuleThresholds
+from ..processes import Processes
 from .histogram import ScoreHistogram
 
 
@@ -19,10 +20,12 @@ def calibrate_plan(
     model: nn.Module,
     plan: dict[str, Method],
     samples: Iterable[dict[str, torch.Tensor]],
+    processes: Processes | None = None,
 ) -> tuple[dict[str, Method], dict[str, ModuleThresholds]]:
     """Fits thresholds for every top-k or top-theta module of a plan at that module's own budget.
 
     samples: model inputs (input_ids and the like, batch first, one sequence each), without gradients or cache.
+    processes: each observes samples of its own, and all get the thresholds of all samples together.
     While it is observed each of them runs exact top-k at its budget and every other module what is planned, so that
     deeper modules see sparse activations. Returns the plan with those modules as top-theta, and their tables; a module
     none of whose rows was longer than its budget has none. The model must not be patched, and is left as it was.
@@ -36,6 +39,9 @@ def calibrate_plan(
         count = _run(model, samples)
     finally:
         remove_patch(model)
+    observed, count = _gathered(observed, count, processes or Processes())
+    if not count:
+        raise DataError("there is no sample to calibrate on that fits what the model can read at once")
     fits = {name: histogram.fit() for name, histogram in observed.items()}
     tables = {name: table for name, table in fits.items() if table is not None}
     if not tables:
@@ -75,6 +81,16 @@ def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> int:
         for inputs in samples:
             model(**inputs, use_cache=False)
             count += 1
-    if not count:
-        raise DataError("there is no sample to calibrate on")
     return count
+
+
+def _gathered(
+    observed: dict[str, ScoreHistogram], count: int, processes: Processes
+) -> tuple[dict[str, ScoreHistogram], int]:
+    """What all processes have observed of each module, and on how many samples."""
+    first, *others = processes.gather((observed, count))
+    for histograms, samples in others:
+        for name, histogram in histograms.items():
+            first[0][name].merge(histogram)
+        first = (first[0], first[1] + samples)
+    return first

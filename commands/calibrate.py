@@ -8,12 +8,13 @@ from typing import Any
 
 from ..calibration.run import calibrate_plan, require_convertible
 from ..environment import package_versions
-from ..errors import DataError, require_at_least_one
-from ..evaluation.questions import QuestionSet
+from ..errors import require_at_least_one
+from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.tasks import task_for
 from ..patcher.methods import Method
 from ..patcher.methods.budget import Budget
 from ..patcher.recipe import CalibrationRecord, Recipe
+from ..processes import Processes
 from .patch import check_exclusive
 from .target import Target
 
@@ -36,49 +37,52 @@ def check_options(samples: int, k: int | None, keep: float | None) -> None:
 
 def calibrate_target(
     target: Target,
-    questions: QuestionSet,
+    items: ItemSet,
     *,
     samples: int,
     seed: int,
     k: int | None = None,
     keep: float | None = None,
+    processes: Processes | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Calibrated:
-    """Calibrates the target's plan on `samples` questions with their gold answers, at its own k or the one given.
+    """Calibrates the target's plan on `samples` items with their gold answers, at its own k or the one given.
 
-    advance: called with the number of questions done. UsageError for unusable options; DataError if every row of the
-    samples is within k, so that there is nothing to fit.
+    processes: those that share the samples; all of them get the same result. advance: called with the number of items
+    done. UsageError for unusable options; DataError if every row of the samples is within k, so that there is nothing
+    to fit.
     """
     check_options(samples, k, keep)
-    chosen = questions.sample(samples, seed)
+    processes = processes or Processes()
+    chosen = items.sample(samples, seed)
     before = target.recipe.before_calibration or target.recipe.plan
     plan = target.recipe.plan
     require_convertible(plan)
     if k is not None or keep is not None:
         plan = {name: _with_budget(method, k, keep) for name, method in plan.items()}
         before = {name: _with_budget(method, k, keep) for name, method in before.items()}
-    loaded, used = target.loaded, 0
+    loaded, used = target.loaded, []
     task = task_for(loaded, chosen)
 
     def inputs() -> Iterator[dict[str, Any]]:
-        nonlocal used
-        for question in chosen.questions:
-            samples_of_question = task.calibration_inputs(question)
-            used += bool(samples_of_question)
-            yield from samples_of_question
+        for item in processes.share(chosen.items):
+            samples_of_item = task.calibration_inputs(item)
+            if samples_of_item:
+                used.append(content_hash(item))
+            yield from samples_of_item
             if advance is not None:
                 advance(1)
-        if not used:
-            raise DataError(f"no question of {questions.name} fits what the model can read at once")
 
-    fitted, tables = calibrate_plan(loaded.model, plan, inputs())
+    fitted, tables = calibrate_plan(loaded.model, plan, inputs(), processes)
+    hashes = sorted({hashed for part in processes.gather(used) for hashed in part})
     record = CalibrationRecord(
-        dataset=questions.name,
-        split=questions.split,
-        fingerprint=questions.fingerprint,
-        samples=used,
+        dataset=items.name,
+        split=items.split,
+        fingerprint=items.fingerprint,
+        samples=sum(processes.gather(len(used))),
         seed=seed,
         budget=", ".join(sorted({fitted[name].describe() for name in tables})),
+        items=tuple(hashes),
     )
     recipe = replace(
         target.recipe,

@@ -1,101 +1,275 @@
-"""`sparsify eval`: dense and patched on the same questions, and where the results go."""
+"""`sparsify eval`: dense and patched on the same items, the verdict, and where the results go."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from datetime import datetime
-from itertools import count
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..environment import package_versions
+from ..environment import describe_environment, package_versions
 from ..errors import UsageError, require_at_least_one
-from ..evaluation.questions import QuestionSet
-from ..evaluation.results import save_results, summarize
-from ..evaluation.run import Evaluation, evaluate
+from ..evaluation.dense_cache import DenseCache, dense_key
+from ..evaluation.distractors import with_distractors
+from ..evaluation.items import ItemSet, content_hash
+from ..evaluation.journal import RUN, Journal, ended_run
+from ..evaluation.prompts import read_template
+from ..evaluation.results import SCHEMA_VERSION, judge, prediction_lines, summarize
+from ..evaluation.run import Contender, Evaluation, evaluate, fitting_items
+from ..evaluation.shots import draw_shots
+from ..evaluation.sources import is_path, load_items
+from ..evaluation.tasks import Task, TaskOptions, task_for
+from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, Gate
+from ..patcher.binding.modules import input_device
 from ..patcher.methods import method_to_dict
 from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe, check_place
+from ..processes import Processes
 from .target import Target
 
+logger = logging.getLogger(__name__)
 
-def check_options(limit: int | None, batch_size: int, max_new_tokens: int, output: Path | None) -> None:
-    """UsageError for what is wrong whatever the model and the data are; SparsifyError if output cannot be written."""
-    require_at_least_one(limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    if output is not None:
-        _check_new(output)
+GATE_FAILED, NO_CONCLUSION = 3, 5  # exit codes
 
 
-def evaluate_target(
-    target: Target,
-    questions: QuestionSet,
-    *,
-    limit: int | None,
-    seed: int,
-    batch_size: int,
-    max_new_tokens: int,
-    as_top_k: bool = False,
-    output: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> tuple[dict[str, Any], Path]:
-    """Evaluates, writes results.json and predictions.jsonl, returns the results and their directory.
+@dataclass(frozen=True)
+class EvalOptions:
+    """What is asked, how, and what decides; `sparsify eval --help` explains each.
 
-    output: the directory to write; by default RECIPE/eval/RUN_ID, or ./sparsified-eval/RUN_ID for a bare model.
-    as_top_k: run the plan from before calibration. Raises what evaluate and save_results raise.
+    UsageError for what is wrong whatever the model and the data are.
     """
-    recipe = target.recipe.as_top_k() if as_top_k else target.recipe
-    chosen = questions.sample(limit, seed)
-    run_id = f"{datetime.now():%Y%m%d-%H%M%S}-{_short_hash(recipe, chosen, seed)}"
-    directory = output or _unused((target.directory / "eval" if target.directory else Path("sparsified-eval")) / run_id)
-    _check_new(directory)
-    evaluation = evaluate(
+
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+    max_new_tokens: int = 32
+    prompt_template: Path | None = None
+    shots: int = 0
+    shots_from: str | None = None
+    distractors: int = 0
+    gate: Gate = field(default_factory=Gate)
+    as_top_k: bool = False
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        require_at_least_one(limit=self.limit, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+        for name in ("shots", "distractors"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name} must be at least 0, not {getattr(self, name)}")
+        if self.shots_from is not None and not self.shots:
+            raise UsageError("--shots-from goes with --shots N")
+
+    def questioning(self) -> dict[str, Any]:
+        """What changes answers, for the identity of a run; gates do not."""
+        names = ("seed", "batch_size", "max_new_tokens", "shots", "shots_from", "distractors")
+        return {name: getattr(self, name) for name in names}
+
+
+def make_options(max_drop: float = 1.0, min_recovery: float | None = None, **others: Any) -> EvalOptions:
+    """The options with the gate's two in their place. Raises what EvalOptions and Gate raise."""
+    return EvalOptions(gate=Gate(max_drop, min_recovery), **others)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One recipe's results, the directory that they are in, and whether they were there before."""
+
+    results: dict[str, Any]
+    directory: Path
+    was_there: bool
+
+
+def check_output(output: Path | None, targets: Sequence[str]) -> None:
+    """UsageError if the results have no place where they are to go; SparsifyError if they cannot be written there."""
+    if twice := [target for target in targets if targets.count(target) > 1]:
+        raise UsageError(f"{twice[0]} is given twice")
+    if output is not None and len(targets) > 1:
+        raise UsageError("-o names one directory, and every recipe has results of its own: leave it out")
+    if output is not None:
+        _check_free(output)
+
+
+def make_task(target: Target, items: ItemSet, options: EvalOptions) -> Task:
+    """The task on the items that the options choose, with distractors, template and examples."""
+    chosen = with_distractors(items.sample(options.limit, options.seed), options.distractors, options.seed, pool=items)
+    template = read_template(options.prompt_template) if options.prompt_template else None
+    shots = draw_shots(_shots_source(items, options), options.shots, options.seed, items) if options.shots else ()
+    return task_for(
         target.loaded,
-        recipe.plan,
         chosen,
-        thresholds=recipe.thresholds,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        advance=advance,
+        TaskOptions(options.batch_size, options.max_new_tokens, template, shots),
     )
-    results = {
-        "run_id": directory.name if output is None else run_id,
-        **describe(target, recipe, evaluation, limit=limit, seed=seed),
-    }
-    return results, save_results(results, evaluation.predictions, directory)
 
 
-def describe(target: Target, recipe: Recipe, evaluation: Evaluation, *, limit: int | None, seed: int) -> dict[str, Any]:
-    """The results of an evaluation with all that is needed to tell what was run."""
-    model = target.loaded.model
-    return {
-        "base_model": asdict(target.loaded.base),
-        "method": describe_plan(recipe.plan),
-        "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
-        "calibration": recipe.to_dict()["calibration"],
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "seed": seed,
-        "limit": limit,
-        **summarize(evaluation),
-        "versions": package_versions(),
-    }
+def evaluate_targets(
+    targets: Sequence[Target],
+    items: ItemSet,
+    options: EvalOptions,
+    *,
+    output: Path | None = None,
+    processes: Processes | None = None,
+    command: str | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> list[Outcome]:
+    """Evaluates recipes for one model, writes results.json and predictions.jsonl for each, returns them.
+
+    output: the directory to write (one recipe); by default RECIPE/eval/RUN, or ./sparsified-eval/RUN for a bare model.
+    RUN follows from all that changes answers, so the same command goes on where it was stopped, and one that has ended
+    is judged anew without running the model. On all processes but the first the outcomes are empty.
+    """
+    processes = processes or Processes()
+    loaded, recipes = targets[0].loaded, [chosen_recipe(target, options) for target in targets]
+    task = make_task(targets[0], items, options)
+    fitting_items(task)  # refuses what cannot be asked before anything is written
+    key = dense_key(loaded, task)
+    runs = [run_key(key, recipe, task, options) for recipe in recipes]
+    places = [output or _place(target, task, run) for target, run in zip(targets, runs, strict=True)]
+    for recipe in recipes:
+        _warn_of_seen(recipe, task, processes)
+    journals: list[Journal] = []
+    try:
+        for place, run in zip(places, runs, strict=True):
+            journals.append(_journal(place, run, processes, options))
+        contenders = [Contender(r.plan, r.thresholds, journal) for r, journal in zip(recipes, journals, strict=True)]
+        cache = DenseCache(key) if options.cache else None
+        evaluations = evaluate(loaded, contenders, task, cache=cache, processes=processes, advance=advance)
+        if not processes.is_main:
+            return []
+        outcomes = []
+        all_results = describe(targets, recipes, evaluations, options)
+        for evaluation, results, place, run in zip(evaluations, all_results, places, runs, strict=True):
+            results = {"run_id": place.name, "run": run, "command": command, **results}
+            evaluation.journal.finish(prediction_lines(evaluation), results)
+            outcomes.append(Outcome(results, place, evaluation.journal.ended is not None))
+        return outcomes
+    finally:
+        for journal in journals:
+            journal.close()
 
 
-def _check_new(directory: Path) -> None:
-    if directory.exists():
-        raise UsageError(f"{directory} exists already: give -o another directory for the results")
+def describe(
+    targets: Sequence[Target], recipes: Sequence[Recipe], evaluations: Sequence[Evaluation], options: EvalOptions
+) -> list[dict[str, Any]]:
+    """The results of each evaluation with all that is needed to tell what was run."""
+    verdicts = judge(evaluations, options.gate, options.seed)
+    described = []
+    for target, recipe, evaluation, verdict in zip(targets, recipes, evaluations, verdicts, strict=True):
+        model, task = target.loaded.model, evaluation.task
+        calibration = recipe.to_dict()["calibration"]
+        described.append(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "recipe": str(target.directory) if target.directory else None,
+                "base_model": asdict(target.loaded.base),
+                "method": describe_plan(recipe.plan),
+                "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
+                "calibration": calibration and {key: value for key, value in calibration.items() if key != "items"},
+                "seen_in_calibration": len(_seen(recipe, task)),
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": str(input_device(model)),
+                "seed": options.seed,
+                "limit": options.limit,
+                "shots": [shot.id for shot in task.options.shots],
+                "template": task.options.template,
+                "distractors": options.distractors,
+                **summarize(evaluation, verdict, options.seed),
+                "versions": package_versions(),
+                "environment": describe_environment(),
+            }
+        )
+    return described
+
+
+def as_plain(outcomes: Sequence[Outcome]) -> Any:
+    """The results for JSON: those of one recipe, or a list of those of several."""
+    results = [outcome.results for outcome in outcomes]
+    return results[0] if len(results) == 1 else results
+
+
+def exit_code(outcomes: Sequence[Outcome], *, require_conclusion: bool) -> int:
+    """0, GATE_FAILED if any recipe fails, NO_CONCLUSION if one is inconclusive and a conclusion was required."""
+    decisions = {outcome.results["verdict"]["decision"] for outcome in outcomes}
+    if FAIL in decisions:
+        return GATE_FAILED
+    return NO_CONCLUSION if require_conclusion and INCONCLUSIVE in decisions else 0
+
+
+def chosen_recipe(target: Target, options: EvalOptions) -> Recipe:
+    """A target's recipe, or the one from before its calibration."""
+    return target.recipe.as_top_k() if options.as_top_k else target.recipe
+
+
+def _shots_source(items: ItemSet, options: EvalOptions) -> ItemSet:
+    if options.shots_from is not None:
+        return load_items(options.shots_from, default_split="train")
+    if not items.split or is_path(items.name):
+        raise UsageError(
+            f"--shots draws examples from the train split, and the file {items.name} has none: name another file or "
+            "data set with --shots-from"
+        )
+    return load_items(items.name, "train")
+
+
+def _journal(directory: Path, run: str, processes: Processes, options: EvalOptions) -> Journal:
+    """What is there of the run; UsageError if the directory holds anything else."""
+    results = ended_run(directory)
+    if results is None:
+        _check_free(directory)
+    elif results.get("run") != run:
+        raise _taken(directory)
+    elif options.cache:
+        journal = Journal.of_ended(directory, results)
+        if len(journal.records) == results["dataset"]["items"]:
+            return journal
+        return Journal.open(directory, run, processes, anew=True)
+    return Journal.open(directory, run, processes, anew=not options.cache)
+
+
+def _check_free(directory: Path) -> None:
+    """Free is what does not exist, is empty, or holds a run; whether it is this one shows later."""
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN).exists() and not ended_run(directory):
+        raise _taken(directory)
     check_place(directory, "results")
 
 
-def _unused(directory: Path) -> Path:
-    """The directory, or with -2, -3 ... behind its name if two runs began in the same second."""
-    names = (directory if number == 1 else directory.with_name(f"{directory.name}-{number}") for number in count(1))
-    return next(name for name in names if not name.exists())
+def _taken(directory: Path) -> UsageError:
+    return UsageError(f"{directory} exists already: give -o another directory for the results")
 
 
-def _short_hash(recipe: Recipe, questions: QuestionSet, seed: int) -> str:
-    content = [replace(recipe, versions={}).to_dict(), questions.fingerprint, len(questions), seed]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+def _place(target: Target, task: Task, run: str) -> Path:
+    """RECIPE/eval/DATA-SET-RUN."""
+    parent = target.directory / "eval" if target.directory else Path("sparsified-eval")
+    stem = Path(task.items.name).stem if is_path(task.items.name) else task.items.name.replace("/", "-")
+    return parent / f"{stem}-{run[:8]}"
+
+
+def run_key(key: dict[str, Any], recipe: Recipe, task: Task, options: EvalOptions) -> str:
+    """64 hex digits over everything that answers follow from."""
+    content = [
+        key,
+        replace(recipe, versions={}, calibration=None, before_calibration=None).to_dict(),
+        {name: [t.lengths.tolist(), t.theta.tolist()] for name, t in sorted(recipe.thresholds.items())},
+        [task.items.fingerprint, [item.id for item in task.items.items]],
+        [task.style, task.options.template, options.questioning()],
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _seen(recipe: Recipe, task: Task) -> set[str]:
+    """The items of a task that calibration has seen."""
+    known = set(recipe.calibration.items) if recipe.calibration else set()
+    return {item.id for item in task.items.items if content_hash(item) in known} if known else set()
+
+
+def _warn_of_seen(recipe: Recipe, task: Task, processes: Processes) -> None:
+    seen = _seen(recipe, task)
+    if seen and processes.is_main:
+        logger.warning(
+            "warning: %d of these %d items were used for calibration: the verdict is about data that the thresholds "
+            "have seen",
+            len(seen),
+            len(task.items),
+        )

@@ -9,6 +9,7 @@ import torch
 from ..errors import UsageError, require_at_least_one
 from ..evaluation.generation import answer_log_probs, answer_mask, generate_greedy, kl_divergence
 from ..evaluation.inputs import check_answer_fits, position_limit, prompt_fits
+from ..patcher.binding.modules import input_device
 from ..patcher.binding.patching import apply_plan, remove_patch
 from ..patcher.meter import Meter
 from .target import Target
@@ -27,7 +28,7 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
     if loaded.base.task not in ("causal-lm", "seq2seq-lm"):
         raise UsageError(f"{loaded.base.id} is no language model ({loaded.base.task}): it does not generate text")
     check_answer_fits(loaded.model, max_new_tokens)
-    inputs = _inputs(loaded.tokenizer, prompt, loaded.model.device)
+    inputs = _inputs(loaded.tokenizer, prompt, input_device(loaded.model))
     length = inputs["input_ids"].shape[1]
     if not prompt_fits(loaded.model, length, max_new_tokens):
         limit = position_limit(loaded.model)

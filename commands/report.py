@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..evaluation.datasets import datasets_rows
+from ..evaluation.report import called, comparison, modules_table, results_tables
 from ..patcher.binding.feed_forward import feed_forward_modules
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import attention_modules
@@ -21,6 +24,7 @@ from ..patcher.proof import Check
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
+from .evaluate import Outcome
 from .patch import Planned
 from .target import Target
 
@@ -46,7 +50,7 @@ def validation_report(target: Target, checks: list[Check]) -> RenderableType:
     """The plan, the proof, and the verdict."""
     recipe = target.recipe
     record = recipe.calibration
-    calibrated = f"; calibrated on {record.samples} questions of {record.dataset}, {record.budget}" if record else ""
+    calibrated = f"; calibrated on {record.samples} items of {record.dataset}, {record.budget}" if record else ""
     verdict = f"the recipe in {target.directory} is valid{calibrated}"
     return Group(_plan_table(recipe, target.loaded), "", *_proof(checks), verdict)
 
@@ -106,7 +110,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
     """What was fitted, and what has no threshold."""
     recipe, tables = calibrated.recipe, calibrated.recipe.thresholds
     record = recipe.calibration
-    title = "" if record is None else f"Calibrated on {record.samples} questions of {record.dataset}, {record.budget}"
+    title = "" if record is None else f"Calibrated on {record.samples} items of {record.dataset}, {record.budget}"
     shortest, longest = min(t.shortest for t in tables.values()), max(t.longest for t in tables.values())
     rows = [
         ("modules with thresholds", f"{len(tables)} of {len(tables) + len(calibrated.without_thresholds)}"),
@@ -119,6 +123,17 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
     if names := calibrated.without_thresholds:
         rows.append(("rows never longer than k", f"{len(names)} modules, e.g. {names[0]}: dense on such data"))
     return Group(titled(title, facts(rows)), "", f"wrote {directory}; next: {_command('eval', directory)}")
+
+
+def evaluation_report(outcomes: Sequence[Outcome], by_module: bool = False) -> RenderableType:
+    """The tables of one recipe; of several their verdicts side by side, and then what each module kept if asked for."""
+    all_results = [outcome.results for outcome in outcomes]
+    if len(all_results) == 1:
+        return results_tables(all_results[0], by_module=by_module)
+    parts: list[RenderableType] = [comparison(all_results)]
+    for results in all_results if by_module else ():
+        parts += ["", Text(called(results), style="bold"), modules_table(results)]
+    return Group(*parts)
 
 
 def answers_report(answers: dict[str, Any]) -> RenderableType:
@@ -135,6 +150,12 @@ def answers_report(answers: dict[str, Any]) -> RenderableType:
         if answers["kept"][key] is not None:
             facts_line += f"; {percent(answers['kept'][key])} of {what} kept"
     return Group(table, facts_line)
+
+
+def datasets_report() -> RenderableType:
+    """One line for each data set."""
+    header = ["name", "task", "metric", "on the Hub", "what it is"]
+    return grid(header, datasets_rows(), text_columns=len(header))
 
 
 def methods_report() -> RenderableType:

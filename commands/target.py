@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def open_target(
     loaded = load_named(source, options_for(made_for, options))
     check_same_model(recipe, loaded)
     return Target(loaded, recipe, Path(argument))
+
+
+def open_targets(arguments: Sequence[str], options: LoadOptions, *, model: str | None = None) -> list[Target]:
+    """Several recipes for one model, which is loaded once; none is the recipe in ./sparsified.
+
+    UsageError if a further one is no recipe or names another model; else as open_target.
+    """
+    first = open_target(arguments[0] if arguments else None, options, model=model)
+    targets = [first]
+    for argument in arguments[1:]:
+        if not is_recipe(argument):
+            raise UsageError(f"{argument} holds no recipe; of several arguments all but the first have to")
+        recipe = load_recipe(argument)
+        if recipe.base_model.id != first.recipe.base_model.id:
+            raise UsageError(
+                f"{argument} is for {recipe.base_model.id} and {arguments[0]} for {first.recipe.base_model.id}: "
+                "evaluate recipes for one model at a time"
+            )
+        check_same_model(recipe, first.loaded)
+        targets.append(Target(first.loaded, recipe, Path(argument)))
+    return targets
 
 
 def check_same_model(recipe: Recipe, loaded: LoadedModel) -> None:

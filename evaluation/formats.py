@@ -1,21 +1,25 @@
-"""Question files: SQuAD's nested JSON, and flat records as JSON Lines, JSON or Parquet."""
+"""Files of items: SQuAD's nested JSON, flat records as JSON Lines, JSON, CSV or Parquet, and plain text."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .questions import Question
+from .datasets import dataset_of, nearest_dataset
+from .datasets.base import ANSWERS, Dataset, Record
+from .datasets.squad import make_question_set
+from .fields import field, items_of, kind_of
+from .items import ItemSet, make_item_set
+from .tabular import read_table
 
-Record = tuple[str, Any]  # where it stands in its file, and what stands there
 
-
-def read_questions(path: Path, name: str | None = None) -> list[Question]:
-    """Every question of a file, in order; `name` is how messages call the file.
+def read_items(path: Path, name: str | None = None, split: str = "", dataset: Dataset | None = None) -> ItemSet:
+    """Every item of a file, in order; `name` is how messages call the file, `dataset` the schema that it is read as.
 
     Raises DataError, in one sentence with file and position, if the file is missing, unreadable, empty or malformed.
     """
@@ -28,27 +32,61 @@ def read_questions(path: Path, name: str | None = None) -> list[Question]:
     if reader is None:
         raise DataError(f"{name}: cannot tell the format from the file name; it should end in {_suffix_list()}")
     try:
-        return questions_from_records(reader(path, name), name)
+        return items_from_records(reader(path, name), name, split, dataset)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
 
 
-def questions_from_records(records: Iterator[Record], name: str) -> list[Question]:
-    """The questions of flat records, checked one by one.
+def items_from_records(
+    records: Iterable[Record], name: str, split: str = "", dataset: Dataset | None = None
+) -> ItemSet:
+    """The items of records, checked one by one; dataset: their schema, None to go by the fields of the first.
 
     Raises DataError for a malformed record, an id that comes twice, or no record at all.
     """
-    questions: list[Question] = []
+    called = f"{name} ({split})" if split else name
+    records = iter(records)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{called} holds no items")
+    named = dataset is not None
+    if dataset is None:
+        dataset = _recognised(first, called)
+    records = chain([first], records)
+    if dataset.prepare is not None:
+        dataset, records = dataset.prepare(dataset, records, called)
+    items = _read_all(records, called, dataset)
+    if dataset.task == ANSWERS and not named:
+        return make_question_set(name, split, items)
+    return make_item_set(name, split, items, dataset)
+
+
+def _recognised(first: Record, called: str) -> Dataset:
+    where, record = first
+    if not isinstance(record, dict):
+        raise DataError(f"{called}: {where}: expected an object, not {kind_of(record)}")
+    dataset = dataset_of(record) or nearest_dataset(record)
+    if dataset is None:
+        names = ", ".join(map(str, record)) or "none"
+        raise DataError(
+            f"{called}: {where}: no known data set has these fields: {names}; `sparsify datasets` lists those there "
+            "are, and NAME=FILE reads a file as one of them"
+        )
+    return dataset
+
+
+def _read_all(records: Iterable[Record], called: str, dataset: Dataset) -> list[Any]:
+    items: list[Any] = []
     seen: dict[str, str] = {}
-    for where, record in records:
-        question = _question(record, f"{name}: {where}")
-        if question.id in seen:
-            raise DataError(f"{name}: {where}: the id {question.id!r} was already used at {seen[question.id]}")
-        seen[question.id] = where
-        questions.append(question)
-    if not questions:
-        raise DataError(f"{name} holds no questions")
-    return questions
+    for number, (where, record) in enumerate(records):
+        item = dataset.read(record, f"{called}: {where}", str(number))
+        if item.id in seen:
+            raise DataError(f"{called}: {where}: the id {item.id!r} was already used at {seen[item.id]}")
+        seen[item.id] = where
+        items.append(item)
+    if not items:
+        raise DataError(f"{called} holds no items")
+    return items
 
 
 def _read_json(path: Path, name: str) -> Iterator[Record]:
@@ -65,10 +103,10 @@ def _read_json(path: Path, name: str) -> Iterator[Record]:
         yield from ((f"[{index}]", record) for index, record in enumerate(content))
     elif isinstance(content, dict) and "data" in content:
         yield from _flatten_squad(content, name)
-    elif isinstance(content, dict) and "question" in content:
+    elif _is_record(content):
         yield "record 1", content
     else:
-        raise DataError(f'{name}: expected SQuAD\'s {{"data": [...]}} or a list of questions')
+        raise DataError(f'{name}: expected SQuAD\'s {{"data": [...]}} or a list of records')
 
 
 def _read_json_lines(path: Path, name: str) -> Iterator[Record]:
@@ -88,10 +126,27 @@ def _read_parquet(path: Path, name: str) -> Iterator[Record]:
     yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
+def _read_csv(path: Path, name: str) -> Iterator[Record]:
+    return read_table(_read_text(path, name), name, ",")
+
+
+def _read_tsv(path: Path, name: str) -> Iterator[Record]:
+    return read_table(_read_text(path, name), name, "\t")
+
+
+def _read_plain_text(path: Path, name: str) -> Iterator[Record]:
+    # One document: the file. Its pieces stand for themselves.
+    yield "the text", {"id": "text", "text": _read_text(path, name).replace("\r\n", "\n"), "document": ""}
+
+
 READERS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".txt": _read_plain_text,
+    ".md": _read_plain_text,
 }
 
 
@@ -126,7 +181,11 @@ def _starts_with_a_record(text: str) -> bool:
         first = json.loads(text.lstrip().split("\n", 1)[0])
     except (ValueError, RecursionError):
         return False
-    return isinstance(first, dict) and "question" in first
+    return _is_record(first)
+
+
+def _is_record(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content)
 
 
 def _json_lines(text: str, name: str) -> Iterator[Record]:
@@ -138,97 +197,11 @@ def _json_lines(text: str, name: str) -> Iterator[Record]:
 
 def _flatten_squad(content: dict[str, Any], name: str) -> Iterator[Record]:
     """SQuAD's articles, paragraphs and questions as flat records."""
-    for a, article in enumerate(_items(content, "data", name)):
+    for a, article in enumerate(items_of(content, "data", name)):
         where = f"data[{a}]"
-        for p, paragraph in enumerate(_items(article, "paragraphs", f"{name}: {where}")):
+        for p, paragraph in enumerate(items_of(article, "paragraphs", f"{name}: {where}")):
             inner = f"{where}.paragraphs[{p}]"
-            shared = {"title": article.get("title"), "context": _field(paragraph, "context", f"{name}: {inner}")}
-            for q, qa in enumerate(_items(paragraph, "qas", f"{name}: {inner}")):
+            shared = {"title": article.get("title"), "context": field(paragraph, "context", f"{name}: {inner}")}
+            for q, qa in enumerate(items_of(paragraph, "qas", f"{name}: {inner}")):
                 record = {**shared, **qa} if isinstance(qa, dict) else qa
                 yield f"{inner}.qas[{q}]", record
-
-
-def _question(record: Any, where: str) -> Question:
-    return Question(
-        id=_text(record, "id", where, blank=False),
-        context=_text(record, "context", where, blank=False),
-        question=_text(record, "question", where),
-        answers=_answers(record, where),
-        title=_optional_text(record, "title", where),
-        kind=_optional_text(record, "kind", where),
-    )
-
-
-def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The distinct gold answers in order; none if the record says that there is no answer."""
-    impossible = record.get("is_impossible")
-    if impossible is not None and not isinstance(impossible, bool):
-        raise DataError(f"{where}: field 'is_impossible' must be true or false, not {_kind(impossible)}")
-    if impossible:
-        return ()
-    answers, field = _field(record, "answers", where), "answers"
-    if isinstance(answers, dict):
-        answers, field = _field(answers, "text", f"{where}: answers"), "answers.text"
-    if not isinstance(answers, list):
-        raise DataError(f"{where}: field '{field}' must be a list of strings, not {_kind(answers)}")
-    texts: list[str] = []
-    for index, answer in enumerate(answers):
-        texts.append(_answer_text(answer, f"{where}: {field}[{index}]"))
-    return tuple(dict.fromkeys(texts))
-
-
-def _answer_text(answer: Any, where: str) -> str:
-    if isinstance(answer, dict):
-        answer = _field(answer, "text", where)
-    if not isinstance(answer, str):
-        raise DataError(f"{where} must be a string, not {_kind(answer)}")
-    if not answer.strip():
-        raise DataError(f"{where} is blank; a question without an answer has an empty list")
-    return _encodable(answer, where)
-
-
-def _field(holder: Any, field: str, where: str) -> Any:
-    if not isinstance(holder, dict):
-        raise DataError(f"{where}: expected an object, not {_kind(holder)}")
-    if field not in holder:
-        raise DataError(f"{where}: field '{field}' is missing")
-    return holder[field]
-
-
-def _items(holder: Any, field: str, where: str) -> list[Any]:
-    items = _field(holder, field, where)
-    if not isinstance(items, list):
-        raise DataError(f"{where}: field '{field}' must be a list, not {_kind(items)}")
-    return items
-
-
-def _text(record: Any, field: str, where: str, *, blank: bool = True) -> str:
-    text = _field(record, field, where)
-    if not isinstance(text, str):
-        raise DataError(f"{where}: field '{field}' must be a string, not {_kind(text)}")
-    if not blank and not text.strip():
-        raise DataError(f"{where}: field '{field}' is blank")
-    return _encodable(text, f"{where}: field '{field}'")
-
-
-def _optional_text(record: dict[str, Any], field: str, where: str) -> str:
-    return "" if record.get(field) is None else _text(record, field, where)
-
-
-def _encodable(text: str, where: str) -> str:
-    # JSON can spell half a surrogate pair, which no tokenizer takes.
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where} holds half a Unicode surrogate pair") from error
-    return text
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls a value."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import UsageError
 from ..patcher.meter import Meter
@@ -30,8 +31,29 @@ class _EndedSequences(StoppingCriteria):
         return torch.zeros_like(ended)
 
 
+class TopMargins(LogitsProcessor):
+    """Remembers at every step how far each sequence's best token was ahead of the second, in nats: [B] a step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.float().topk(2, -1).values
+        self.steps.append(best[:, 0] - best[:, 1])
+        return scores
+
+    def smallest(self, mask: Tensor) -> list[float]:
+        """Each sequence's smallest margin over the tokens of its answer; mask: bool [B, m]."""
+        return torch.stack(self.steps, 1).masked_fill(~mask, torch.inf).amin(1).tolist()
+
+
 def generate_greedy(
-    model: Any, inputs: dict[str, Tensor], max_new_tokens: int, pad_token_id: int | None, meter: Meter | None = None
+    model: Any,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int,
+    pad_token_id: int | None,
+    meter: Meter | None = None,
+    margins: TopMargins | None = None,
 ) -> Tensor:
     """New tokens, int64 [B, m]: what follows the prompt, or the start token of an encoder-decoder model."""
     config = copy.deepcopy(model.generation_config)
@@ -42,7 +64,12 @@ def generate_greedy(
     if meter is not None:
         criteria.append(_EndedSequences(meter, eos_tokens(model)))
     try:
-        sequences = model.generate(**inputs, generation_config=config, stopping_criteria=StoppingCriteriaList(criteria))
+        sequences = model.generate(
+            **inputs,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            logits_processor=LogitsProcessorList([] if margins is None else [margins]),
+        )
     finally:
         if meter is not None:
             meter.active = None
@@ -74,20 +101,34 @@ def answer_mask(model: Any, answers: Tensor) -> Tensor:
     return ended.cumsum(-1) - ended == 0
 
 
-def answer_log_probs(model: Any, inputs: dict[str, Tensor], answers: Tensor) -> Tensor:
+def padded_answers(answers: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens of answers, padded behind with 0, and which are real: int64 and bool [B, m]."""
+    rows = [torch.tensor(answer, dtype=torch.int64) for answer in answers]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return tokens.to(device), (torch.arange(tokens.shape[1]) < lengths[:, None]).to(device)
+
+
+def answer_log_probs(
+    model: Any, inputs: dict[str, Tensor], answers: Tensor, answer_mask: Tensor | None = None
+) -> Tensor:
     """log p over the vocabulary before every answer token, float32 [B, m, vocabulary], in one full pass.
 
-    answers: int64 [B, m], as generate_greedy returns them.
+    answers: int64 [B, m], as generate_greedy returns them; answer_mask: bool [B, m], False for padding behind them.
     """
+    if answer_mask is None:
+        answer_mask = torch.ones_like(answers, dtype=torch.bool)
+    before = answer_mask[:, 1:]  # an answer's last token predicts nothing
     if model.config.is_encoder_decoder:
         start = decoder_start(model)
         if start is None:
             raise UsageError("the model does not say which token its answers begin with (decoder_start_token_id)")
         decoder = torch.cat([answers.new_full((len(answers), 1), start), answers[:, :-1]], 1)
-        logits = model(**inputs, decoder_input_ids=decoder, use_cache=False).logits
+        mask = torch.cat([before.new_ones((len(answers), 1)), before], 1).to(inputs["attention_mask"].dtype)
+        logits = model(**inputs, decoder_input_ids=decoder, decoder_attention_mask=mask, use_cache=False).logits
         return logits.float().log_softmax(-1)
     tokens = torch.cat([inputs["input_ids"], answers[:, :-1]], 1)
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(answers[:, :-1])], 1)
+    mask = torch.cat([inputs["attention_mask"], before.to(inputs["attention_mask"].dtype)], 1)
     extra: dict[str, Any] = {}
     arguments = inspect.signature(model.forward).parameters
     if "position_ids" in arguments:

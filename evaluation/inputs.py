@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .prompts import build_prompt, choose_style, extract_answer
-from .questions import Question
+from ..patcher.binding.loading import LoadedModel
+from ..patcher.binding.modules import input_device
+from .datasets.base import Dataset
+from .items import Item, Question
+from .prompts import UNIFIEDQA, Prompt, Turn, build_prompt, choose_style, extract_answer, turn_from_template
+from .shots import shot_answer
 
 UNANSWERABLE = "unanswerable"
 # Tokenizers that know no limit say a far larger number.
@@ -61,51 +65,92 @@ def check_answer_fits(model: Any, max_new_tokens: int) -> None:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns questions into a model's inputs. style: see prompts.STYLES. version_2: some questions have no answer."""
+    """Turns items into a generating model's inputs. style: see prompts.STYLES.
+
+    template: in place of the data set's prompt. shots: examples that precede every item.
+    """
 
     tokenizer: Any
     task: str
     style: str
-    version_2: bool
+    dataset: Dataset
     device: torch.device
+    template: str | None = None
+    shots: tuple[Item, ...] = ()
 
     @classmethod
-    def for_model(cls, model: Any, tokenizer: Any, task: str, model_name: str, version_2: bool) -> PromptEncoder:
+    def for_model(
+        cls, loaded: LoadedModel, dataset: Dataset, template: str | None = None, shots: tuple[Item, ...] = ()
+    ) -> PromptEncoder:
         """The encoder with the prompt style that suits a model. UsageError for a task that generates no text."""
-        return cls(tokenizer, task, choose_style(task, tokenizer, model_name), version_2, model.device)
+        base = loaded.base
+        style = choose_style(base.task, loaded.tokenizer, base.id)
+        return cls(loaded.tokenizer, base.task, style, dataset, input_device(loaded.model), template, shots)
 
-    def text(self, question: Question) -> str:
+    @property
+    def version_2(self) -> bool:
+        """Whether the model may say that there is no answer."""
+        return self.dataset.name == "squad_v2"
+
+    def turn(self, item: Any) -> Turn:
+        """What the model is told about one item."""
+        if self.template is not None:
+            return turn_from_template(self.template, item.fields())
+        return self.dataset.prompt(item, self.style)
+
+    def prompt(self, item: Any) -> Prompt:
         """The complete prompt."""
-        return build_prompt(question, self.style, self.tokenizer, version_2=self.version_2).text
+        examples = [(self.turn(shot), self._spelt(shot_answer(shot, self.dataset))) for shot in self.shots]
+        return build_prompt(self.turn(item), self.style, self.tokenizer, examples)
 
-    def token_ids(self, question: Question) -> list[int]:
+    def token_ids(self, item: Any) -> list[int]:
         """The prompt's tokens, without padding."""
-        prompt = build_prompt(question, self.style, self.tokenizer, version_2=self.version_2)
+        prompt = self.prompt(item)
         ids: list[int] = self.tokenizer(prompt.text, add_special_tokens=prompt.add_special_tokens)["input_ids"]
         return ids
+
+    def continuation_ids(self, item: Any, answer: str) -> list[int]:
+        """The tokens of an answer as they would follow the prompt; for an encoder-decoder model, of the answer alone.
+
+        Prompt and answer are tokenized together, because some tokenizers mark the first word of a text.
+        """
+        answer = self._spelt(answer)
+        if self.task == "seq2seq-lm":
+            target: list[int] = self.tokenizer(text_target=answer)["input_ids"]
+            return target
+        prompt = self.prompt(item)
+        special = prompt.add_special_tokens
+        before: list[int] = self.tokenizer(prompt.text, add_special_tokens=special)["input_ids"]
+        text = prompt.text + self.turn(item).gap + answer
+        both: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        if both[: len(before)] != before or len(both) == len(before):
+            both = before + self.tokenizer(self.turn(item).gap + answer, add_special_tokens=False)["input_ids"]
+        return both[len(before) :]
+
+    def _spelt(self, answer: str) -> str:
+        """An answer as the model was trained to write it."""
+        return answer.lower() if self.style == UNIFIEDQA else answer
 
     def batch(self, prompts: Sequence[list[int]]) -> dict[str, Tensor]:
         """input_ids and attention_mask, int64 [B, n], padded on the tokenizer's side."""
         padded = self.tokenizer.pad({"input_ids": list(prompts)}, padding=True, return_tensors="pt")
         return {name: padded[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
-    def answered(self, question: Question, decoder_start: int | None) -> dict[str, Tensor]:
-        """One prompt followed by its first gold answer, as the model would see it while it writes that answer.
+    def answered(self, item: Any, decoder_start: int | None) -> dict[str, Tensor]:
+        """One prompt followed by its gold answer, as the model would see it while it writes that answer.
 
         decoder_start: the first decoder token of an encoder-decoder model.
         """
-        prompt = self.token_ids(question)
-        answer = question.answers[0] if question.answers else UNANSWERABLE
+        prompt = self.token_ids(item)
+        unanswerable = isinstance(item, Question) and not item.answers
+        gold = UNANSWERABLE if unanswerable else shot_answer(item, self.dataset)
+        answer = self.continuation_ids(item, gold)
         if self.task == "seq2seq-lm":
-            target = self.tokenizer(text_target=answer)["input_ids"]
-            inputs = self.batch([prompt])
             start = [] if decoder_start is None else [decoder_start]
-            return inputs | {"decoder_input_ids": torch.tensor([start + target[:-1]], device=self.device)}
-        lead = "" if prompt and self.style == "chat-template" else " "
-        ids = prompt + self.tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
-        return self.batch([ids])
+            return self.batch([prompt]) | {"decoder_input_ids": torch.tensor([start + answer[:-1]], device=self.device)}
+        return self.batch([prompt + answer])
 
-    def answers(self, generated: Tensor) -> list[str]:
-        """The answers in generated tokens [B, m] (prompt removed)."""
+    def answers(self, generated: Tensor | Sequence[list[int]]) -> list[str]:
+        """The answers in generated tokens, [B, m] or lists (prompt removed)."""
         texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [extract_answer(text, self.style, version_2=self.version_2) for text in texts]

@@ -1,23 +1,17 @@
-"""From a question to the text that a generating model gets, and from what it writes back to an answer."""
+"""From what is asked to the text that a generating model gets, and from what it writes back to an answer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from ..errors import UsageError
-from .questions import Question
+from ..errors import DataError, UsageError
 
 CHAT, COMPLETION, T5, UNIFIEDQA = "chat-template", "completion", "t5", "unifiedqa"
 STYLES = (CHAT, COMPLETION, T5, UNIFIEDQA)
-
-INSTRUCTION = "Answer the question with a short span of words copied from the passage. Reply with the answer only."
-# The assistant's turn starts with these words. Left to start it themselves, small chat models explain instead of
-# answering: SmolLM2-135M-Instruct went from 8 to 22 F1 on 40 SQuAD questions.
-ANSWER_OPENING = 'The answer is "'
-NO_ANSWER_INSTRUCTION = 'If the passage does not answer the question, reply "unanswerable".'
 
 # A template that writes today's date would give another prompt tomorrow. This macro, put before such a template,
 # takes the place of the clock: it writes Friday, 26 July 2024 in the format that the template asks for.
@@ -34,6 +28,31 @@ STOPPED_CLOCK = (
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 # Alone, or as the verdict before an explanation. "<No Answer>" is what UnifiedQA was trained to say.
 NO_ANSWER = re.compile(r"\W*unanswerable\s*(?:$|[^\w\s])|\W*no answer\W*$", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a model is told about one item, and the words that its answer follows (lead) and is followed by (close).
+
+    A chat model gets the text as a user's turn and opens its own turn with the lead.
+    """
+
+    text: str
+    lead: str = ""
+    close: str = ""
+
+    def answered(self, answer: str) -> str:
+        """The answer between lead and close."""
+        return f"{self.lead}{self.gap}{answer}{self.close}".lstrip()
+
+    @property
+    def gap(self) -> str:
+        """What stands before the answer: a space, but nothing behind an opening quote."""
+        return "" if self.lead and self.lead[-1] in QUOTES else " "
+
+
+Shot = tuple[Turn, str]  # an example and its answer
 
 
 @dataclass(frozen=True)
@@ -57,24 +76,54 @@ def choose_style(task: str, tokenizer: Any, model_name: str) -> str:
     raise UsageError(f"task {task} has no prompt: only causal-lm and seq2seq-lm models generate an answer")
 
 
-def build_prompt(question: Question, style: str, tokenizer: Any, *, version_2: bool = False) -> Prompt:
-    """The prompt for one question; with `version_2` the model may say that the passage holds no answer.
-
-    The seq2seq styles carry no instruction: those models know the one format that they were trained on.
-    Raises UsageError for an unknown style.
-    """
+def build_prompt(turn: Turn, style: str, tokenizer: Any, shots: Sequence[Shot] = ()) -> Prompt:
+    """The prompt for one item, after answered examples. Raises UsageError for an unknown style."""
     if style == CHAT:
-        return Prompt(_chat(_user_turn(question, version_2), tokenizer), style, add_special_tokens=False)
-    if style == COMPLETION:
-        opening = f"{INSTRUCTION} {NO_ANSWER_INSTRUCTION}\n" if version_2 else ""
-        text = f"{opening}Passage: {question.context}\nQuestion: {question.question}\nAnswer:"
-    elif style == T5:
-        text = f"question: {question.question} context: {question.context}"
-    elif style == UNIFIEDQA:
-        text = rf"{question.question} \n {question.context}".lower()
-    else:
+        return Prompt(_chat(turn, shots, tokenizer), style, add_special_tokens=False)
+    if style not in STYLES:
         raise _unknown_style(style)
-    return Prompt(text, style, add_special_tokens=True)
+    examples = [_example(shot, answer, style) for shot, answer in shots]
+    asked = f"{turn.text}\n{turn.lead}" if turn.lead else turn.text
+    return Prompt("\n\n".join([*examples, asked]), style, add_special_tokens=True)
+
+
+def read_template(path: Path) -> str:
+    """The prompt template in a file: plain text with names in braces, such as {context} and {question}.
+
+    DataError if it cannot be read or is blank.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the prompt template {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    if not text.strip():
+        raise DataError(f"the prompt template {path} is blank")
+    return text.rstrip("\n")
+
+
+def turn_from_template(template: str, fields: dict[str, str]) -> Turn:
+    """The turn that a template makes of an item's fields. Nothing in a template is executed.
+
+    {answer} marks where the answer stands: what precedes it in its line is the lead, what follows it the close.
+    Without it the answer follows the whole text. UsageError for a name that the item does not have.
+    """
+    before, mark, close = template.partition("{answer}")
+    if "{answer}" in close:
+        raise UsageError("--prompt-template: {answer} stands there twice; a prompt has one place for its answer")
+    text, newline, lead = before.rpartition("\n") if mark else (before, "", "")
+    if mark and not newline:
+        text, lead = before, ""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in fields:
+            names = ", ".join(f"{{{name}}}" for name in [*fields, "answer"])
+            raise UsageError(f"--prompt-template: there is no {match[0]} here; the names are {names}")
+        return fields[match[1]]
+
+    text, lead, close = (PLACEHOLDER.sub(value, part) for part in (text, lead, close))
+    return Turn(text.rstrip(), lead.rstrip(), close)
 
 
 def extract_answer(text: str, style: str, *, version_2: bool = False) -> str:
@@ -82,8 +131,8 @@ def extract_answer(text: str, style: str, *, version_2: bool = False) -> str:
 
     A seq2seq model's text is the answer. Of a causal model's text it is the first line that holds anything, after
     what stands in a think block, without a leading "Answer:" and without quotes around the whole line; of a chat
-    model's, which continues ANSWER_OPENING, it ends where that line closes the quote. A final full stop stays: the
-    metrics ignore it, and it may belong to the answer.
+    model's it ends where that line closes a quote. A final full stop stays: the metrics ignore it, and it may belong
+    to the answer.
     Raises UsageError for an unknown style.
     """
     if style not in STYLES:
@@ -100,23 +149,28 @@ def extract_answer(text: str, style: str, *, version_2: bool = False) -> str:
     return answer
 
 
-def _user_turn(question: Question, version_2: bool) -> str:
-    instruction = f"{INSTRUCTION} {NO_ANSWER_INSTRUCTION}" if version_2 else INSTRUCTION
-    return f"{instruction}\n\nPassage: {question.context}\n\nQuestion: {question.question}"
-
-
-def _chat(content: str, tokenizer: Any) -> str:
+def _chat(turn: Turn, shots: Sequence[Shot], tokenizer: Any) -> str:
     template: str = tokenizer.get_chat_template()
     if "strftime_now" in template:
         template = STOPPED_CLOCK + template
+    messages = []
+    for shot, answer in shots:
+        messages.append({"role": "user", "content": shot.text})
+        messages.append({"role": "assistant", "content": shot.answered(answer)})
     text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
+        [*messages, {"role": "user", "content": turn.text}],
         chat_template=template,
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=False,  # asks a model that can think aloud to answer at once; other templates ignore it
     )
-    return text + ANSWER_OPENING
+    return text + turn.lead
+
+
+def _example(shot: Turn, answer: str, style: str) -> str:
+    # A model that continues a text continues its last line: there the answers of the examples stand, too.
+    between = " " if style == COMPLETION and not shot.lead else "\n"
+    return f"{shot.text}{between}{shot.answered(answer)}"
 
 
 def _unquoted(text: str) -> str:

@@ -6,10 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..tables import facts, grid, percent, titled
+from .results import NEAR_TIE
+from .verdict.gate import FAIL, INCONCLUSIVE, PASS
+
+STYLES = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow"}
+HOLM = (
+    "p: one-sided, of a loss beyond what is allowed, after Holm's correction for several verdicts; PASS needs 0.025 or "
+    "less"
+)
+NO_BETTER_THAN_CHANCE = "note: the dense model itself is not clearly above chance here, so little can be lost"
 
 # Above this share of fallback rows the figures say more about exact top-k than about the thresholds.
 WORTH_A_NOTE = 0.1
@@ -20,32 +30,85 @@ NO_THRESHOLD_NOTE = (
 
 def results_tables(results: dict[str, Any], *, by_module: bool = False) -> RenderableType:
     """The tables of one evaluation; by_module adds what each module kept."""
-    parts: list[RenderableType] = [_scores(results), ""]
+    parts: list[RenderableType] = [_scores(results), "", verdict_line(results["verdict"]), ""]
     if results["by_kind"]:
         parts += [_kinds(results), ""]
     parts.append(facts(_facts(results)))
     total = results["kept"]["total"]
     if total["rows_without_threshold"] > WORTH_A_NOTE * max(1, total["long_rows"]):
         parts += ["", NO_THRESHOLD_NOTE.format(percent(total["rows_without_threshold"] / total["long_rows"]))]
+    if not results["verdict"]["dense_above_chance"]:
+        parts += ["", NO_BETTER_THAN_CHANCE]
     if by_module:
-        parts += ["", _modules(results["kept"]["modules"], results["plan"])]
+        parts += ["", modules_table(results)]
     return Group(*parts)
 
 
+def comparison(several: list[dict[str, Any]]) -> RenderableType:
+    """The verdicts of several recipes, or on several sets of items, with Holm's correction, and the reason of each."""
+    rows = []
+    for results in several:
+        key, short = _primary(results)
+        interval, verdict, kl = results["intervals"][key], results["verdict"], results["distance"].get("kl")
+        rows.append(
+            [
+                called(results),
+                verdict["decision"],
+                results["method"],
+                f"{results['dataset']['items']} of {results['dataset']['name']}",
+                short,
+                *(f"{results['scores'][arm][key]:.1f}" for arm in ("dense", "patched")),
+                f"{interval['difference']:+.1f}",
+                _between(interval),
+                f"{verdict['p_holm']:.2g}",
+                percent(results["same_answer_share"]),
+                f"{kl['value']:.4f}" if kl else "-",
+            ]
+        )
+    header = ["recipe", "verdict", "method", "items", "metric", "dense", "patched", "difference", "95 % interval"]
+    table = grid([*header, "p", "same answer", "KL"], rows, text_columns=5)
+    reasons = [Text.assemble(f"{called(results)}: ", verdict_line(results["verdict"])) for results in several]
+    return Group(titled(f"{len(several)} verdicts", table), "", *reasons, "", HOLM)
+
+
+def called(results: dict[str, Any]) -> str:
+    """What a recipe is called in tables."""
+    return str(results["recipe"] or results["base_model"]["id"])
+
+
+def verdict_line(verdict: dict[str, Any]) -> Text:
+    """The decision with its reason."""
+    return Text.assemble((verdict["decision"], f"bold {STYLES[verdict['decision']]}"), f": {verdict['reason']}")
+
+
 def _scores(results: dict[str, Any]) -> RenderableType:
-    scores, dataset = results["scores"], results["dataset"]
+    scores = results["scores"]
+    rows = [
+        [
+            short,
+            *(f"{scores[arm][name]:.1f}" for arm in ("dense", "patched")),
+            f"{scores['difference'][name]:+.1f}",
+            _between(results["intervals"][name]),
+        ]
+        for name, short in results["metrics"].items()
+    ]
+    title = f"{_asked(results)}; patched: {results['method']}"
+    return titled(title, grid(["", "dense", "patched", "difference", "95 % interval"], rows))
+
+
+def _asked(results: dict[str, Any]) -> str:
+    dataset = results["dataset"]
     source = f"{dataset['name']} ({dataset['split']})" if dataset["split"] else dataset["name"]
-    metrics = results["metrics"]
-    rows = [[arm, *(f"{scores[arm][name]:.1f}" for name in metrics)] for arm in ("dense", "patched")]
-    rows.append(["difference", *(f"{scores['difference'][name]:+.1f}" for name in metrics)])
-    title = f"{dataset['questions']} questions of {source}; patched: {results['method']}"
-    return titled(title, grid(["", *metrics.values()], rows))
+    return f"{dataset['items']} item{'s' * (dataset['items'] != 1)} of {source}"
+
+
+def _between(interval: dict[str, float]) -> str:
+    return f"{interval['low']:+.1f} to {interval['high']:+.1f}"
 
 
 def _primary(results: dict[str, Any]) -> tuple[str, str]:
-    """The metric that "right" and "wrong" go by: its key and its short name."""
-    key, short = next(iter(results["metrics"].items()))
-    return key, short
+    """The metric that the verdict goes by: its key and its short name."""
+    return results["primary"], results["metrics"][results["primary"]]
 
 
 def _kinds(results: dict[str, Any]) -> RenderableType:
@@ -53,29 +116,55 @@ def _kinds(results: dict[str, Any]) -> RenderableType:
     rows = [
         [
             kind,
-            str(row["questions"]),
+            str(row["items"]),
             *(f"{row[arm][key]:.1f}" for arm in ("dense", "patched")),
             f"{row['difference'][key]:+.1f}",
         ]
         for kind, row in results["by_kind"].items()
     ]
-    return titled(f"{short} by kind of question", grid(["kind", "questions", "dense", "patched", "difference"], rows))
+    return titled(f"{short} by kind", grid(["kind", "items", "dense", "patched", "difference"], rows))
 
 
 def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    changed, short = results["changed"], _primary(results)[1]
-    yield f"{short} changed", f"{changed['right_to_wrong']} right to wrong, {changed['wrong_to_right']} wrong to right"
-    yield "same answer as dense", percent(results["same_answer_share"])
-    if results["mean_kl"] is not None:
-        yield "KL divergence from dense", f"{results['mean_kl']:.4f} {results['kl_unit']}"
-    if results["mean_cosine"] is not None:
-        cosines = f"questions {results['mean_cosine']:.4f}, passages {results['mean_passage_cosine']:.4f}"
-        yield "cosine with dense", f"{cosines}, means over embeddings"
+    yield "the verdict goes by", f"{_primary(results)[1]}, {results['verdict']['margin']}"
+    dataset = results["dataset"]
+    if dataset["groups"] < dataset["items"]:
+        yield "intervals", f"from resampling {dataset['groups']} groups: items on one passage are not independent"
+    if (flips := results["flips"]) is not None:
+        lost, won = len(flips["right_to_wrong"]), len(flips["wrong_to_right"])
+        test = f"exact McNemar p = {flips['p']:.2g}" + (
+            ", descriptive: items are grouped" if flips["descriptive"] else ""
+        )
+        yield f"{results['metrics'][flips['metric']]} flipped", f"{lost} right to wrong, {won} wrong to right ({test})"
+    if results["same_answer_share"] is not None:
+        yield "same answer as dense", percent(results["same_answer_share"])
+    yield from _distance_facts(results["distance"])
     yield from _kept_facts(results["kept"]["total"], results["plan"])
-    seconds = results["seconds"]
-    yield "time", f"dense {seconds['dense']:.1f} s; patched {seconds['patched']:.1f} s, with the counting above"
+    yield from _run_facts(results)
+
+
+def _distance_facts(distance: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if kl := distance.get("kl"):
+        value = f"{kl['value']:.4f} {kl['unit']} (95 % interval {kl['low']:.4f} to {kl['high']:.4f})"
+        yield "KL divergence from dense", value
+    if ppl := distance.get("perplexity"):
+        ratio = f"ratio {ppl['ratio']:.4f} (95 % interval {ppl['low']:.4f} to {ppl['high']:.4f})"
+        yield "perplexity", f"dense {ppl['dense']:.2f}, patched {ppl['patched']:.2f}, {ratio}"
+    if "question_cosine" in distance:
+        cosines = f"questions {distance['question_cosine']:.4f}, passages {distance['passage_cosine']:.4f}"
+        yield "cosine with dense", f"{cosines}, means over embeddings"
+
+
+def _run_facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    seconds, cached = results["seconds"], results["dense_from_cache"]
+    known = f" ({cached} answers from the cache)" if cached else ""
+    yield "time", f"dense {seconds['dense']:.1f} s{known}; patched {seconds['patched']:.1f} s, with the counting above"
+    if ties := results["near_ties"]["dense"] + results["near_ties"]["patched"]:
+        yield "near ties", f"{ties} answers that another batch size may change (margin below {NEAR_TIE:g})"
+    if results["seen_in_calibration"]:
+        yield "seen in calibration", f"{results['seen_in_calibration']} of these items: the verdict flatters"
     if left_out := results["dataset"]["left_out_too_long"]:
-        yield "left out", f"{left_out} questions longer than what the model can read at once"
+        yield "left out", f"{left_out} items longer than what the model can read at once"
 
 
 def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -98,7 +187,9 @@ def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[st
         yield "feed-forward activations kept", percent(kept["activations_kept_share"])
 
 
-def _modules(modules: dict[str, Any], plan: dict[str, Any]) -> RenderableType:
+def modules_table(results: dict[str, Any]) -> RenderableType:
+    """What each module kept."""
+    modules, plan = results["kept"]["modules"], results["plan"]
     by_row = {name for name, entry in plan.items() if issubclass(METHODS[entry["method"]], Budget)}
     header = ["module", "x k", "kept %", "p5", "p95", "no theta", "min-keep", "V rows %", "p5", "p95"]
     rows = [

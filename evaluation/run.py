@@ -1,85 +1,176 @@
-"""The evaluation: the unpatched and the patched model on the same questions."""
+"""The evaluation: the unpatched and the patched models on the same items."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from ..errors import DataError, require_at_least_one
+from ..errors import DataError
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.patching import apply_plan, remove_patch
+from ..patcher.binding.patching import Patch, apply_plan, remove_patch
 from ..patcher.meter import Meter
 from ..patcher.methods import Method
 from ..patcher.thresholds import ModuleThresholds
-from .questions import Question, QuestionSet
-from .tasks import Task, task_for
-from .tasks.base import ARMS, Arms, Prediction
+from ..processes import Processes
+from .dense_cache import DenseCache, cache_name
+from .journal import Journal
+from .tasks.base import Answer, Record, Task, input_hash
 
 Advance = Callable[[int], None]
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A way to patch the model, and the journal of its run."""
+
+    plan: Mapping[str, Method]
+    thresholds: Mapping[str, ModuleThresholds] | None = None
+    journal: Journal = field(default_factory=Journal)
+
+
 @dataclass
 class Evaluation:
-    """Everything that was measured. left_out: questions that are longer than the model's positions allow."""
+    """Everything that was measured of one contender. left_out: items longer than the model's positions allow."""
 
-    questions: QuestionSet
     task: Task
     first_input: str
-    batch_size: int
-    predictions: list[Prediction] = field(default_factory=list)
-    left_out: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ARMS, 0.0))
-    meter: Meter = field(default_factory=Meter)
+    records: list[Record]
+    left_out: int
+    journal: Journal
 
 
 def evaluate(
     loaded: LoadedModel,
-    plan: Mapping[str, Method],
-    questions: QuestionSet,
+    contenders: Sequence[Contender],
+    task: Task,
     *,
-    thresholds: Mapping[str, ModuleThresholds] | None = None,
-    batch_size: int = 8,
-    max_new_tokens: int = 32,
+    cache: DenseCache | None = None,
+    processes: Processes | None = None,
     advance: Advance | None = None,
-) -> Evaluation:
-    """Answers every question with the dense model and with the patched one, batch by batch in turn.
+) -> list[Evaluation]:
+    """Has the dense model answer every item of a task once, and every contender, batch by batch in turn.
 
-    advance: called with the number of questions done. The model must not be patched, and is left dense.
-    Raises UsageError for a batch size or token limit below 1, DataError if no question fits the model, and what
-    `task_for` and the task's `check` raise.
+    cache: what the dense model answered before. processes: those that share the batches; on all but the first the
+    records of the others are missing. advance: called with the number of items done. The model must not be patched,
+    and is left dense. Raises what fitting_items raises.
     """
-    require_at_least_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    task = task_for(loaded, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    task.check()
-    lengths = {question.id: task.tokens(question) for question in questions.questions}
-    fitting = {id_: length for id_, length in lengths.items() if length is not None}
-    chosen = [question for question in questions.questions if question.id in fitting]
-    if not chosen:
-        raise DataError(f"no question of {questions.name} fits what the model can read at once")
-    result = Evaluation(questions, task, task.first_input(chosen[0]), task.batch_size)
-    result.left_out = len(questions) - len(chosen)
-    if advance is not None and result.left_out:
-        advance(result.left_out)
-    patch = apply_plan(loaded.model, plan, thresholds)
-    arms = Arms(patch, result.meter, result.seconds)
+    processes, fitting = processes or Processes(), fitting_items(task)
+    left_out = len(task.items) - len(fitting)
+    if advance is not None and left_out and processes.is_main:
+        advance(left_out)
+    run = _Run(loaded, task, list(contenders), cache, processes.rank)
     try:
         with torch.inference_mode():
-            for batch in _batches(chosen, fitting, batch_size):
-                result.predictions += task.answer(batch, arms)
+            for index, batch in processes.share(list(enumerate(_batches(task, fitting)))):
+                run.batch(index, batch)
                 if advance is not None:
                     advance(len(batch))
-            result.predictions += task.finish()
     finally:
-        remove_patch(loaded.model)
-    order = {question.id: index for index, question in enumerate(questions.questions)}
-    result.predictions.sort(key=lambda prediction: order[prediction.question.id])
-    return result
+        run.close()
+    return [_evaluation(task, fitting, left_out, contender, processes) for contender in contenders]
 
 
-def _batches(questions: Sequence[Question], tokens: Mapping[str, int], batch_size: int) -> Iterator[list[Question]]:
-    """Longest inputs first: little padding, and what does not fit in memory fails at once."""
-    ordered = sorted(questions, key=lambda question: tokens[question.id], reverse=True)
-    for start in range(0, len(ordered), batch_size):
-        yield ordered[start : start + batch_size]
+def fitting_items(task: Task) -> list[Any]:
+    """The items of a task that its model can read.
+
+    DataError if there is none, and what is wrong with the options or the items, before anything is run or written.
+    """
+    task.check()
+    fitting = [item for item in task.items.items if task.input_ids(item) is not None]
+    if not fitting:
+        raise DataError(f"no item of {task.items.name} fits what the model can read at once")
+    return fitting
+
+
+def _evaluation(
+    task: Task, items: Sequence[Any], left_out: int, contender: Contender, processes: Processes
+) -> Evaluation:
+    journal = contender.journal
+    journal.merge(processes)
+    records = [Record.from_dict(item, journal.records[item.id]) for item in items if item.id in journal.records]
+    if processes.is_main:
+        task.finish(records)
+    return Evaluation(task, task.first_input(items[0]), records, left_out, journal)
+
+
+def _batches(task: Task, items: Sequence[Any]) -> Iterator[list[Any]]:
+    """Always the same ones, whatever was done before and by how many processes."""
+    ordered = task.order(items)
+    for start in range(0, len(ordered), task.batch_size):
+        yield ordered[start : start + task.batch_size]
+
+
+class _Run:
+    """The dense model and the contenders, ready to take batches."""
+
+    def __init__(
+        self, loaded: LoadedModel, task: Task, contenders: list[Contender], cache: DenseCache | None, rank: int
+    ) -> None:
+        self.model, self.task, self.contenders, self.cache, self.rank = loaded.model, task, contenders, cache, rank
+        self.patches: list[Patch] = []
+        for contender in contenders:
+            self.patches.append(apply_plan(loaded.model, contender.plan, contender.thresholds))
+            remove_patch(loaded.model)
+
+    def close(self) -> None:
+        """Leaves the model dense, also after an error inside a patched pass."""
+        for patch in self.patches:
+            if patch.active:
+                patch.deactivate()
+
+    def batch(self, index: int, batch: Sequence[Any]) -> None:
+        """Runs every contender that has not done this batch, and the dense model if there is one."""
+        pending = [
+            (contender, patch)
+            for contender, patch in zip(self.contenders, self.patches, strict=True)
+            if not contender.journal.has(index)
+        ]
+        if not pending:
+            return
+        hashes = [input_hash(self.task.input_ids(item) or []) for item in batch]
+        seconds = {"dense": 0.0, "patched": 0.0}
+        dense, cached = self._dense(batch, seconds)
+        observed = self._timed(lambda: self.task.observe(batch, dense), seconds, "dense", "observe")
+        for contender, patch in pending:
+            meter, spent = Meter(), dict(seconds)
+            with patch.resumed():
+                with self._counting(patch, meter, "predict"):
+                    answers = self._timed(lambda: self.task.predict(batch, meter), spent, "patched", "predict")  # noqa: B023
+                with self._counting(patch, meter, "observe"):
+                    seen = self._timed(lambda: self.task.observe(batch, dense), spent, "patched", "observe")
+            distances = self.task.compare(batch, dense, answers, (observed, seen))
+            records = [
+                Record(item, hashed, len(self.task.input_ids(item) or []), dict(before), after, distance)
+                for item, hashed, before, after, distance in zip(batch, hashes, dense, answers, distances, strict=True)
+            ]
+            contender.journal.append(index, records, meter, spent, cached, self.rank)
+
+    def _dense(self, batch: Sequence[Any], seconds: dict[str, float]) -> tuple[list[Answer], int]:
+        """The dense answers, and how many of them were known. The whole batch runs if one of them is not."""
+        known = self.cache.answers if self.cache else {}
+        names = [cache_name(self.task.input_ids(item) or [], item) for item in batch]
+        if all(name in known for name in names):
+            return [known[name] for name in names], len(batch)
+        answers = self._timed(lambda: self.task.predict(batch), seconds, "dense", "predict")
+        if self.cache is not None:
+            self.cache.add(dict(zip(names, answers, strict=True)))
+        return answers, 0
+
+    def _counting(self, patch: Patch, meter: Meter, step: str) -> Any:
+        return patch.metered(meter) if self.task.counted_when == step else nullcontext()
+
+    def _timed(self, run: Callable[[], Any], seconds: dict[str, float], arm: str, step: str) -> Any:
+        """What `run` returns; it is timed if this is the step that does the task's work.
+
+        `run` returns when the work is done, not when it is queued: on a GPU, with its results on the CPU.
+        """
+        start = time.perf_counter()
+        result = run()
+        if self.task.counted_when == step:
+            seconds[arm] += time.perf_counter() - start
+        return result

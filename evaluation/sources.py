@@ -1,4 +1,4 @@
-"""Where questions come from: the embedded demo set, a file, or a data set on the Hugging Face Hub."""
+"""Where items come from: the embedded demo set, a file, or a data set on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -6,34 +6,55 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
 from ..hub import hub_answers
+from .datasets import DATASETS, dataset_of
+from .datasets.base import Dataset
+from .datasets.labels import ANY_LABELS, with_labels
 from .demo import DEMO_SPLITS, demo_data_path
-from .formats import READERS, questions_from_records, read_questions
-from .questions import QuestionSet, make_question_set
+from .formats import READERS, items_from_records, read_items
+from .items import ItemSet
 
 DEMO = "demo"
-HUB_NAMES = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
+SCHEMA_NAME = re.compile(r"\w+")
 HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 
-def load_questions(dataset: str, split: str | None = None, *, default_split: str = "validation") -> QuestionSet:
-    """The questions of `demo`, of a file, or of one split of a data set on the Hub.
+def load_items(dataset: str, split: str | None = None, *, default_split: str = "validation") -> ItemSet:
+    """The items of `demo`, of a file, or of one split of a data set on the Hub.
 
-    Raises UsageError for a split that is not there, DataError for data that is missing or malformed.
+    A file is recognised by its fields; NAME=FILE reads it as the named data set. Raises UsageError for a split that is
+    not there, DataError for data that is missing or malformed.
     """
     if not dataset.strip():
         raise UsageError("--dataset is empty; give demo, a file or the name of a data set")
     if dataset == DEMO:
         return _load_demo(default_split if split is None else split)
-    if is_path(dataset):
+    schema, file = _named_file(dataset)
+    if file or is_path(dataset):
         if split is not None:
             raise UsageError(f"--split {split} cannot be used with {dataset}: a file has no splits")
-        return make_question_set(dataset, "", read_questions(Path(os.path.expanduser(dataset)), dataset))
+        path = file or dataset
+        return replace(read_items(Path(os.path.expanduser(path)), path, dataset=schema), name=dataset)
     return _load_hub(dataset, default_split if split is None else split)
+
+
+def _named_file(dataset: str) -> tuple[Dataset | None, str]:
+    """Schema and file of NAME=FILE; None and "" for anything else, such as a file with such a name."""
+    name, equals, file = dataset.partition("=")
+    if not equals or not SCHEMA_NAME.fullmatch(name) or os.path.exists(dataset):
+        return None, ""
+    if name not in DATASETS:
+        close = get_close_matches(name, DATASETS) or list(DATASETS)
+        raise UsageError(f"--dataset {dataset}: no data set is called {name}; there is {', '.join(close)}")
+    if not file.strip():
+        raise UsageError(f"--dataset {dataset}: the file is missing behind {name}=")
+    return DATASETS[name], file
 
 
 def is_path(dataset: str) -> bool:
@@ -43,32 +64,43 @@ def is_path(dataset: str) -> bool:
         or dataset.startswith(("./", "../"))
         or not HUB_NAME.fullmatch(dataset)
         # `squad` stays the data set even where a file or folder has that name: that one is ./squad.
-        or (dataset not in HUB_NAMES and os.path.exists(dataset))
+        or (dataset not in DATASETS and os.path.exists(dataset))
     )
 
 
-def _load_demo(split: str) -> QuestionSet:
+def _load_demo(split: str) -> ItemSet:
     if split not in DEMO_SPLITS:
         raise _unknown_split(DEMO, split, DEMO_SPLITS)
-    return make_question_set(DEMO, split, read_questions(Path(demo_data_path(split)), f"{DEMO} ({split})"))
+    return read_items(Path(demo_data_path(split)), DEMO, split)
 
 
-def _load_hub(name: str, split: str) -> QuestionSet:
-    repo = HUB_NAMES.get(name, name)
-    splits = _hub_splits(name, repo)
-    if split not in splits:
+def _load_hub(name: str, split: str) -> ItemSet:
+    known = DATASETS.get(name)
+    if known is not None and not known.hub:
+        raise UsageError(f"--dataset {name}: that is what a file can hold, not a data set; give it as {name}=FILE")
+    repo, config = (known.hub, known.config) if known else (name, None)
+    splits = _hub_splits(name, repo, config)
+    wanted = known.split_name(split) if known else split
+    if wanted not in splits:
         raise _unknown_split(name, split, splits)
-    rows = ((f"row {number}", row) for number, row in enumerate(splits[split], start=1))
-    return make_question_set(name, split, questions_from_records(rows, f"{name} ({split})"))
+    rows = splits[wanted]
+    records = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    return items_from_records(records, name, wanted, known or _with_label_names(rows))
 
 
-def _hub_splits(name: str, repo: str) -> Any:
+def _with_label_names(rows: Any) -> Dataset | None:
+    """The schema of texts with labels whose names the Hub knows; None for anything else."""
+    names = getattr((getattr(rows, "features", None) or {}).get("label"), "names", None)
+    return with_labels(names) if names and dataset_of(next(iter(rows), None)) is ANY_LABELS else None
+
+
+def _hub_splits(name: str, repo: str, config: str | None) -> Any:
     """Every split of a data set: from the Hub, or from what was downloaded before where the Hub cannot be reached."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return load_dataset(repo) if _online() else _local_splits(name, repo)
+        return load_dataset(repo, config) if _online() else _local_splits(name, repo, config)
     except DataError:
         raise
     except DatasetNotFoundError as error:
@@ -87,13 +119,13 @@ def _online() -> bool:
     return not datasets.config.HF_HUB_OFFLINE and hub_answers()
 
 
-def _local_splits(name: str, repo: str) -> Any:
+def _local_splits(name: str, repo: str, config: str | None) -> Any:
     """Every split of a data set that was used or downloaded before."""
     from datasets import load_dataset
 
     try:
         with _offline():
-            return load_dataset(repo if _is_in_datasets_cache(repo) else _downloaded_copy(name, repo))
+            return load_dataset(repo if _is_in_datasets_cache(repo, config) else _downloaded_copy(name, repo), config)
     except FileNotFoundError as error:  # what is here lacks its data files
         raise _unreachable(name, repo) from error
 
@@ -111,11 +143,12 @@ def _offline() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _is_in_datasets_cache(repo: str) -> bool:
+def _is_in_datasets_cache(repo: str, config: str | None) -> bool:
     """Whether `datasets` has prepared this data set before; offline it then uses that copy."""
     import datasets
 
-    return any((Path(datasets.config.HF_DATASETS_CACHE).expanduser() / repo.replace("/", "___")).glob("*/*/*"))
+    folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / repo.replace("/", "___")
+    return any(folder.glob(f"{config or '*'}/*/*"))
 
 
 def _downloaded_copy(name: str, repo: str) -> str:

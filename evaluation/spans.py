@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SparsifyError
+from ..patcher.binding.modules import input_device
 from .inputs import accepted_inputs, text_limit
-from .questions import Question
+from .items import Question
 
 # As the models on the Hub were trained and are evaluated.
 WINDOW, STRIDE, MAX_ANSWER_LENGTH = 384, 128, 30
@@ -58,7 +59,9 @@ class WindowEncoder:
             )
         limit = text_limit(model, tokenizer)
         max_length = WINDOW if limit is None else min(WINDOW, limit)
-        return cls(tokenizer, max_length, min(STRIDE, max_length // 3), accepted_inputs(model, tokenizer), model.device)
+        return cls(
+            tokenizer, max_length, min(STRIDE, max_length // 3), accepted_inputs(model, tokenizer), input_device(model)
+        )
 
     def windows(self, question: Question) -> list[Window]:
         """All windows of a question, in the order of the passage; none if they are too small for the question."""
@@ -110,31 +113,59 @@ def span_logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return torch.stack([output.start_logits, output.end_logits], 1).float().cpu()
 
 
-def best_span(logits: Tensor, context: Tensor, max_length: int = MAX_ANSWER_LENGTH) -> tuple[float, int, int]:
-    """The score, first and last token of the best span of 1 to max_length tokens that begins and ends in the context.
+def span_scores(logits: Tensor, context: Tensor, max_length: int = MAX_ANSWER_LENGTH) -> Tensor:
+    """The scores of all spans of 1 to max_length tokens that begin and end in the context, [n, max_length] by first
+    token and length - 1; minus infinity for what is no such span.
 
-    logits: [2, n]; the score of a span is its first token's plus its last token's. Of equal ones the earliest, and
-    then the shortest, is the best. context: bool [n].
+    logits: [2, n]; the score of a span is its first token's plus its last token's. context: bool [n].
     """
     starts, ends = logits.masked_fill(~context, -torch.inf)
     ends = nn.functional.pad(ends, (0, max_length - 1), value=-torch.inf).unfold(0, max_length, 1)
-    scores = starts.unsqueeze(1) + ends  # [n, max_length]: spans by their first token and length
+    return starts.unsqueeze(1) + ends
+
+
+def best_span(logits: Tensor, context: Tensor, max_length: int = MAX_ANSWER_LENGTH) -> tuple[float, int, int]:
+    """The score, first and last token of the best span. Of equal ones the earliest, and then the shortest, is best."""
+    scores = span_scores(logits, context, max_length)
     first, longer = divmod(int(scores.argmax()), max_length)
     return float(scores[first, longer]), first, first + longer
 
 
-def answer_span(passage: str, windows: Sequence[Window], logits: Sequence[Tensor], *, version_2: bool = False) -> str:
-    """The text of the best span over all windows; logits: [2, n] for each.
+def answer_span(
+    passage: str, windows: Sequence[Window], logits: Sequence[Tensor], *, version_2: bool = False
+) -> tuple[str, float]:
+    """The text of the best span over all windows, and how far its score is above that of another answer.
 
-    With version_2 it is "" if "no answer" scores higher, in the window that speaks against it most.
+    logits: [2, n] for each window. With version_2 the text is "" if "no answer" scores higher, in the window that
+    speaks against it most.
     """
-    found = [best_span(scores, window.context) for window, scores in zip(windows, logits, strict=True)]
-    best = max(range(len(found)), key=lambda index: found[index][0])
-    score, first, last = found[best]
-    if version_2 and min(float(s[:, w.null].sum()) for w, s in zip(windows, logits, strict=True)) > score:
-        return ""
-    offsets = windows[best].offsets
-    return passage[int(offsets[first, 0]) : int(offsets[last, 1])]
+    found = [span for window, scores in zip(windows, logits, strict=True) for span in _best_two(scores, window)]
+    score, place = max(found, key=lambda span: span[0])
+    second = max((other for other, elsewhere in found if elsewhere != place), default=-torch.inf)
+    text = passage[slice(*place)]
+    if not version_2:
+        return text, _finite(score - second)
+    null = min(float(s[:, w.null].sum()) for w, s in zip(windows, logits, strict=True))
+    return (text, _finite(min(score - second, score - null))) if null <= score else ("", _finite(null - score))
+
+
+def _best_two(logits: Tensor, window: Window) -> list[tuple[float, tuple[int, int]]]:
+    """The scores and places in the passage of a window's best span (as best_span) and of the next best."""
+    score, first, last = best_span(logits, window.context)
+    others = span_scores(logits, window.context)
+    others[first, last - first] = -torch.inf
+    index, longer = divmod(int(others.argmax()), others.shape[1])
+    spans = [(score, first, last), (float(others[index, longer]), index, index + longer)]
+    return [
+        (value, (int(window.offsets[begin, 0]), int(window.offsets[end, 1])))
+        for value, begin, end in spans
+        if value > -torch.inf
+    ]
+
+
+def _finite(margin: float) -> float:
+    """A margin as JSON can hold it; a passage of one token has no second span."""
+    return min(margin, torch.finfo(torch.float32).max)
 
 
 def span_kl(dense: Tensor, patched: Tensor, window: Window) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hf_sparsify
 from hf_sparsify import Meter, TopK
 from hf_sparsify.evaluation.demo import demo_model_path
-from hf_sparsify.evaluation.sources import load_questions
+from hf_sparsify.evaluation.sources import load_items
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model = AutoModelForSeq2SeqLM.from_pretrained(demo_model_path("demo-t5")).eval()
@@ -18,7 +18,7 @@ tokenizer = AutoTokenizer.from_pretrained(demo_model_path("demo-t5"))
 def samples(split: str, count: int) -> list[dict]:
     """Inputs of the model's forward, one sequence each and without padding: here a question and its answer."""
     made = []
-    for question in load_questions("demo", split).sample(count, seed=0).questions:
+    for question in load_items("demo", split).sample(count, seed=0).items:
         inputs = tokenizer(f"question: {question.question} context: {question.context}", return_tensors="pt")
         answer = tokenizer(question.answers[0], return_tensors="pt").input_ids
         made.append({**inputs, "decoder_input_ids": model._shift_right(answer)})

@@ -19,7 +19,7 @@ import hf_sparsify
 import torch
 from hf_sparsify import Clustered
 from hf_sparsify.commands.target import load_named
-from hf_sparsify.evaluation.sources import load_questions
+from hf_sparsify.evaluation.sources import load_items
 from hf_sparsify.patcher.methods import AttentionInputs, attend_rows
 from hf_sparsify.patcher.methods.cluster_rows import attend_clusters
 from hf_sparsify.patcher.methods.clustered import score_space
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
 
     loaded = load_named(args.model, hf_sparsify.LoadOptions())
-    passages = dict.fromkeys(question.context for question in load_questions(args.dataset).questions)
+    passages = dict.fromkeys(question.context for question in load_items(args.dataset).items)
     ids = loaded.tokenizer(" ".join(passages), add_special_tokens=False, verbose=False)["input_ids"]
     method = Compare(k=args.k, iterations=args.iterations, counts=tuple(args.clusters))
     with hf_sparsify.patch(loaded.model, method), torch.inference_mode():

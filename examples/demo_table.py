@@ -14,9 +14,9 @@ from hf_sparsify import Clustered, LoadOptions, TopK, TopKFeedForward, UsageErro
 from hf_sparsify.commands.calibrate import calibrate_target
 from hf_sparsify.commands.target import Target, load_named
 from hf_sparsify.evaluation.demo import DEMO_MODELS
-from hf_sparsify.evaluation.results import summarize
-from hf_sparsify.evaluation.run import evaluate
-from hf_sparsify.evaluation.sources import load_questions
+from hf_sparsify.evaluation.run import Contender, Evaluation, evaluate
+from hf_sparsify.evaluation.sources import load_items
+from hf_sparsify.evaluation.tasks import TaskOptions, task_for
 from hf_sparsify.patcher.binding.loading import LoadedModel
 from hf_sparsify.patcher.plan import plan_model
 from hf_sparsify.patcher.recipe import Recipe
@@ -40,7 +40,7 @@ def recipes(loaded: LoadedModel) -> Iterator[tuple[str, Recipe | None]]:
 
     top_k = recipe(TOP_K)
     yield f"top-k, {TOP_K.describe()}", top_k
-    calibrated = calibrate_target(Target(loaded, top_k, None), load_questions("demo", "train"), samples=128, seed=0)
+    calibrated = calibrate_target(Target(loaded, top_k, None), load_items("demo", "train"), samples=128, seed=0)
     yield f"top-theta, {TOP_K.describe()}", calibrated.recipe
     try:
         yield f"clustered, {CLUSTERED.describe()} (encoder)", recipe(CLUSTERED, kind="self", stack="encoder")
@@ -55,32 +55,31 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=sorted(DEMO_MODELS))
     parser.add_argument("--limit", type=int, help="questions (default: all)")
     args = parser.parse_args()
-    questions = load_questions("demo").sample(args.limit, seed=0)
+    questions = load_items("demo").sample(args.limit, seed=0)
     print("| model | patched with | EM | F1 | kept |\n|---|---|---|---|---|")
     for name in args.models:
         loaded = load_named(name, LoadOptions())
-        dense_shown = False
-        for label, recipe in recipes(loaded):
+        task = task_for(loaded, questions, TaskOptions(batch_size=32, max_new_tokens=8))
+        rows = dict(recipes(loaded))
+        # All of them in one evaluation, in which the dense model answers once.
+        contenders = [Contender(recipe.plan, recipe.thresholds) for recipe in rows.values() if recipe]
+        evaluations = evaluate(loaded, contenders, task)
+        print(f"| {name} | dense | {_scores(evaluations[0], 'dense')} | all |")
+        for label, recipe in rows.items():
             if recipe is None:
                 print(f"| {name} | {label} | - | - | causal: not for this model |")
                 continue
-            evaluation = evaluate(
-                loaded, recipe.plan, questions, thresholds=recipe.thresholds, batch_size=32, max_new_tokens=8
-            )
-            results = summarize(evaluation)
-            if not dense_shown:
-                print(f"| {name} | dense | {_scores(results, 'dense')} | all |")
-                dense_shown = True
-            print(f"| {name} | {label} | {_scores(results, 'patched')} | {_kept(results)} |", flush=True)
+            evaluation = evaluations.pop(0)
+            print(f"| {name} | {label} | {_scores(evaluation, 'patched')} | {_kept(evaluation)} |", flush=True)
 
 
-def _scores(results: dict[str, Any], arm: str) -> str:
-    scores = results["scores"][arm]
+def _scores(evaluation: Evaluation, arm: str) -> str:
+    scores = evaluation.task.totals(evaluation.records, arm)
     return f"{scores['exact_match']:.1f} | {scores['f1']:.1f}"
 
 
-def _kept(results: dict[str, Any]) -> str:
-    total = results["kept"]["total"]
+def _kept(evaluation: Evaluation) -> str:
+    total = evaluation.journal.meter.summary()["total"]
     return ", ".join(f"{what} {percent(total[key])}" for key, what in KEPT.items() if total[key] is not None)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hf_sparsify
 from hf_sparsify import TopK
 from hf_sparsify.evaluation.demo import demo_model_path
-from hf_sparsify.evaluation.sources import load_questions
+from hf_sparsify.evaluation.sources import load_items
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model = AutoModelForSeq2SeqLM.from_pretrained(demo_model_path("demo-t5")).eval()
 tokenizer = AutoTokenizer.from_pretrained(demo_model_path("demo-t5"))
 
 # A long story; the answer is the place that it names most often, so a few keys are not enough.
-question = next(question for question in load_questions("demo").questions if question.kind == "place")
+question = next(question for question in load_items("demo").items if question.kind == "place")
 inputs = tokenizer(f"question: {question.question} context: {question.context}", return_tensors="pt")
 
 

@@ -80,6 +80,24 @@ class ModuleMeter:
         self.v_rows_kept += int(v_rows[seen].sum())
         self.v_shares += _histogram(v_rows[seen], lengths[seen])
 
+    def merge(self, other: ModuleMeter) -> None:
+        """Adds what another one counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every count that is not 0, ready for JSON; a histogram as {step: rows}."""
+        counts = {name: _sparse(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return {name: value for name, value in counts.items() if value}
+
+    @classmethod
+    def from_dict(cls, counts: dict[str, Any]) -> ModuleMeter:
+        """The inverse of to_dict."""
+        made = cls()
+        for name, value in counts.items():
+            setattr(made, name, _dense(value) if isinstance(value, dict) else value)
+        return made
+
     def summary(self) -> dict[str, Any]:
         """Shares and percentiles; None where nothing was counted."""
         return {
@@ -140,9 +158,24 @@ class Meter:
         """All modules together: sums, so that long rows weigh by their length."""
         total = ModuleMeter()
         for module in self.modules.values():
-            for name, value in vars(module).items():
-                setattr(total, name, getattr(total, name) + value)
+            total.merge(module)
         return total
+
+    def merge(self, other: Meter) -> None:
+        """Adds what another meter counted."""
+        for name, module in other.modules.items():
+            self._module(name).merge(module)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts of each module, ready for JSON."""
+        return {name: module.to_dict() for name, module in self.modules.items()}
+
+    @classmethod
+    def from_dict(cls, counts: dict[str, Any]) -> Meter:
+        """The inverse of to_dict."""
+        meter = cls()
+        meter.modules = {name: ModuleMeter.from_dict(module) for name, module in counts.items()}
+        return meter
 
     def summary(self) -> dict[str, Any]:
         """`{"total": ..., "modules": {name: ...}}`, ready for JSON."""
@@ -150,6 +183,17 @@ class Meter:
             "total": self.total().summary(),
             "modules": {name: module.summary() for name, module in self.modules.items()},
         }
+
+
+def _sparse(steps: Tensor) -> dict[str, int]:
+    return {str(index): int(steps[index]) for index in steps.nonzero().flatten().tolist()}
+
+
+def _dense(steps: dict[str, int]) -> Tensor:
+    made = _steps()
+    for index, rows in steps.items():
+        made[int(index)] = rows
+    return made
 
 
 def _share(part: int, whole: int) -> float | None:

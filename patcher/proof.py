@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import NotPatchableError
 from .binding.attention import PATCH_ATTRIBUTE
+from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
 from .methods import Method
 from .thresholds import ModuleThresholds
@@ -74,6 +75,7 @@ class _Prover:
         self.model, self.plan, self.thresholds = model, plan, thresholds
         self.encoder_decoder = task == "seq2seq-lm"
         self.causal = task == "causal-lm"
+        self.classifies = task == "text-classification"
         self.arguments = inspect.signature(model.forward).parameters
         if "input_ids" not in self.arguments:
             raise NotPatchableError(
@@ -95,7 +97,7 @@ class _Prover:
             special |= set(token) if isinstance(token, list | tuple) else {token}
         ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
         generator = torch.Generator().manual_seed(length)
-        return ordinary[torch.randint(len(ordinary), (batch, length), generator=generator)].to(self.model.device)
+        return ordinary[torch.randint(len(ordinary), (batch, length), generator=generator)].to(input_device(self.model))
 
     @contextmanager
     def patched(self, plan: Plan) -> Any:
@@ -155,6 +157,9 @@ class _Prover:
         short = self.tokens[1:, : self.shorter]
         pad = self.length - self.shorter
         filler = self.tokens[1:, :pad]
+        pad_token = getattr(self.model.config, "pad_token_id", None)
+        if self.classifies and pad_token is not None:
+            filler = torch.full_like(filler, pad_token)  # a decoder's head looks for the last other token
         targets = self.targets[1:]
         with self.patched(_small(plan)):
             alone = self.run(short, targets=targets)
@@ -164,7 +169,7 @@ class _Prover:
                 mask = torch.ones_like(self.tokens)
                 mask[1, slice(0, pad) if left else slice(self.shorter, None)] = 0
                 batch = self.run(torch.cat([self.tokens[:1], row]), mask)[1:]
-                if not self.encoder_decoder:
+                if not (self.encoder_decoder or self.classifies):
                     batch = batch[:, pad:] if left else batch[:, : self.shorter]
                 errors.append(_typical_difference(batch, alone))
         return max(errors)

@@ -40,7 +40,10 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the thresholds were fitted on. budget: "k = 64" or the like, several joined by ", "."""
+    """What the thresholds were fitted on. budget: "k = 64" or the like, several joined by ", ".
+
+    items: a hash of each item that was used, so that an evaluation notices those that it asks again.
+    """
 
     dataset: str
     split: str
@@ -48,6 +51,7 @@ class CalibrationRecord:
     samples: int
     seed: int
     budget: str
+    items: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def _object(what: str, data: Any) -> dict[str, Any]:
     return data
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "str | None": str | None}
+_TYPES: dict[str, Any] = {"str": str, "int": int, "str | None": str | None, "tuple[str, ...]": list | tuple}
 
 
 def _record(kind: Any, data: dict[str, Any]) -> Any:
@@ -199,4 +203,5 @@ def _record(kind: Any, data: dict[str, Any]) -> Any:
     for key, value in data.items():
         if key in known and not isinstance(value, _TYPES[str(known[key])]):
             raise UsageError(f"{key} is {value!r}")
-    return kind(**{key: value for key, value in data.items() if key in known})
+    plain = {key: tuple(map(str, value)) if isinstance(value, list) else value for key, value in data.items()}
+    return kind(**{key: value for key, value in plain.items() if key in known})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -16,7 +17,8 @@ from hf_sparsify.errors import (
     UnsupportedAttentionArgument,
     UsageError,
 )
-from hf_sparsify.terminal import exit_codes, progress
+from hf_sparsify.evaluation.datasets import DATASETS
+from hf_sparsify.terminal import exit_codes, progress, resumable
 
 
 @pytest.fixture
@@ -61,6 +63,14 @@ def test_methods(sparsify: Sparsify) -> None:
     assert all(text in done.out for text in ("top-k", "top-theta", "arXiv 2106.06899", "arXiv 2502.08363"))
 
 
+def test_datasets(sparsify: Sparsify) -> None:
+    done = sparsify("datasets")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0].split() == ["name", "task", "metric", "on", "the", "Hub", "what", "it", "is"]
+    names = [line.split()[0] for line in done.out.splitlines()[2:] if line[:1].strip()]
+    assert names == ["demo", *DATASETS]
+
+
 def test_env(sparsify: Sparsify) -> None:
     done = sparsify("env")
     assert (done.code, done.err) == (0, "")
@@ -100,6 +110,18 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "interrupted; nothing half-written was left behind\n")
 
 
+def test_ctrl_c_in_what_can_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_codes
+    def command() -> None:
+        with resumable():
+            raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "interrupted; the same command goes on from here\n")
+
+
 def test_the_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HF_DEBUG", "1")
     with pytest.raises(SystemExit) as caught:
@@ -122,12 +144,23 @@ def test_errors_that_are_not_ours_keep_their_traceback() -> None:
         failing(ZeroDivisionError())()
 
 
-def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with progress(40, "counting") as advance:
         for _ in range(40):
             advance(1)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"counting: {done} of 40" for done in range(4, 41, 4)]
+    for n, done in enumerate(range(4, 41, 4)):
+        left = lines[n].split(", ")[1]
+        assert re.fullmatch(r"about \d+ s left" if done < 40 else r"\d+ s", left)
+    with progress(41, "counting", processes=2) as advance:
+        advance(21)
+    assert capsys.readouterr().err == "counting, process 1 of 2: 21 of 21, 0 s\n"
+    monkeypatch.setenv("RANK", "1")
+    with progress(41, "counting", processes=2) as advance:
+        advance(21)
+    assert capsys.readouterr().err == "", "the first process speaks for all"
+    monkeypatch.delenv("RANK")
     with progress(40, "counting", quiet=True) as advance:
         advance(40)
     assert capsys.readouterr().err == ""

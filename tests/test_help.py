@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ("", "patch", "validate", "calibrate", "eval", "generate", "methods", "env")
+COMMANDS = ("", "patch", "validate", "calibrate", "eval", "generate", "methods", "datasets", "env")
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "pyarrow", "safetensors")
 
 
@@ -34,6 +34,10 @@ def test_help_says_what_it_said(command: str) -> None:
         golden.write_text(text, encoding="utf-8")
     assert text == golden.read_text(encoding="utf-8"), f"{__doc__}"
     assert "\x1b" not in text
+
+
+def test_asterisks_of_an_example_are_no_markdown() -> None:
+    assert "'re:.*encoder.*=clustered,clusters=50'" in sparsify("patch", "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,16 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SHARED, "dim": 32, "hidden_dim": 40, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 96},
     ),
     "bert": ("BertForMaskedLM", "BertConfig", {**_SHARED, **_ENCODER, **_POSITIONS}),
+    "bert-classes": (
+        "BertForSequenceClassification",
+        "BertConfig",
+        {**_SHARED, **_ENCODER, "max_position_embeddings": 96, "num_labels": 2},
+    ),
+    "llama-classes": (
+        "LlamaForSequenceClassification",
+        "LlamaConfig",
+        {**_DECODER, **_ENCODER, **_POSITIONS, "num_key_value_heads": 2, "num_labels": 2},
+    ),
     "bloom": ("BloomForCausalLM", "BloomConfig", {**_DECODER, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "gptj": (
         "GPTJForCausalLM",
@@ -129,7 +139,10 @@ def save(name: str, folder: Path, *, chat: bool = False, dtype: torch.dtype = to
             if parameter.ndim >= 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.16 if name == "t5" else 0.3))
     model.to(dtype).save_pretrained(folder)
-    made = tokenizer(chat=chat, ends=name in ("t5", "bart"), pairs=name.endswith("-qa"), token_types=name == "bert-qa")
+    pairs = name.endswith("-qa") or name == "bert-classes"
+    made = tokenizer(
+        chat=chat, ends=name in ("t5", "bart"), pairs=pairs, token_types=name in ("bert-qa", "bert-classes")
+    )
     made.save_pretrained(folder)
     return folder
 

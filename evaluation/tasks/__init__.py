@@ -1,30 +1,44 @@
-"""What the evaluation has a model do with questions: one file for each task."""
+"""What the evaluation has a model do with items: one file for each task."""
 
 from __future__ import annotations
 
 from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
-from ..questions import QuestionSet
-from .base import Task
+from ..datasets.base import ANSWERS, CHOICES, LABELS, TEXT
+from ..items import ItemSet
+from .base import Task, TaskOptions
+from .classification import Classification
 from .extractive import Extractive
+from .fidelity import Fidelity
 from .generative import Generative
+from .multiple_choice import MultipleChoice
 from .retrieval import Retrieval
 
-# A model's task (see patcher.binding.loading.task_of) -> what it does here.
-TASKS: dict[str, type[Task]] = {
-    "causal-lm": Generative,
-    "seq2seq-lm": Generative,
-    "question-answering": Extractive,
-    "encoder": Retrieval,
+# (a data set's task, a model's task: see patcher.binding.loading.task_of) -> what is done.
+TASKS: dict[tuple[str, str], type[Task]] = {
+    (ANSWERS, "causal-lm"): Generative,
+    (ANSWERS, "seq2seq-lm"): Generative,
+    (ANSWERS, "question-answering"): Extractive,
+    (ANSWERS, "encoder"): Retrieval,
+    (CHOICES, "causal-lm"): MultipleChoice,
+    (CHOICES, "seq2seq-lm"): MultipleChoice,
+    (LABELS, "causal-lm"): MultipleChoice,
+    (LABELS, "seq2seq-lm"): MultipleChoice,
+    (LABELS, "text-classification"): Classification,
+    (TEXT, "causal-lm"): Fidelity,
+    (TEXT, "seq2seq-lm"): Fidelity,
 }
 
 
-def task_for(loaded: LoadedModel, questions: QuestionSet, *, batch_size: int = 8, max_new_tokens: int = 32) -> Task:
-    """The task of a model on some questions. max_new_tokens: the longest answer, for models that generate.
+def task_for(loaded: LoadedModel, items: ItemSet, options: TaskOptions | None = None) -> Task:
+    """The task of a model on some items.
 
-    Raises UsageError for a model that can do nothing with questions, SparsifyError for one that lacks what its task
-    needs.
+    Raises UsageError for a model that can do nothing with them, SparsifyError for one that lacks what its task needs.
     """
-    if loaded.base.task not in TASKS:
-        raise UsageError(f"{loaded.base.id} cannot be evaluated on questions: there is no task for {loaded.base.task}")
-    return TASKS[loaded.base.task](loaded, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    kind, model_task = items.dataset.task, loaded.base.task
+    if (kind, model_task) not in TASKS:
+        able = " or ".join(sorted(model for data, model in TASKS if data == kind))
+        raise UsageError(
+            f"{loaded.base.id} ({model_task}) cannot be evaluated on {items.name}: {kind} need a model for {able}"
+        )
+    return TASKS[kind, model_task](loaded, items, options or TaskOptions())

@@ -1,150 +1,197 @@
-"""What all tasks of the evaluation share: predictions, the two arms, and the class that a task derives from."""
+"""What all tasks of the evaluation share: records, options, and the class that a task derives from."""
 
 from __future__ import annotations
 
-import time
+import base64
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import numpy
+import torch
 from torch import Tensor
 
+from ...errors import require_at_least_one
 from ...patcher.binding.loading import LoadedModel
-from ...patcher.binding.patching import Patch
 from ...patcher.meter import Meter
-from ..questions import Question, QuestionSet
+from ..items import Item, ItemSet
 
 ARMS = ("dense", "patched")
 
-Result = TypeVar("Result")
+# What one arm said about one item, ready for JSON. "answer" is what people and the comparison of the arms look at;
+# names that begin with "_" are working data, which the final predictions.jsonl leaves out.
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One question under both arms.
+class TaskOptions:
+    """How a task asks. batch_size: the most items (or sequences) at once. max_new_tokens: the longest answer.
 
-    scores: per arm every metric of the task, from 0 to 1. kl: of patched from dense, in the task's kl_unit.
-    answer_tokens: the generated tokens that kl is the mean over. cosines: between the two arms' embeddings of the
-    "question" and of its "passage". ranks: per arm the place of that passage, from 1. None: the task has no such thing.
+    template: a prompt template in place of the data set's own prompt. shots: answered examples before the question.
+    UsageError for a number below 1.
     """
 
-    question: Question
-    gold: tuple[str, ...]
-    prompt_tokens: int
-    answers: dict[str, str]
-    scores: dict[str, dict[str, float]]
-    kl: float | None = None
-    answer_tokens: int | None = None
-    cosines: dict[str, float] | None = None
-    ranks: dict[str, int] | None = None
+    batch_size: int = 8
+    max_new_tokens: int = 32
+    template: str | None = None
+    shots: tuple[Item, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_at_least_one(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+
+
+@dataclass
+class Record:
+    """One item under both arms. input_hash: of the tokens that the model reads. distance: of patched from dense."""
+
+    item: Any
+    input_hash: str
+    tokens: int
+    dense: Answer
+    patched: Answer
+    distance: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, arm: str) -> Answer:
+        """What an arm said."""
+        return self.dense if arm == "dense" else self.patched
+
+    @property
+    def same_answer(self) -> bool | None:
+        """Whether both arms gave the same answer; None for tasks without answers."""
+        return self.dense["answer"] == self.patched["answer"] if "answer" in self.dense else None
 
     def to_dict(self) -> dict[str, Any]:
-        """A line of predictions.jsonl."""
-        question, ranks = self.question, self.ranks
+        """A line of predictions.jsonl while the run goes on."""
         return {
-            "id": question.id,
-            "kind": question.kind,
-            "question": question.question,
-            "gold": list(self.gold),
-            "prompt_tokens": self.prompt_tokens,
-            **{
-                arm: {"answer": self.answers[arm], **({"rank": ranks[arm]} if ranks else {}), **self.scores[arm]}
-                for arm in ARMS
-            },
-            "same_answer": self.answers["dense"] == self.answers["patched"],
-            "kl": self.kl,
-            "answer_tokens": self.answer_tokens,
-            **({} if self.cosines is None else {"cosines": self.cosines}),
+            "id": self.item.id,
+            "input_sha256": self.input_hash,
+            "tokens": self.tokens,
+            "dense": self.dense,
+            "patched": self.patched,
+            "distance": self.distance,
         }
 
-
-class Arms:
-    """The dense and the patched model, one after the other, on the same inputs.
-
-    seconds: what each arm took. meter: what the patched one kept; its own time is part of the patched arm's.
-    """
-
-    def __init__(self, patch: Patch, meter: Meter, seconds: dict[str, float]) -> None:
-        self.patch = patch
-        self.meter = meter
-        self.seconds = seconds
-        self._turns = 0
-
-    def timed(self, run: Callable[[Meter | None], Result]) -> dict[str, Result]:
-        """`run` under each arm, timed; it gets the meter of the patched arm. To be called once per batch.
-
-        `run` has to return when the work is done, not when it is queued: on a GPU, with its results on the CPU.
-        """
-        # The arms take turns at going first, so that neither always finds the caches warm.
-        order = ARMS if self._turns % 2 == 0 else tuple(reversed(ARMS))
-        self._turns += 1
-        results = {}
-        for arm in order:
-            meter = self.meter if arm == "patched" else None
-            with self.patch.paused() if meter is None else self.patch.metered(meter):
-                start = time.perf_counter()
-                results[arm] = run(meter)
-                self.seconds[arm] += time.perf_counter() - start
-        return results
-
-    def untimed(self, run: Callable[[], Result]) -> dict[str, Result]:
-        """`run` under each arm, neither timed nor metered."""
-        results = {}
-        for arm in ARMS:
-            with self.patch.paused() if arm == "dense" else nullcontext():
-                results[arm] = run()
-        return results
+    @classmethod
+    def from_dict(cls, item: Item, line: dict[str, Any]) -> Record:
+        """The inverse of to_dict."""
+        return cls(item, line["input_sha256"], line["tokens"], line["dense"], line["patched"], line["distance"])
 
 
 class Task(ABC):
-    """What a kind of model does with questions. An object serves one evaluation or one calibration.
+    """What a kind of model does with items. An object serves one evaluation or one calibration.
 
-    name: in results.json. metrics: key in results.json -> short name in tables; "right" and "wrong" go by the first.
-    kl_unit: what Prediction.kl is counted in. style: how inputs are made, in words.
-    max_new_tokens: the longest answer, None for tasks that do not generate.
+    name: in results.json. metrics: key in results.json -> short name in tables; per item each is from 0 to 1.
+    right: the metric that says right (1) or wrong (0). kl_unit: what a record's distance["kl"] is counted in.
+    counted_when: "predict" or "observe", the one that does the work, so that it is timed and what it keeps is counted.
+    style: how inputs are made, in words. max_new_tokens: the longest answer, None for tasks that do not generate.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[dict[str, str]]
+    right: ClassVar[str | None]
     kl_unit: ClassVar[str | None]
+    counted_when: ClassVar[str] = "predict"
     style: str
     max_new_tokens: int | None = None
 
-    def __init__(self, loaded: LoadedModel, questions: QuestionSet, *, batch_size: int, max_new_tokens: int) -> None:
-        """batch_size: the most sequences that go through the model at once. Raises what the task cannot work with."""
+    def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
+        """Raises what the task cannot work with."""
         self.model, self.tokenizer = loaded.model, loaded.tokenizer
-        self.questions = questions
-        self.batch_size = batch_size
+        self.items = items
+        self.options = options
+        self.batch_size = options.batch_size
+        self._input_ids: dict[str, list[int] | None] = {}
+
+    @property
+    def primary(self) -> str:
+        """The metric that the verdict goes by: the data set's, or the task's first where it does not have that."""
+        metric = self.items.dataset.metric
+        return metric if metric in self.metrics else next(iter(self.metrics))
 
     def check(self) -> None:  # noqa: B027
-        """UsageError or DataError if the options or the questions cannot be evaluated; calibration does not ask."""
+        """UsageError or DataError if the options or the items cannot be evaluated; calibration does not ask."""
+
+    def input_ids(self, item: Any) -> list[int] | None:
+        """All tokens that the model reads for an item; None if they do not fit the model's positions."""
+        if item.id not in self._input_ids:
+            self._input_ids[item.id] = self.encode(item)
+        return self._input_ids[item.id]
 
     @abstractmethod
-    def tokens(self, question: Question) -> int | None:
-        """How many tokens the model reads for a question; None if the question does not fit the model's positions."""
+    def encode(self, item: Any) -> list[int] | None:
+        """What input_ids remembers."""
 
     @abstractmethod
-    def first_input(self, question: Question) -> str:
-        """A question's complete input, as text."""
+    def first_input(self, item: Any) -> str:
+        """An item's complete input, as text."""
+
+    def order(self, items: Sequence[Any]) -> list[Any]:
+        """Items in the order of the batches. Longest first: little padding, and what does not fit fails at once."""
+        return sorted(items, key=lambda item: len(self.input_ids(item) or []), reverse=True)
 
     @abstractmethod
-    def answer(self, batch: Sequence[Question], arms: Arms) -> list[Prediction]:
-        """The predictions for at most batch_size questions that fit; a task may keep them back for `finish`."""
+    def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
+        """The answers of the model as it is now, dense or patched. meter: the patched arm's."""
 
-    def finish(self) -> list[Prediction]:
-        """The predictions that had to wait until every question was seen."""
+    def observe(self, batch: Sequence[Any], dense: Sequence[Answer]) -> Any:
+        """What `compare` needs of the model as it is now beside its answers, such as output distributions."""
+        return None
+
+    def compare(
+        self, batch: Sequence[Any], dense: Sequence[Answer], patched: Sequence[Answer], observed: tuple[Any, Any]
+    ) -> list[dict[str, Any]]:
+        """How far patched is from dense, for each item. observed: by the dense and by the patched model."""
+        return [{} for _ in batch]
+
+    def finish(self, records: list[Record]) -> None:  # noqa: B027
+        """Adds to all records, in the order of the items, what only all of them together give. Idempotent."""
+
+    @abstractmethod
+    def score(self, record: Record, arm: str) -> dict[str, float]:
+        """Every metric of an arm's answer, from 0 to 1."""
+
+    def totals(self, records: Sequence[Record], arm: str) -> dict[str, float]:
+        """Every metric over records (one or more), in percent."""
+        scores = [self.score(record, arm) for record in records]
+        return {key: 100 * sum(score[key] for score in scores) / len(scores) for key in self.metrics}
+
+    def gold(self, item: Any) -> list[str]:
+        """The right answers, in words."""
         return []
 
-    @abstractmethod
-    def calibration_inputs(self, question: Question) -> list[dict[str, Tensor]]:
-        """Inputs to calibrate on, one sequence each, without padding; none if the question does not fit."""
+    def support(self, metric: str) -> tuple[float, float]:
+        """The least and the most that patched - dense can be for one item, in points."""
+        return (-100.0, 100.0)
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, dict[str, float]]:
-        """Per arm every metric over some predictions (one or more), in percent."""
-        count = len(predictions)
-        return {
-            arm: {key: 100 * sum(p.scores[arm][key] for p in predictions) / count for key in self.metrics}
-            for arm in ARMS
-        }
+    def chance(self, items: Sequence[Any]) -> float:
+        """What guessing scores, from 0 to 1."""
+        return 0.0
+
+    @abstractmethod
+    def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
+        """Inputs to calibrate on, one sequence each, without padding; none if the item does not fit."""
+
+
+def input_hash(tokens: Sequence[int]) -> str:
+    """32 hex digits of the SHA-256 of token ids."""
+    return hashlib.sha256(json.dumps(list(tokens)).encode()).hexdigest()[:32]
+
+
+def pack(tensor: Tensor) -> str:
+    """A float tensor as text: base64 of its little-endian float32 values."""
+    return base64.b64encode(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).decode("ascii")
+
+
+def unpack(text: str, *shape: int) -> Tensor:
+    """The tensor of a packed text, float32."""
+    values = numpy.frombuffer(base64.b64decode(text), dtype="<f4").astype(numpy.float32)
+    return torch.from_numpy(values).reshape(*shape) if shape else torch.from_numpy(values)
+
+
+def top_margin(values: Sequence[float]) -> float:
+    """How far the highest of two or more values is above the second."""
+    first, second, *_ = sorted(values, reverse=True)
+    return first - second

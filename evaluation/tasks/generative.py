@@ -3,67 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ...patcher.binding.loading import LoadedModel
-from ..generation import answer_log_probs, answer_mask, decoder_start, generate_greedy, kl_divergence
+from ...patcher.binding.modules import input_device
+from ...patcher.meter import Meter
+from ..generation import (
+    TopMargins,
+    answer_log_probs,
+    answer_mask,
+    decoder_start,
+    generate_greedy,
+    kl_divergence,
+    padded_answers,
+)
 from ..inputs import PromptEncoder, check_answer_fits, position_limit, prompt_fits
-from ..questions import Question, QuestionSet
+from ..items import ItemSet
 from .answers import AnswerTask
-from .base import ARMS, Arms, Prediction
+from .base import Answer, TaskOptions
 
 
 class Generative(AnswerTask):
-    """Greedy answers to prompts; the KL divergence runs along the dense answer."""
+    """Greedy answers to prompts; the KL divergence runs along the dense answer.
+
+    Output distributions are too large to keep, so comparing takes one pass of each model along the dense answer, also
+    where that answer was known already.
+    """
 
     name = "generative"
     kl_unit = "nats per answer token"
 
-    def __init__(self, loaded: LoadedModel, questions: QuestionSet, *, batch_size: int, max_new_tokens: int) -> None:
-        super().__init__(loaded, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        base = loaded.base
-        self.encoder = PromptEncoder.for_model(loaded.model, loaded.tokenizer, base.task, base.id, questions.version_2)
+    def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
+        super().__init__(loaded, items, options)
+        self.encoder = PromptEncoder.for_model(loaded, items.dataset, options.template, options.shots)
         self.style = self.encoder.style
-        self.max_new_tokens: int = max_new_tokens
-        self._prompts: dict[str, list[int]] = {}
+        self.max_new_tokens: int = options.max_new_tokens
 
     def check(self) -> None:
         check_answer_fits(self.model, self.max_new_tokens)
 
-    def tokens(self, question: Question) -> int | None:
-        length = len(self._prompt(question))
-        return length if prompt_fits(self.model, length, self.max_new_tokens) else None
+    def encode(self, item: Any) -> list[int] | None:
+        prompt = self.encoder.token_ids(item)
+        return prompt if prompt_fits(self.model, len(prompt), self.max_new_tokens) else None
 
-    def first_input(self, question: Question) -> str:
-        return self.encoder.text(question)
+    def first_input(self, item: Any) -> str:
+        return self.encoder.prompt(item).text
 
-    def answer(self, batch: Sequence[Question], arms: Arms) -> list[Prediction]:
-        model, pad = self.model, self.tokenizer.pad_token_id
-        inputs = self.encoder.batch([self._prompt(question) for question in batch])
-        generated = arms.timed(lambda meter: generate_greedy(model, inputs, self.max_new_tokens, pad, meter=meter))
-        log_probs = arms.untimed(lambda: answer_log_probs(model, inputs, generated["dense"]))
-        kl = kl_divergence(log_probs["dense"], log_probs["patched"])
-        mask = answer_mask(model, generated["dense"])
-        texts = {arm: self.encoder.answers(generated[arm]) for arm in ARMS}
+    def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
+        margins = TopMargins()
+        pad = self.tokenizer.pad_token_id
+        generated = generate_greedy(
+            self.model, self._prompts(batch), self.max_new_tokens, pad, meter=meter, margins=margins
+        )
+        mask = answer_mask(self.model, generated)
+        tokens = [row[kept].tolist() for row, kept in zip(generated, mask, strict=True)]
         return [
-            self.prediction(
-                question,
-                len(self._prompt(question)),
-                {arm: texts[arm][row] for arm in ARMS},
-                kl=float(kl[row][mask[row]].mean()),
-                answer_tokens=int(mask[row].sum()),
-            )
-            for row, question in enumerate(batch)
+            {"answer": answer, "answer_tokens": own, "margin": margin}
+            for answer, own, margin in zip(self.encoder.answers(tokens), tokens, margins.smallest(mask), strict=True)
         ]
 
-    def calibration_inputs(self, question: Question) -> list[dict[str, Tensor]]:
+    def observe(self, batch: Sequence[Any], dense: Sequence[Answer]) -> Tensor:
+        """log p before every token of the dense answers, float32 [B, m, vocabulary]."""
+        answers, mask = padded_answers([answer["answer_tokens"] for answer in dense], input_device(self.model))
+        return answer_log_probs(self.model, self._prompts(batch), answers, mask)
+
+    def compare(
+        self, batch: Sequence[Any], dense: Sequence[Answer], patched: Sequence[Answer], observed: tuple[Any, Any]
+    ) -> list[dict[str, Any]]:
+        kl = kl_divergence(*observed)
+        return [
+            {"kl": float(kl[row, : len(answer["answer_tokens"])].mean()), "tokens": len(answer["answer_tokens"])}
+            for row, answer in enumerate(dense)
+        ]
+
+    def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
         """The prompt with its first gold answer, as the model would see it while it writes that answer."""
-        sample = self.encoder.answered(question, decoder_start(self.model))
+        sample = self.encoder.answered(item, decoder_start(self.model))
         limit = position_limit(self.model)
         return [sample] if limit is None or max(tokens.shape[1] for tokens in sample.values()) <= limit else []
 
-    def _prompt(self, question: Question) -> list[int]:
-        if question.id not in self._prompts:
-            self._prompts[question.id] = self.encoder.token_ids(question)
-        return self._prompts[question.id]
+    def _prompts(self, batch: Sequence[Any]) -> dict[str, Tensor]:
+        return self.encoder.batch([self.input_ids(item) or [] for item in batch])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import (
@@ -34,6 +36,7 @@ AUTO_CLASSES = {
     "causal-lm": AutoModelForCausalLM,
     "seq2seq-lm": AutoModelForSeq2SeqLM,
     "question-answering": AutoModelForQuestionAnswering,
+    "text-classification": AutoModelForSequenceClassification,
     "encoder": AutoModel,
 }
 
@@ -52,10 +55,14 @@ SHAPE_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load. dtype and device take "auto". trust_remote_code runs code that comes with the model: off."""
+    """How to load. dtype and device take "auto". trust_remote_code runs code that comes with the model: off.
+
+    device_map: spread over all devices by Accelerate ("auto", "balanced" ...), for models larger than one of them.
+    """
 
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
@@ -79,6 +86,8 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     if not name.strip():
         raise UsageError("the model's name is empty")
     dtype, device = _dtype(options.dtype), resolve_device(options.device)
+    if options.device_map is not None and options.device != "auto":
+        raise UsageError("--device-map and --device exclude each other: give one")
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     if not Path(name).exists() and not hub_answers():
         common["local_files_only"] = True
@@ -90,6 +99,8 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         config = AutoConfig.from_pretrained(name, **common)
         task = task_of(config)
         extra = _dequantized() if options.gguf_file else {}
+        if options.device_map is not None:
+            extra["device_map"] = options.device_map
         model, report = AUTO_CLASSES[task].from_pretrained(
             name, dtype=dtype, output_loading_info=True, **common, **extra
         )
@@ -109,7 +120,9 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         revision=getattr(config, "_commit_hash", None) or options.revision,
         gguf_file=options.gguf_file,
     )
-    return LoadedModel(model.eval().to(device), tokenizer, base)
+    if options.device_map is None:
+        model = model.to(device)
+    return LoadedModel(model.eval(), tokenizer, base)
 
 
 def task_of(config: Any) -> str:
@@ -117,6 +130,8 @@ def task_of(config: Any) -> str:
     architectures = getattr(config, "architectures", None) or [""]
     if "ForQuestionAnswering" in architectures[0]:
         return "question-answering"
+    if "ForSequenceClassification" in architectures[0]:
+        return "text-classification"
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq-lm"
     if architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or architectures[0].endswith("ForCausalLM"):
@@ -138,10 +153,14 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA, then MPS, then the CPU. UsageError for what this machine lacks."""
+    """ "auto" is CUDA, then MPS, then the CPU. UsageError for what this machine lacks.
+
+    Of several processes that a launcher started each gets a CUDA device of its own.
+    """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            local = os.environ.get("LOCAL_RANK")
+            return torch.device("cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)

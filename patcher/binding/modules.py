@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,6 +45,12 @@ def attention_modules(model: nn.Module) -> list[AttentionModule]:
                 AttentionModule(name, module, kind, _stack(name, module, kind), layer_number(name), _heads(module))
             )
     return found
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs. Offloaded weights are nowhere; hooks of Accelerate then move the inputs."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

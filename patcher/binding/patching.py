@@ -101,6 +101,15 @@ class Patch:
                 self.activate()
 
     @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """The model is patched inside the block, also where this patch was removed and others took turns with it."""
+        self.activate()
+        try:
+            yield
+        finally:
+            self.deactivate()
+
+    @contextmanager
     def metered(self, meter: Meter) -> Iterator[Meter]:
         """Counts what is kept inside the block."""
         for patch in self.module_patches:

@@ -162,3 +162,19 @@ def test_extreme_scores_stay_finite() -> None:
 def test_half_precision_scores_are_counted_alike() -> None:
     scores = random(2, queries=40).to(torch.bfloat16)
     assert same(observed(TopK(k=5), [chunk(scores)]), observed(TopK(k=5), [chunk(scores.float())]))
+
+
+@pytest.mark.parametrize("split", [0, 1, 4, 9])
+def test_parts_that_are_merged_are_the_whole(split: int) -> None:
+    budget = TopK(k=16, protect_first=2)
+    # Of all lengths, so that the parts do not fill the same buckets.
+    chunks = [chunk(random(seed, queries=8 + 20 * seed)) for seed in range(9)]
+    whole, first, second = (observed(budget, part) for part in (chunks, chunks[:split], chunks[split:]))
+    first.merge(second)
+    assert (first.shortest, first.longest) == (whole.shortest, whole.longest) == (17, 168)
+    made, expected = first.fit(), whole.fit()
+    assert made is not None
+    assert expected is not None
+    assert torch.equal(made.theta, expected.theta)
+    assert torch.equal(made.lengths, expected.lengths)
+    assert (made.shortest, made.longest) == (expected.shortest, expected.longest)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny_models
@@ -17,6 +18,7 @@ from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE, apply_plan, remove_patch
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.methods import AttentionMethod, TopK, TopTheta
+from hf_sparsify.processes import Processes
 from torch import Tensor, nn
 
 FAMILIES = ("llama", "gemma2", "gpt2", "bert", "t5", "bart")
@@ -69,6 +71,30 @@ def test_order_of_samples_does_not_matter() -> None:
     _, backward = calibrate_plan(model, plan, reversed(samples("llama", range(5))))
     for name, table in forward.items():
         assert torch.equal(table.theta, backward[name].theta)
+
+
+class OneOfTwo(Processes):
+    """Both processes run one after the other here: the second finds what the first had to say."""
+
+    said: ClassVar[list[bytes]] = []
+
+    def gather(self, value: Any) -> list[Any]:
+        self.said.append(pickle.dumps(value))
+        return [pickle.loads(said) for said in self.said]  # noqa: S301 - as between real processes
+
+
+@pytest.mark.parametrize("mine", [range(2), range(5)], ids=["shared", "nothing left for the second"])
+def test_two_processes_fit_what_one_fits(mine: range) -> None:
+    model = tiny_models.build("llama")
+    plan, everything = plan_for(model, TopK(k=4)), samples("llama", range(5))
+    fitted, alone = calibrate_plan(model, plan, everything)
+    OneOfTwo.said.clear()
+    calibrate_plan(model, plan, everything[: len(mine)], OneOfTwo(0, 2))
+    both, tables = calibrate_plan(model, plan, everything[len(mine) :], OneOfTwo(1, 2))
+    assert (both, list(tables)) == (fitted, list(alone))
+    for name, table in alone.items():
+        assert torch.equal(table.theta, tables[name].theta)
+        assert torch.equal(table.lengths, tables[name].lengths)
 
 
 def test_modules_run_exact_top_k_while_they_are_observed(monkeypatch: pytest.MonkeyPatch) -> None:

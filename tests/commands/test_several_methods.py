@@ -14,6 +14,7 @@ MIXED = [
     *("--set", r"re:encoder\..*=clustered,clusters=5,k=3"),
     *("--set", "decoder.block.0.layer.0.SelfAttention=none"),
 ]
+THREE = ("--max-new-tokens", "3", "--max-drop", "100")
 
 
 def recipe() -> dict[str, Any]:
@@ -52,7 +53,7 @@ def test_patch_calibrate_eval_with_three_methods(sparsify: Sparsify, work: Path)
     assert methods(calibrated["before_calibration"]) == {"clustered": 2, "top-k": 3, "top-k-feed-forward": 4}
     assert calibrated["calibration"]["budget"] == "k = 4"
 
-    done = sparsify("eval", "-d", "q.jsonl", "--max-new-tokens", "3", "--by-module", "-o", "run")
+    done = sparsify("eval", "-d", "q.jsonl", *THREE, "--by-module", "-o", "run")
     assert done.code == 0, done.err
     assert "scores computed" in done.out
     assert "feed-forward activations kept" in done.out
@@ -63,7 +64,7 @@ def test_patch_calibrate_eval_with_three_methods(sparsify: Sparsify, work: Path)
     assert clustered["cluster_scores_share"] > 0
     assert clustered["kept_share"] is None
 
-    done = sparsify("eval", "-d", "q.jsonl", "--max-new-tokens", "3", "--as-top-k", "-o", "exact")
+    done = sparsify("eval", "-d", "q.jsonl", *THREE, "--as-top-k", "-o", "exact")
     assert done.code == 0, done.err
     assert methods(json.loads(Path("exact/results.json").read_text())["plan"]) == {
         "clustered": 2,
@@ -146,7 +147,7 @@ def test_a_valid_recipe_is_called_valid_and_nothing_is_written(sparsify: Sparsif
     done = sparsify("validate")
     assert done.code == 0, done.err
     assert "keeping all equals the dense model" in done.out
-    assert "the recipe in sparsified is valid; calibrated on 4 questions of q.jsonl, k = 4" in done.out
+    assert "the recipe in sparsified is valid; calibrated on 4 items of q.jsonl, k = 4" in done.out
     done = sparsify("validate", "./sparsified", "--no-verify", "--quiet")
     assert (done.code, done.out, done.err) == (0, "", "")
     assert contents(work) == before

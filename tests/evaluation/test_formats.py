@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from hf_sparsify.errors import DataError
-from hf_sparsify.evaluation.questions import Question
-from hf_sparsify.evaluation.sources import load_questions
+from hf_sparsify.evaluation.items import Question
+from hf_sparsify.evaluation.sources import load_items
 
 RECORDS: list[dict[str, Any]] = [
     {
@@ -78,10 +78,10 @@ Write = Callable[[str, str], str]
 )
 def test_every_text_format_gives_the_same_questions(write: Write, name: str, text: str) -> None:
     path = write(name, text)
-    loaded = load_questions(path)
-    assert loaded.questions == QUESTIONS
-    assert (loaded.name, loaded.split, loaded.version_2) == (path, "", False)
-    assert loaded.fingerprint == load_questions(write("reference.jsonl", lines(RECORDS))).fingerprint
+    loaded = load_items(path)
+    assert loaded.items == QUESTIONS
+    assert (loaded.name, loaded.split, loaded.dataset.name) == (path, "", "squad")
+    assert loaded.fingerprint == load_items(write("reference.jsonl", lines(RECORDS))).fingerprint
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -90,18 +90,18 @@ def test_parquet(tmp_path: Path) -> None:
 
     path = tmp_path / "flat.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
-    assert load_questions(str(path)).questions == QUESTIONS
+    assert load_items(str(path)).items == QUESTIONS
     path.write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"flat\.parquet is not a readable Parquet file"):
-        load_questions(str(path))
+        load_items(str(path))
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"flat\.parquet is empty"):
-        load_questions(str(path))
+        load_items(str(path))
 
 
 def test_one_record_kind_and_missing_title(write: Write) -> None:
     record = {"id": "x", "context": "c", "question": "q", "answers": ["c"], "kind": "copy", "title": None}
-    assert load_questions(write("one.json", json.dumps(record, indent=2))).questions == (
+    assert load_items(write("one.json", json.dumps(record, indent=2))).items == (
         Question("x", "c", "q", ("c",), "", "copy"),
     )
 
@@ -111,11 +111,11 @@ def test_questions_without_an_answer(write: Write) -> None:
     impossible = {"id": "t3", "question": "Why?", "is_impossible": True, "answers": [], "plausible_answers": []}
     content["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = False
     content["data"][0]["paragraphs"][0]["qas"].append(impossible)
-    loaded = load_questions(write("v2.json", json.dumps(content)))
-    assert [question.answers for question in loaded.questions] == [("noon", "at noon"), (), ("Zoë",)]
-    assert loaded.version_2
+    loaded = load_items(write("v2.json", json.dumps(content)))
+    assert [question.answers for question in loaded.items] == [("noon", "at noon"), (), ("Zoë",)]
+    assert loaded.dataset.name == "squad_v2"
     flat = {**RECORDS[1], "answers": {"text": [], "answer_start": []}}
-    assert load_questions(write("v2.jsonl", lines([flat]))).questions[0].answers == ()
+    assert load_items(write("v2.jsonl", lines([flat]))).items[0].answers == ()
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def test_bad_record_is_named_by_line(write: Write, record: Any, message: str) ->
     text = "".join(json.dumps(entry) + "\n" for entry in (RECORDS[0], record))
     path = write("bad.jsonl", text)
     with pytest.raises(DataError) as caught:
-        load_questions(path)
+        load_items(path)
     assert str(caught.value) == f"{path}: line 2: {message}"
 
 
@@ -185,14 +185,14 @@ def damage(path: list[Any], value: Any) -> str:
             "t1",
             ": data[0].paragraphs[1].qas[0]: the id 't1' was already used at data[0].paragraphs[0].qas[0]",
         ),
-        (["data"], [], " holds no questions"),
-        (["data", 0, "paragraphs"], [], " holds no questions"),
+        (["data"], [], " holds no items"),
+        (["data", 0, "paragraphs"], [], " holds no items"),
     ],
 )
 def test_bad_nesting_is_named_by_position(write: Write, path: list[Any], value: Any, message: str) -> None:
     file = write("bad.json", damage(path, value))
     with pytest.raises(DataError) as caught:
-        load_questions(file)
+        load_items(file)
     assert str(caught.value) == f"{file}{message}"
 
 
@@ -201,32 +201,79 @@ def test_bad_nesting_is_named_by_position(write: Write, path: list[Any], value: 
     [
         ("a.json", "", r"a\.json is empty"),
         ("a.jsonl", " \n\n", r"a\.jsonl is empty"),
-        ("a.json", "[]", r"a\.json holds no questions"),
+        ("a.json", "[]", r"a\.json holds no items"),
         ("a.json", "{", r"a\.json is not JSON: .* at column 2"),
         ("a.json", '{\n"data": [1,]\n}', r"a\.json is not JSON: .* at line 2"),
-        ("a.json", "{}", r"expected SQuAD's \{\"data\": \[\.\.\.\]\} or a list of questions"),
+        ("a.json", "{}", r"expected SQuAD's \{\"data\": \[\.\.\.\]\} or a list of records"),
         ("a.json", '"text"', "expected SQuAD's"),
         ("a.json", "[" * 100_000, "is not usable JSON"),
         ("a.jsonl", lines(RECORDS) + "{oops\n", r"a\.jsonl: line 3 is not JSON"),
         ("a.json", lines(RECORDS) + "{oops\n", r"a\.json: line 3 is not JSON"),
-        ("a.csv", "id,question", r"a\.csv: cannot tell the format .* \.json, \.jsonl or \.parquet"),
+        ("a.xyz", "id,question", r"a\.xyz: cannot tell the format .* \.json, \.jsonl, .*\.txt or \.md"),
     ],
 )
 def test_bad_files(write: Write, name: str, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load_questions(write(name, text))
+        load_items(write(name, text))
 
 
 def test_file_that_is_not_there_not_text_or_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        load_questions("./nowhere.json")
+        load_items("./nowhere.json")
     assert str(caught.value) == "no such file: ./nowhere.json"
-    with pytest.raises(DataError, match=r"is a directory; name a \.json, \.jsonl or .parquet file"):
-        load_questions(str(tmp_path))
+    with pytest.raises(DataError, match=r"is a directory; name a \.json, \.jsonl, .* or \.md file"):
+        load_items(str(tmp_path))
     for name in ("~nobody-of-that-name/a.json", "x" * 5000 + ".json"):
         with pytest.raises(DataError, match="no such file"):
-            load_questions(name)
+            load_items(name)
     path = tmp_path / "latin.json"
     path.write_bytes('["Zoë"]'.encode("latin-1"))
     with pytest.raises(DataError, match=r"latin\.json is not UTF-8 text \(byte 4\)"):
-        load_questions(str(path))
+        load_items(str(path))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+def test_plain_text(write: Write, name: str) -> None:
+    text = "Ön the kiln.\r\n\r\n" + "word " * 500
+    loaded = load_items(write(name, "\ufeff" + text))
+    assert loaded.dataset.name == "text"
+    assert [(item.id, item.document, item.group) for item in loaded.items] == [
+        ("text-1", "", "text-1"),
+        ("text-2", "", "text-2"),
+    ]
+    assert "".join(item.text for item in loaded.items) == text.replace("\r\n", "\n")
+    with pytest.raises(DataError, match=r"is empty"):
+        load_items(write(name, " \n\n"))
+
+
+def test_record_that_could_be_anything(write: Write) -> None:
+    path = write("a.jsonl", '{"prompt": "x", "reply": "y"}\n')
+    with pytest.raises(DataError) as caught:
+        load_items(path)
+    assert str(caught.value) == (
+        f"{path}: line 1: no known data set has these fields: prompt, reply; `sparsify datasets` lists those there "
+        "are, and NAME=FILE reads a file as one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "q", "choices": ["a", "b"]}, "field 'answerKey' is missing"),
+        ({"question": "q", "passage": "p"}, "field 'answer' is missing"),
+        ({"question": "q"}, "field 'id' is missing"),
+        (["q"], "expected an object, not a list"),
+    ],
+)
+def test_first_record_lacks_something(write: Write, record: Any, message: str) -> None:
+    path = write("a.jsonl", lines([record]))
+    with pytest.raises(DataError) as caught:
+        load_items(path)
+    assert str(caught.value) == f"{path}: line 1: {message}"
+
+
+def test_one_record_of_another_kind(write: Write) -> None:
+    record = {"question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+    loaded = load_items(write("one.json", json.dumps(record, indent=2)))
+    assert (loaded.dataset.name, loaded.items[0].label) == ("arc_easy", 0)
+    assert load_items(write("lines.json", lines([record, record]))).items[1].id == "1"

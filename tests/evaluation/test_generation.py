@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from hf_sparsify.evaluation.generation import (
+    TopMargins,
     answer_log_probs,
     answer_mask,
     decoder_start,
@@ -117,6 +118,28 @@ def test_the_mask_ends_with_the_first_end_token() -> None:
     model.generation_config.eos_token_id = None
     assert eos_tokens(model).tolist() == []
     assert bool(answer_mask(model, answers).all())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_margins_are_those_of_the_distributions(name: str) -> None:
+    model = ending(tiny_models.build(name), 1)
+    inputs, margins = prompts(name), TopMargins()
+    answers = generate_greedy(model, inputs, 6, pad_token_id=0, margins=margins)
+    assert torch.equal(answers, generate_greedy(model, inputs, 6, pad_token_id=0))
+    mask = answer_mask(model, answers)
+    best = answer_log_probs(model, inputs, answers, mask).topk(2, -1).values
+    by_hand = (best[..., 0] - best[..., 1]).masked_fill(~mask, torch.inf).amin(-1)
+    assert margins.smallest(mask) == pytest.approx(by_hand.tolist(), abs=1e-4)
+
+
+def test_margins_by_hand() -> None:
+    margins = TopMargins()
+    for scores in ([[1.0, 5.0, 2.0], [0.0, 0.0, 9.0]], [[4.0, 4.5, 0.0], [7.0, 7.0, 7.0]]):
+        tensor = torch.tensor(scores)
+        assert margins(torch.zeros(2, 1, dtype=torch.int64), tensor) is tensor
+    assert margins.smallest(torch.tensor([[True, True], [True, True]])) == [0.5, 0.0]
+    assert margins.smallest(torch.tensor([[True, False], [True, False]])) == [3.0, 9.0], "what follows the end is none"
 
 
 def test_kl_by_hand() -> None:

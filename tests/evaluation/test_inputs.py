@@ -9,9 +9,12 @@ import tiny_language_models
 import tiny_models
 import torch
 from hf_sparsify.errors import UsageError
+from hf_sparsify.evaluation.datasets.squad import SQUAD, SQUAD_V2
 from hf_sparsify.evaluation.inputs import PromptEncoder, check_answer_fits, position_limit
+from hf_sparsify.evaluation.items import Question
 from hf_sparsify.evaluation.prompts import CHAT, COMPLETION, T5
-from hf_sparsify.evaluation.questions import Question
+from hf_sparsify.patcher.binding.loading import LoadedModel
+from hf_sparsify.patcher.recipe import BaseModel
 
 QUESTION = Question("q", "Ann is in the attic .", "Where is Ann ?", ("the attic", "attic"))
 UNANSWERED = Question("u", "Ann is in the attic .", "Where is Ben ?", ())
@@ -21,7 +24,7 @@ LONGER = Question("l", "Ann is in the attic . Ben is in the barn .", "Where is B
 def encoder(task: str = "causal-lm", style: str = COMPLETION, version_2: bool = False) -> PromptEncoder:
     tokenizer = tiny_language_models.tokenizer(chat=style == CHAT, ends=task == "seq2seq-lm")
     tokenizer.padding_side = "left" if task == "causal-lm" else "right"
-    return PromptEncoder(tokenizer, task, style, version_2, torch.device("cpu"))
+    return PromptEncoder(tokenizer, task, style, SQUAD_V2 if version_2 else SQUAD, torch.device("cpu"))
 
 
 def words(tokens: torch.Tensor) -> str:
@@ -31,11 +34,16 @@ def words(tokens: torch.Tensor) -> str:
 def test_the_style_follows_the_model() -> None:
     model = tiny_models.build("llama")
     plain, chat = tiny_language_models.tokenizer(), tiny_language_models.tokenizer(chat=True)
-    assert PromptEncoder.for_model(model, plain, "causal-lm", "any", False).style == COMPLETION
-    assert PromptEncoder.for_model(model, chat, "causal-lm", "any", False).style == CHAT
-    assert PromptEncoder.for_model(model, plain, "seq2seq-lm", "any", False).style == T5
+
+    def style(tokenizer: Any, task: str) -> str:
+        loaded = LoadedModel(model, tokenizer, BaseModel("any", task, "any", "any"))
+        return PromptEncoder.for_model(loaded, SQUAD).style
+
+    assert style(plain, "causal-lm") == COMPLETION
+    assert style(chat, "causal-lm") == CHAT
+    assert style(plain, "seq2seq-lm") == T5
     with pytest.raises(UsageError, match="encoder"):
-        PromptEncoder.for_model(model, plain, "encoder", "any", False)
+        style(plain, "encoder")
 
 
 @pytest.mark.parametrize(("task", "style"), [("causal-lm", COMPLETION), ("causal-lm", CHAT), ("seq2seq-lm", T5)])
@@ -45,7 +53,7 @@ def test_tokens_are_those_of_the_text(task: str, style: str) -> None:
     assert (
         made.tokenizer.decode(ids, skip_special_tokens=True).split()
         == made.tokenizer.decode(
-            made.tokenizer(made.text(QUESTION), add_special_tokens=False)["input_ids"], skip_special_tokens=True
+            made.tokenizer(made.prompt(QUESTION).text, add_special_tokens=False)["input_ids"], skip_special_tokens=True
         ).split()
     )
     assert (ids[-1] == 1) == (task == "seq2seq-lm"), "an encoder's input ends with the end token"

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hf_sparsify.errors import UsageError
-from hf_sparsify.evaluation.prompts import STYLES, Prompt, build_prompt, choose_style, extract_answer
-from hf_sparsify.evaluation.questions import Question
+from hf_sparsify.evaluation.datasets.squad import prompt, prompt_v2
+from hf_sparsify.evaluation.items import Question
+from hf_sparsify.evaluation.prompts import (
+    STYLES,
+    Prompt,
+    Turn,
+    build_prompt,
+    choose_style,
+    extract_answer,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -30,6 +41,12 @@ def make_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def prompt_of(
+    question: Question, style: str, tokenizer: Any, asked: Callable[[Question, str], Turn] = prompt
+) -> Prompt:
+    return build_prompt(asked(question, style), style, tokenizer)
+
+
 @pytest.mark.parametrize(
     ("task", "template", "model", "style"),
     [
@@ -51,8 +68,7 @@ def test_task_that_does_not_generate_is_refused() -> None:
 
 
 def test_chat_prompt() -> None:
-    prompt = build_prompt(QUESTION, "chat-template", make_tokenizer(TEMPLATE))
-    assert prompt == Prompt(
+    assert prompt_of(QUESTION, "chat-template", make_tokenizer(TEMPLATE)) == Prompt(
         "<s>[user]Answer the question with a short span of words copied from the passage. Reply with the answer only."
         "\n\nPassage: Mira Keeps nine Bees.\n\nQuestion: How many Bees?[end][assistant]"
         'The answer is "',
@@ -70,14 +86,14 @@ def test_chat_prompt() -> None:
     ],
 )
 def test_prompts_without_a_template(style: str, text: str) -> None:
-    assert build_prompt(QUESTION, style, make_tokenizer()) == Prompt(text, style, add_special_tokens=True)
+    assert prompt_of(QUESTION, style, make_tokenizer()) == Prompt(text, style, add_special_tokens=True)
 
 
 @pytest.mark.parametrize("style", ["chat-template", "completion"])
 def test_version_2_adds_the_way_out(style: str) -> None:
     tokenizer = make_tokenizer(TEMPLATE)
-    assert "unanswerable" not in build_prompt(QUESTION, style, tokenizer).text
-    text = build_prompt(QUESTION, style, tokenizer, version_2=True).text
+    assert "unanswerable" not in prompt_of(QUESTION, style, tokenizer).text
+    text = prompt_of(QUESTION, style, tokenizer, prompt_v2).text
     assert 'reply "unanswerable"' in text
     assert "Mira Keeps nine Bees." in text
 
@@ -85,7 +101,7 @@ def test_version_2_adds_the_way_out(style: str) -> None:
 @pytest.mark.parametrize("style", ["t5", "unifiedqa"])
 def test_seq2seq_prompts_are_the_trained_ones_in_version_2_too(style: str) -> None:
     tokenizer = make_tokenizer()
-    assert build_prompt(QUESTION, style, tokenizer, version_2=True) == build_prompt(QUESTION, style, tokenizer)
+    assert prompt_of(QUESTION, style, tokenizer, prompt_v2) == prompt_of(QUESTION, style, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -97,17 +113,17 @@ def test_seq2seq_prompts_are_the_trained_ones_in_version_2_too(style: str) -> No
     ],
 )
 def test_chat_prompt_is_the_same_on_every_day(clock: str, date: str) -> None:
-    text = build_prompt(QUESTION, "chat-template", make_tokenizer(clock + TEMPLATE)).text
-    assert text == date + build_prompt(QUESTION, "chat-template", make_tokenizer(TEMPLATE)).text
+    text = prompt_of(QUESTION, "chat-template", make_tokenizer(clock + TEMPLATE)).text
+    assert text == date + prompt_of(QUESTION, "chat-template", make_tokenizer(TEMPLATE)).text
 
 
 def test_chat_prompt_asks_not_to_think_aloud() -> None:
-    assert build_prompt(QUESTION, "chat-template", make_tokenizer(SWITCH + TEMPLATE)).text.startswith("quiet|")
+    assert prompt_of(QUESTION, "chat-template", make_tokenizer(SWITCH + TEMPLATE)).text.startswith("quiet|")
 
 
 def test_unknown_style_is_refused() -> None:
     with pytest.raises(UsageError, match="haiku"):
-        build_prompt(QUESTION, "haiku", make_tokenizer())
+        prompt_of(QUESTION, "haiku", make_tokenizer())
     with pytest.raises(UsageError, match="haiku"):
         extract_answer("x", "haiku")
 
@@ -172,3 +188,52 @@ def test_answer_of_a_seq2seq_model_is_its_text(style: str) -> None:
 )
 def test_no_answer_in_version_2(text: str, answer: str, style: str) -> None:
     assert extract_answer(text, style, version_2=True) == answer
+
+
+EXAMPLE = Question("q2", "Ben owns two Kites.", "How many Kites?", ("two", "2"))
+
+
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        (
+            "completion",
+            "Passage: Ben owns two Kites.\nQuestion: How many Kites?\nAnswer: two\n\n"
+            "Passage: Mira Keeps nine Bees.\nQuestion: How many Bees?\nAnswer:",
+        ),
+        (
+            "t5",
+            "question: How many Kites? context: Ben owns two Kites.\ntwo\n\n"
+            "question: How many Bees? context: Mira Keeps nine Bees.",
+        ),
+        (
+            "unifiedqa",
+            "how many kites? \\n ben owns two kites.\ntwo\n\nhow many bees? \\n mira keeps nine bees.",
+        ),
+    ],
+)
+def test_shots_stand_before_what_is_asked(style: str, text: str) -> None:
+    shots = [(prompt(EXAMPLE, style), "two")]
+    assert build_prompt(prompt(QUESTION, style), style, make_tokenizer(), shots).text == text
+
+
+def test_shots_of_a_chat_are_turns() -> None:
+    style = "chat-template"
+    built = build_prompt(prompt(QUESTION, style), style, make_tokenizer(TEMPLATE), [(prompt(EXAMPLE, style), "two")])
+    example = f'[user]{prompt(EXAMPLE, style).text}[end][assistant]The answer is "two"[end]'
+    asked = f'[user]{prompt(QUESTION, style).text}[end][assistant]The answer is "'
+    # The test's chat template writes a role as it comes, so the example's answer is a turn like every other.
+    assert built == Prompt(f"<s>{example}{asked}", style, add_special_tokens=False)
+
+
+def test_shot_of_a_text_to_continue_stays_on_its_line() -> None:
+    shots = [(Turn("The sun is"), "hot"), (Turn("Ice is"), "cold")]
+    assert build_prompt(Turn("Rain is"), "completion", None, shots).text == "The sun is hot\n\nIce is cold\n\nRain is"
+
+
+@pytest.mark.parametrize(
+    ("lead", "close", "answered"),
+    [("", "", "nine"), ("Answer:", "", "Answer: nine"), ('It is "', '".', 'It is "nine".'), ("«", "»", "«nine»")],
+)
+def test_answer_between_lead_and_close(lead: str, close: str, answered: str) -> None:
+    assert Turn("x", lead, close).answered("nine") == answered

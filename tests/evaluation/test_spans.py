@@ -11,7 +11,7 @@ import pytest
 import tiny_language_models
 import torch
 from hf_sparsify.errors import SparsifyError
-from hf_sparsify.evaluation.questions import Question
+from hf_sparsify.evaluation.items import Question
 from hf_sparsify.evaluation.spans import (
     MAX_ANSWER_LENGTH,
     Window,
@@ -120,9 +120,44 @@ def test_the_best_answer_may_be_in_a_later_window() -> None:
     made = encoder(max_length=17, stride=4)
     windows = made.windows(QUESTION)
     logits = [scores(window, "the", "den", value, made) for window, value in zip(windows, (1.0, 1.0, 3.0), strict=True)]
-    assert answer_span(PASSAGE, windows, logits) == "the den"
+    assert answer_span(PASSAGE, windows, logits)[0] == "the den"
     logits[0] = scores(windows[0], "Ann", "attic", 4.0, made)
-    assert answer_span(PASSAGE, windows, logits) == "Ann is in the attic"
+    assert answer_span(PASSAGE, windows, logits)[0] == "Ann is in the attic"
+
+
+@given(st.integers(0, 10_000), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_margin_is_to_the_second_best_of_all_pairs(seed: int, ties: bool, version_2: bool) -> None:
+    windows = encoder(max_length=17, stride=4).windows(QUESTION)
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(2, len(window), generator=generator) * 3 for window in windows]
+    if ties:
+        logits = [some.round() for some in logits]
+    spans = sorted(
+        (
+            float(some[0, first] + some[1, last])
+            for some, window in zip(logits, windows, strict=True)
+            for first in range(len(window))
+            for last in range(first, len(window))
+            if window.context[first] and window.context[last]
+        ),
+        reverse=True,
+    )
+    null = min(float(some[:, 0].sum()) for some in logits)
+    text, margin = answer_span(PASSAGE, windows, logits, version_2=version_2)
+    if version_2 and null > spans[0]:
+        assert (text, margin) == ("", pytest.approx(null - spans[0], abs=1e-4))
+    else:
+        others = [spans[1], null] if version_2 else [spans[1]]
+        assert text
+        assert margin == pytest.approx(spans[0] - max(others), abs=1e-4)
+
+
+def test_the_only_span_there_is_has_a_margin_that_json_can_hold() -> None:
+    [window] = encoder().windows(replace(QUESTION, context="barn"))
+    text, margin = answer_span("barn", [window], [torch.zeros(2, len(window))])
+    assert text == "barn"
+    assert 1e38 < margin < math.inf
 
 
 @pytest.mark.parametrize(("length", "windows"), [(9, 0), (10, 0), (11, 15), (25, 1)])
@@ -143,13 +178,13 @@ def test_no_answer_wins_in_version_2_only() -> None:
     logits = [scores(window, "barn", "barn", 2.0, made) for window in windows]
     for some, null in zip(logits, (3.0, 2.1, 5.0), strict=True):
         some[:, 0] = null
-    assert answer_span(PASSAGE, windows, logits) == "barn"
-    assert answer_span(PASSAGE, windows, logits, version_2=True) == ""
+    assert answer_span(PASSAGE, windows, logits)[0] == "barn"
+    assert answer_span(PASSAGE, windows, logits, version_2=True) == ("", pytest.approx(0.2))
     # The lowest of the windows counts: "no answer" has to hold in all of them.
     logits[1][:, 0] = 1.9
-    assert answer_span(PASSAGE, windows, logits, version_2=True) == "barn"
+    assert answer_span(PASSAGE, windows, logits, version_2=True)[0] == "barn"
     logits[1][:, 0] = 2.0
-    assert answer_span(PASSAGE, windows, logits, version_2=True) == "barn", "equal scores: the answer"
+    assert answer_span(PASSAGE, windows, logits, version_2=True) == ("barn", 0), "equal scores: the answer"
 
 
 def test_the_answer_is_cut_from_the_passage_as_it_stands_there() -> None:
@@ -169,7 +204,7 @@ def test_the_answer_is_cut_from_the_passage_as_it_stands_there() -> None:
     ):
         logits = torch.zeros(2, len(window))
         logits[0, places[pieces.index(first)]] = logits[1, places[pieces.index(last)]] = 7.0
-        assert answer_span(passage, [window], [logits]) == text
+        assert answer_span(passage, [window], [logits])[0] == text
 
 
 def test_tokens_without_characters_begin_and_end_no_answer() -> None:
@@ -254,3 +289,12 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
     with pytest.raises(SparsifyError, match=r"Slow does not say where .* fast tokenizer"):
         WindowEncoder.for_model(None, Slow())
+
+
+def test_a_span_that_two_windows_share_is_no_other_answer() -> None:
+    offsets = torch.tensor([[0, 3], [4, 7], [8, 11]])
+    shared = Window({"input_ids": [1, 2, 3]}, offsets, torch.ones(3, dtype=torch.bool), 0)
+    logits = torch.tensor([[9.0, 0.0, 0.0], [9.0, 0.0, 2.0]])
+    text, margin = answer_span("Ann Ben Cid", [shared, shared], [logits, logits - 0.25])
+    assert text == "Ann"
+    assert margin == pytest.approx(18 - 11), "Ann Ben Cid is the next best"

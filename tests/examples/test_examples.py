@@ -23,6 +23,7 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
     "patch_in_python.py": ([], r"a plan +\w+\n  encoder\.block\.1\.layer\.0\.SelfAttention kept 25%"),
     "peft_adapter.py": ([], r"merged, sparse: +loss \d|^skipped"),
+    "questions_needed.py": ([], r"^\| answers flipped \| 0\.5 points .*\n\|---.*\n\| 0 % (\| [\d,]+ ){4}\|\n"),
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
     **{name: (["--minutes", "0.02"], r"^dev 0\.\d+") for name in TRAINING},
 }

@@ -1,0 +1,54 @@
+"""The processes of one command: a single one, or those that torchrun or accelerate launch has started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's rank among `count`. Rank 0 is the one that prints and writes results."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls) -> Processes:
+        """Meets the other processes, if a launcher started several (it sets WORLD_SIZE); else this one is alone."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls()
+        import torch
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available())
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Any) -> Any:
+        """Every count-th of a sequence, from this rank's place on."""
+        return items[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, on each of them."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
+
+def is_main_process() -> bool:
+    """Whether this process prints; known before anything heavy is imported."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,35 @@
+"""One process, and the shares of several."""
+
+from __future__ import annotations
+
+import pytest
+from hf_sparsify.processes import Processes, is_main_process
+
+
+def test_one_process_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    alone = Processes.join()
+    assert alone == Processes(0, 1)
+    assert alone.is_main
+    assert alone.share([1, 2, 3]) == [1, 2, 3]
+    assert alone.gather("x") == ["x"]
+    alone.wait()
+
+
+def test_a_launcher_with_one_process_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Processes.join() == Processes(0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_are_everything_once(count: int) -> None:
+    shares = [Processes(rank, count).share(range(5)) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == [0, 1, 2, 3, 4]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_main_process()
+    monkeypatch.setenv("RANK", "1")
+    assert not is_main_process()
