@@ -46,6 +46,7 @@ def results_tables(results: dict[str, Any], *, by_module: bool = False) -> Rende
 
 def comparison(several: list[dict[str, Any]]) -> RenderableType:
     """The verdicts of several recipes, or on several sets of items, with Holm's correction, and the reason of each."""
+    one_set = len({_asked(results) for results in several}) == 1
     rows = []
     for results in several:
         key, short = _primary(results)
@@ -55,7 +56,7 @@ def comparison(several: list[dict[str, Any]]) -> RenderableType:
                 called(results),
                 verdict["decision"],
                 results["method"],
-                f"{results['dataset']['items']} of {results['dataset']['name']}",
+                *([] if one_set else [_asked(results)]),
                 short,
                 *(f"{results['scores'][arm][key]:.1f}" for arm in ("dense", "patched")),
                 f"{interval['difference']:+.1f}",
@@ -65,10 +66,12 @@ def comparison(several: list[dict[str, Any]]) -> RenderableType:
                 f"{kl['value']:.4f}" if kl else "-",
             ]
         )
-    header = ["recipe", "verdict", "method", "items", "metric", "dense", "patched", "difference", "95 % interval"]
-    table = grid([*header, "p", "same answer", "KL"], rows, text_columns=5)
+    header = ["recipe", "verdict", "method", *([] if one_set else ["items"]), "metric"]
+    numbers = ["dense", "patched", "difference", "95 % interval", "p", "same answer", "KL"]
+    table = grid([*header, *numbers], rows, text_columns=len(header))
     reasons = [Text.assemble(f"{called(results)}: ", verdict_line(results["verdict"])) for results in several]
-    return Group(titled(f"{len(several)} verdicts", table), "", *reasons, "", HOLM)
+    title = f"{len(several)} verdicts" + (f" on {_asked(several[0])}" if one_set else "")
+    return Group(titled(title, table), "", *reasons, "", HOLM)
 
 
 def called(results: dict[str, Any]) -> str:

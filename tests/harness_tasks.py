@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import tiny_language_models
+from both_arms import plan_for
+from hf_sparsify.evaluation.harness import Harness
+from hf_sparsify.evaluation.run import Contender, Evaluation
+from hf_sparsify.patcher.binding.loading import LoadedModel
+from hf_sparsify.patcher.methods import TopK
 
 PROMPT = "{{context}} {{question}}"
 
@@ -56,3 +61,18 @@ def save_task(folder: Path, name: str, count: int = 7, **changes: Any) -> Path:
 def save_writing_task(folder: Path, name: str = "writing", count: int = 7, **changes: Any) -> Path:
     """A task whose answers are written."""
     return save_task(folder, name, count, output_type="generate_until", **changes)
+
+
+def run(loaded: LoadedModel, tasks: str | Path, k: int = 3, batch_size: int = 4, **options: Any) -> list[Evaluation]:
+    """One recipe on every task."""
+    harness = Harness.open(str(tasks), **options)
+    contenders = [Contender(plan_for(loaded, TopK(k=k)))]
+    return [found for [found] in harness.evaluate(loaded, contenders, batch_size=batch_size)]
+
+
+def documents(task: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in task.with_suffix(".jsonl").read_text().splitlines()]
+
+
+def first_document(task: Path) -> dict[str, Any]:
+    return documents(task)[0]

@@ -62,10 +62,10 @@ class LoadOptions:
 
     dtype: str = "auto"
     device: str = "auto"
-    device_map: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
+    device_map: str | None = None
 
 
 @dataclass(frozen=True)

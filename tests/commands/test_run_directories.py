@@ -50,7 +50,7 @@ def test_no_cache_runs_anew(sparsify: Sparsify, hugging_face_home: Path) -> None
 
 def test_what_cannot_be_asked_leaves_no_directory(sparsify: Sparsify, work: Path) -> None:
     sparsify("patch", "gpt2", "--k", "4", "--no-verify")
-    record = {"id": "long", "context": "Ann is in the attic . " * 50, "question": "Where is Ann ?", "answers": ["attic"]}
+    record = {"id": "long", "context": "Ann is in the attic . " * 50, "question": "Where is Ann ?", "answers": ["den"]}
     Path("long.jsonl").write_text(json.dumps(record))
     Path("bad.txt").write_text("{passage}")
     refused(sparsify("eval", "-d", "long.jsonl"), 1, "no item of long.jsonl fits what the model can read at once")

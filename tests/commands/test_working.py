@@ -218,7 +218,7 @@ def test_names_with_brackets_and_colons_are_printed_as_they_are(sparsify: Sparsi
     record = {**tiny_language_models.records(1)[0], "kind": "[bold]a :smile: kind"}
     Path("[red]q.jsonl").write_text(json.dumps(record))
     done = sparsify("eval", "llama", "-d", "[red]q.jsonl", "--max-new-tokens", "1", "-o", "[blue]out")
-    assert "1 items of [red]q.jsonl" in done.out
+    assert "1 item of [red]q.jsonl" in done.out
     assert "[bold]a :smile: kind" in done.out
     assert "wrote [blue]out" in done.err
 

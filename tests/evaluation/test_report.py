@@ -201,18 +201,23 @@ def test_several_recipes_side_by_side() -> None:
     two["scores"]["patched"]["f1"], two["intervals"]["f1"]["difference"] = 50.04, -9.96
     two |= {"distance": {}, "same_answer_share": None}
     lines = printed(comparison([one, two]), width=200)
-    assert lines[0] == "2 verdicts"
-    header = "recipe verdict method items metric dense patched difference 95 % interval p same answer KL"
+    assert lines[0] == "2 verdicts on 40 items of squad (validation)"
+    header = "recipe verdict method metric dense patched difference 95 % interval p same answer KL"
     assert lines[1] == header
-    passed = "PASS top-theta, k = 64 in 2 modules 40 of squad F1 60.0 61.2 +1.2 -8.0 to +10.0 0.012 87.5 % 0.0123"
+    passed = "PASS top-theta, k = 64 in 2 modules F1 60.0 61.2 +1.2 -8.0 to +10.0 0.012 87.5 % 0.0123"
     assert f"sparsified {passed}" in lines
-    assert "some/model INCONCLUSIVE top-k, k = 2 40 of squad F1 60.0 50.0 -10.0 -8.0 to +10.0 0.5 - -" in lines
+    assert "some/model INCONCLUSIVE top-k, k = 2 F1 60.0 50.0 -10.0 -8.0 to +10.0 0.5 - -" in lines
     assert f"sparsified: PASS: {VERDICT['reason']}" in lines
     assert f"some/model: INCONCLUSIVE: {VERDICT['reason']}" in lines
     assert "p: one-sided, of a loss beyond what is allowed, after Holm's correction" in lines[-1]
     narrow = printed(comparison([one, two]))
     assert narrow[1] == header, "where a file is written nothing of it is folded"
-    assert any(line.endswith("40 of squad F1 60.0 50.0 -10.0 -8.0 to +10.0 0.5 - -") for line in narrow)
+    assert any(line.endswith("F1 60.0 50.0 -10.0 -8.0 to +10.0 0.5 - -") for line in narrow)
+    two["dataset"] = {**two["dataset"], "name": "films", "items": 1, "split": ""}
+    mixed = printed(comparison([one, two]), width=200)
+    assert mixed[0] == "2 verdicts"
+    assert mixed[1] == header.replace("method", "method items")
+    assert any("top-k, k = 2 1 item of films F1" in line for line in mixed)
 
 
 def test_modules() -> None:

@@ -171,3 +171,13 @@ def test_holm_leaves_fail_and_a_lone_verdict_alone() -> None:
     assert holm([made_up(0.024, PASS)])[0].decision == PASS
     assert holm([made_up(0.9, FAIL), made_up(0.8, FAIL)])[0].p_holm == 1.0
     assert holm([]) == []
+
+
+def test_what_cannot_be_gained_is_not_imagined() -> None:
+    dense, patched = [1.0] * 10, [0.9] * 10
+    either = decide(dense, patched, list("abcdefghij"), Gate())
+    downwards = decide(dense, patched, list("abcdefghij"), Gate(), support=(-100.0, 0.0))
+    assert either.decision == INCONCLUSIVE
+    assert downwards.decision == FAIL
+    assert downwards.difference.high < 0 < either.difference.high
+    assert downwards.difference.low == either.difference.low

@@ -282,3 +282,12 @@ def test_what_the_recipe_recorded_is_used_where_nothing_is_said() -> None:
     assert options_for(made_for, LoadOptions(revision="new", gguf_file="other.gguf")) == LoadOptions(
         revision="new", gguf_file="other.gguf"
     )
+
+
+def test_accelerate_places_a_model(llama: Path) -> None:
+    loaded = load_model(str(llama), LoadOptions(device_map="auto"))
+    assert torch.equal(loaded.model.lm_head.weight, load_model(str(llama)).model.lm_head.weight)
+    with pytest.raises(UsageError, match="--device-map and --device exclude each other"):
+        load_model(str(llama), LoadOptions(device="cpu", device_map="auto"))
+    with pytest.raises(SparsifyError, match="cannot be loaded"):
+        load_model(str(llama), LoadOptions(device_map="nowhere"))
