@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .calibration.run import calibrate_plan
-from .commands.evaluate import EvalOptions, describe, make_task
+from .commands.evaluate import chosen_recipe, describe, make_options, make_task, warn_of_seen
 from .commands.target import DEFAULT_METHOD, open_target
 from .errors import UsageError
 from .evaluation.run import Contender
 from .evaluation.run import evaluate as run_evaluation
 from .evaluation.sources import load_items
-from .evaluation.verdict.gate import Gate
 from .patcher.binding.loading import LoadedModel, LoadOptions
 from .patcher.binding.patching import Patch, apply_plan, current_patch, remove_patch
 from .patcher.methods import AttentionMethod, Method, TopKFeedForward
@@ -91,22 +90,21 @@ def evaluate(
     dataset: str,
     *,
     split: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    max_new_tokens: int = 32,
     max_drop: float = 1.0,
     min_recovery: float | None = None,
     options: LoadOptions | None = None,
+    **asking: Any,
 ) -> dict[str, Any]:
     """`sparsify eval` without files: the results of the unpatched and the patched model, with the verdict.
 
-    target: a recipe directory, or a model (then with top-k attention, k = 64). dataset: see load_items. The dict is
-    that of results.json without the names of the run.
+    target: a recipe directory, or a model (then with top-k attention, k = 64). dataset: see load_items. asking: limit,
+    seed, batch_size, max_new_tokens, prompt_template, shots, shots_from, distractors, as_top_k (see EvalOptions). The
+    dict is that of results.json without the names of the run.
     """
-    asked = EvalOptions(limit, seed, batch_size, max_new_tokens, gate=Gate(max_drop, min_recovery))
+    asked = make_options(max_drop, min_recovery, **asking)
     opened = open_target(str(target), options or LoadOptions())
     task = make_task(opened, load_items(dataset, split), asked)
-    contender = Contender(opened.recipe.plan, opened.recipe.thresholds)
-    evaluations = run_evaluation(opened.loaded, [contender], task)
-    return describe([opened], [opened.recipe], evaluations, asked)[0]
+    recipe = chosen_recipe(opened, asked)
+    warn_of_seen(recipe, task)
+    evaluations = run_evaluation(opened.loaded, [Contender(recipe.plan, recipe.thresholds)], task)
+    return describe([opened], [recipe], evaluations, asked)[0]

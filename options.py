@@ -95,7 +95,7 @@ Cache = Annotated[
     typer.Option(
         " /--no-cache",
         show_default=False,
-        help="Run everything: use neither what this run has done before nor cached answers of the dense model.",
+        help="Use no cached answers of the dense model, and run again what has been run to its end.",
         rich_help_panel=OUTPUT,
     ),
 ]

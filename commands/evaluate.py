@@ -12,7 +12,7 @@ from typing import Any
 
 from ..environment import describe_environment, package_versions
 from ..errors import UsageError, require_at_least_one
-from ..evaluation.dense_cache import DenseCache, dense_key
+from ..evaluation.dense_cache import DenseCache, dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.journal import RUN, Journal, ended_run
@@ -22,6 +22,7 @@ from ..evaluation.run import Contender, Evaluation, evaluate, fitting_items
 from ..evaluation.shots import draw_shots
 from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
+from ..evaluation.tasks.base import input_hash
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, Gate
 from ..patcher.binding.modules import input_device
 from ..patcher.methods import method_to_dict
@@ -56,16 +57,11 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         require_at_least_one(limit=self.limit, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
-        for name in ("shots", "distractors"):
+        for name in ("seed", "shots", "distractors"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} must be at least 0, not {getattr(self, name)}")
         if self.shots_from is not None and not self.shots:
             raise UsageError("--shots-from goes with --shots N")
-
-    def questioning(self) -> dict[str, Any]:
-        """What changes answers, for the identity of a run; gates do not."""
-        names = ("seed", "batch_size", "max_new_tokens", "shots", "shots_from", "distractors")
-        return {name: getattr(self, name) for name in names}
 
 
 def make_options(max_drop: float = 1.0, min_recovery: float | None = None, **others: Any) -> EvalOptions:
@@ -84,8 +80,9 @@ class Outcome:
 
 def check_output(output: Path | None, targets: Sequence[str]) -> None:
     """UsageError if the results have no place where they are to go; SparsifyError if they cannot be written there."""
-    if twice := [target for target in targets if targets.count(target) > 1]:
-        raise UsageError(f"{twice[0]} is given twice")
+    places = [Path(target).resolve() for target in targets]
+    if twice := [target for target, place in zip(targets, places, strict=True) if places.count(place) > 1]:
+        raise UsageError(f"{twice[-1]} is given twice")
     if output is not None and len(targets) > 1:
         raise UsageError("-o names one directory, and every recipe has results of its own: leave it out")
     if output is not None:
@@ -123,18 +120,19 @@ def evaluate_targets(
     processes = processes or Processes()
     loaded, recipes = targets[0].loaded, [chosen_recipe(target, options) for target in targets]
     task = make_task(targets[0], items, options)
-    fitting_items(task)  # refuses what cannot be asked before anything is written
+    fitting = fitting_items(task)  # refuses what cannot be asked before anything is written
     key = dense_key(loaded, task)
-    runs = [run_key(key, recipe, task, options) for recipe in recipes]
+    inputs = [input_hash(task.input_ids(item) or []) for item in fitting]
+    runs = [run_key(key, recipe, task, inputs) for recipe in recipes]
     places = [output or _place(target, task, run) for target, run in zip(targets, runs, strict=True)]
-    for recipe in recipes:
-        _warn_of_seen(recipe, task, processes)
+    for recipe in recipes if processes.is_main else ():
+        warn_of_seen(recipe, task)
     journals: list[Journal] = []
     try:
         for place, run in zip(places, runs, strict=True):
             journals.append(_journal(place, run, processes, options))
         contenders = [Contender(r.plan, r.thresholds, journal) for r, journal in zip(recipes, journals, strict=True)]
-        cache = DenseCache(key) if options.cache else None
+        cache = DenseCache(key) if options.cache and not has_offloaded_weights(loaded) else None
         evaluations = evaluate(loaded, contenders, task, cache=cache, processes=processes, advance=advance)
         if not processes.is_main:
             return []
@@ -224,8 +222,8 @@ def _journal(directory: Path, run: str, processes: Processes, options: EvalOptio
         journal = Journal.of_ended(directory, results)
         if len(journal.records) == results["dataset"]["items"]:
             return journal
-        return Journal.open(directory, run, processes, anew=True)
-    return Journal.open(directory, run, processes, anew=not options.cache)
+    # One that has not ended goes on, also without the cache: it is the same run.
+    return Journal.open(directory, run, processes, anew=results is not None)
 
 
 def _check_free(directory: Path) -> None:
@@ -246,14 +244,17 @@ def _place(target: Target, task: Task, run: str) -> Path:
     return parent / f"{stem}-{run[:8]}"
 
 
-def run_key(key: dict[str, Any], recipe: Recipe, task: Task, options: EvalOptions) -> str:
-    """64 hex digits over everything that answers follow from."""
+def run_key(key: dict[str, Any], recipe: Recipe, task: Task, inputs: Sequence[str]) -> str:
+    """64 hex digits over everything that answers follow from; gates do not belong to it.
+
+    key: of the dense model. inputs: the hashes of what the model reads, which hold prompt, examples and distractors.
+    """
     content = [
         key,
         replace(recipe, versions={}, calibration=None, before_calibration=None).to_dict(),
         {name: [t.lengths.tolist(), t.theta.tolist()] for name, t in sorted(recipe.thresholds.items())},
-        [task.items.fingerprint, [item.id for item in task.items.items]],
-        [task.style, task.options.template, options.questioning()],
+        [task.items.fingerprint, [item.id for item in task.items.items], list(inputs)],
+        task.batch_size,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -264,9 +265,10 @@ def _seen(recipe: Recipe, task: Task) -> set[str]:
     return {item.id for item in task.items.items if content_hash(item) in known} if known else set()
 
 
-def _warn_of_seen(recipe: Recipe, task: Task, processes: Processes) -> None:
+def warn_of_seen(recipe: Recipe, task: Task) -> None:
+    """A warning if calibration has seen items of a task."""
     seen = _seen(recipe, task)
-    if seen and processes.is_main:
+    if seen:
         logger.warning(
             "warning: %d of these %d items were used for calibration: the verdict is about data that the thresholds "
             "have seen",

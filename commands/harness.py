@@ -65,7 +65,8 @@ def evaluate_harness(
         task = harness.task_for(loaded, asked, options.batch_size)
         key = dense_key(loaded, task)
         for target, recipe in zip(targets, recipes, strict=True):
-            runs.append(run_key(key, recipe, task, options))
+            # The harness makes the prompts itself; this is what they follow from.
+            runs.append(run_key(key, recipe, task, [str((options.seed, options.shots, options.limit))]))
             places.append(output or _place(target, asked.name, runs[-1]))
             _check_place(places[-1], runs[-1])
     contenders = [Contender(recipe.plan, recipe.thresholds) for recipe in recipes]

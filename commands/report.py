@@ -129,7 +129,7 @@ def evaluation_report(outcomes: Sequence[Outcome], by_module: bool = False) -> R
     """The tables of one recipe; of several their verdicts side by side, and then what each module kept if asked for."""
     all_results = [outcome.results for outcome in outcomes]
     if len(all_results) == 1:
-        return results_tables(all_results[0], by_module=by_module)
+        return results_tables(all_results[0], by_module=by_module, was_there=outcomes[0].was_there)
     parts: list[RenderableType] = [comparison(all_results)]
     for results in all_results if by_module else ():
         parts += ["", Text(called(results), style="bold"), modules_table(results)]

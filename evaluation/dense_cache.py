@@ -34,20 +34,34 @@ def dense_key(loaded: LoadedModel, task: Task) -> dict[str, Any]:
     generation = getattr(model, "generation_config", None)
     versions = package_versions()
     return {
-        "weights": weights_fingerprint(model),
+        "weights": weights_fingerprint(model, loaded.unused),
         # Of offloaded weights there is no fingerprint.
-        "model": asdict(loaded.base) if any(p.is_meta for p in model.parameters()) else None,
+        "model": asdict(loaded.base) if has_offloaded_weights(loaded) else None,
+        "tokenizer": _tokenizer_hash(loaded.tokenizer),
         "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "attention": model.config._attn_implementation,
         "dtype": str(model.dtype),
         "device": input_device(model).type,
         "versions": {name: versions[name] for name in PACKAGES if name in versions},
         "task": task.name,
+        "style": task.style,
         "dataset": task.items.dataset.name,
         "labels": task.items.dataset.labels,
         "decoding": None if task.max_new_tokens is None or generation is None else generation.to_diff_dict(),
         "max_new_tokens": task.max_new_tokens,
     }
+
+
+def has_offloaded_weights(loaded: LoadedModel) -> bool:
+    """Whether Accelerate keeps weights elsewhere, so that nothing here tells them from others."""
+    return any(parameter.is_meta for parameter in loaded.model.parameters())
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Answers are decoded text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = f"{type(tokenizer).__name__} {len(tokenizer)}" if backend is None else backend.to_str()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def key_hash(key: dict[str, Any]) -> str:
@@ -74,13 +88,14 @@ class DenseCache:
         self._key = key
         self._writable = True
         try:
-            lines = self.file.read_text(encoding="utf-8").split("\n")
+            lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
         except OSError:
             return
         for line in lines:
             try:
                 entry = json.loads(line)
-                self.answers[entry["name"]] = entry["answer"]
+                if isinstance(entry["answer"], dict) and entry["answer"]:
+                    self.answers[str(entry["name"])] = entry["answer"]
             except (ValueError, KeyError, TypeError):
                 continue  # the key, an empty line, or one that was cut short
 

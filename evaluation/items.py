@@ -72,7 +72,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One text or a pair of texts with the index of its label."""
+    """One text or a pair of texts with the index of its label; pairs may share their first text, as in MNLI."""
 
     id: str
     texts: tuple[str, ...]
@@ -81,7 +81,8 @@ class Labelled:
 
     @property
     def group(self) -> str:
-        return self.id
+        """Pairs with the same first text are no independent evidence; a single text stands alone."""
+        return self.texts[0] if len(self.texts) > 1 else self.id
 
     def content(self) -> list[Any]:
         """What is asked and scored, without the id."""

@@ -156,7 +156,8 @@ def ended_run(directory: Path) -> dict[str, Any] | None:
         results: dict[str, Any] = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return None if (directory / RUN).exists() else results
+    whole = isinstance(results, dict) and results.keys() >= {"run", "dataset", "processes", "seconds", "kept"}
+    return results if whole and not (directory / RUN).exists() else None
 
 
 def _claim(directory: Path, key: str) -> IO[str]:
@@ -165,7 +166,9 @@ def _claim(directory: Path, key: str) -> IO[str]:
     file = open(directory / RUN, "a+", encoding="utf-8")  # noqa: SIM115 - the lock lives as long as the file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if os.fstat(file.fileno()).st_ino != os.stat(directory / RUN).st_ino:
+            raise BlockingIOError  # the process that had it is ending, and has removed the file
+    except (BlockingIOError, FileNotFoundError):
         raise UsageError(
             f"another process is evaluating into {directory}: wait for it, or give -o another one"
         ) from None
@@ -224,7 +227,8 @@ def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 def _replace(path: Path, lines: Any) -> None:
     scratch = path.with_name(f".{path.name}.writing")
-    with scratch.open("w", encoding="utf-8") as file:
+    scratch.unlink(missing_ok=True)
+    with scratch.open("x", encoding="utf-8") as file:  # never through a link that somebody left here
         file.writelines(line + "\n" for line in lines)
     os.replace(scratch, path)
 

@@ -14,6 +14,8 @@ from ..tables import facts, grid, percent, titled
 from .results import NEAR_TIE
 from .verdict.gate import FAIL, INCONCLUSIVE, PASS
 
+WAS_THERE = "note: nothing was run; these are the answers of an earlier run, judged anew (--no-cache runs it again)"
+FLIPS_SHOWN, SHOWN_CHARACTERS = 3, 32
 STYLES = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow"}
 HOLM = (
     "p: one-sided, of a loss beyond what is allowed, after Holm's correction for several verdicts; PASS needs 0.025 or "
@@ -28,15 +30,19 @@ NO_THRESHOLD_NOTE = (
 )
 
 
-def results_tables(results: dict[str, Any], *, by_module: bool = False) -> RenderableType:
-    """The tables of one evaluation; by_module adds what each module kept."""
+def results_tables(results: dict[str, Any], *, by_module: bool = False, was_there: bool = False) -> RenderableType:
+    """The tables of one evaluation; by_module adds what each module kept. was_there: it was only judged anew."""
     parts: list[RenderableType] = [_scores(results), "", verdict_line(results["verdict"]), ""]
     if results["by_kind"]:
         parts += [_kinds(results), ""]
     parts.append(facts(_facts(results)))
+    if results["flips"] is not None and results["flips"]["answers"]:
+        parts += ["", _flipped(results["flips"])]
     total = results["kept"]["total"]
     if total["rows_without_threshold"] > WORTH_A_NOTE * max(1, total["long_rows"]):
         parts += ["", NO_THRESHOLD_NOTE.format(percent(total["rows_without_threshold"] / total["long_rows"]))]
+    if was_there:
+        parts += ["", WAS_THERE]
     if not results["verdict"]["dense_above_chance"]:
         parts += ["", NO_BETTER_THAN_CHANCE]
     if by_module:
@@ -126,6 +132,24 @@ def _kinds(results: dict[str, Any]) -> RenderableType:
         for kind, row in results["by_kind"].items()
     ]
     return titled(f"{short} by kind", grid(["kind", "items", "dense", "patched", "difference"], rows))
+
+
+def _flipped(flips: dict[str, Any]) -> RenderableType:
+    """The first items that flipped, both ways, with their answers."""
+    rows = []
+    for name in ("right_to_wrong", "wrong_to_right"):
+        for id_ in flips[name][:FLIPS_SHOWN]:
+            said = flips["answers"][id_]
+            gold = " / ".join(said["gold"])
+            shown = (gold, said["dense"], said["patched"])
+            rows.append([name.replace("_", " "), id_, *(_short(str(text)) for text in shown)])
+    hidden = sum(max(0, len(flips[name]) - FLIPS_SHOWN) for name in ("right_to_wrong", "wrong_to_right"))
+    title = "Answers that flipped" + (f" ({hidden} more in results.json)" if hidden else "")
+    return titled(title, grid(["", "item", "gold", "dense", "patched"], rows, text_columns=5))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
 def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -128,7 +128,17 @@ def _flips(records: Sequence[Record], task: Task, groups: Sequence[str]) -> dict
         return None
     dense, patched = ([score > 0.5 for score in _scores(records, task, arm, task.right)] for arm in ARMS)
     flips = Flips.between([record.item.id for record in records], dense, patched, groups)
-    return {"metric": task.right, **flips.to_dict()}
+    return {"metric": task.right, **flips.to_dict(), "answers": _flipped_answers(records, task, flips)}
+
+
+def _flipped_answers(records: Sequence[Record], task: Task, flips: Flips) -> dict[str, Any]:
+    """Gold and given answers of the items that flipped, by id."""
+    flipped = {*flips.right_to_wrong, *flips.wrong_to_right}
+    return {
+        record.item.id: {"gold": task.gold(record.item), **{arm: record.answer(arm).get("answer") for arm in ARMS}}
+        for record in records
+        if record.item.id in flipped
+    }
 
 
 def _by_kind(records: Sequence[Record], task: Task) -> dict[str, Any]:

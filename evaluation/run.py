@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, SparsifyError
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, apply_plan, remove_patch
 from ..patcher.meter import Meter
@@ -63,6 +63,8 @@ def evaluate(
     left_out = len(task.items) - len(fitting)
     if advance is not None and left_out and processes.is_main:
         advance(left_out)
+    if all(contender.journal.ended for contender in contenders):
+        return [_evaluation(task, fitting, left_out, contender, processes) for contender in contenders]
     run = _Run(loaded, task, list(contenders), cache, processes.rank)
     try:
         with torch.inference_mode():
@@ -94,6 +96,8 @@ def _evaluation(
     journal.merge(processes)
     records = [Record.from_dict(item, journal.records[item.id]) for item in items if item.id in journal.records]
     if processes.is_main:
+        if len(records) != len(items):
+            raise SparsifyError(f"{len(items) - len(records)} items have no prediction: start again with --no-cache")
         task.finish(records)
     return Evaluation(task, task.first_input(items[0]), records, left_out, journal)
 
@@ -111,7 +115,9 @@ class _Run:
     def __init__(
         self, loaded: LoadedModel, task: Task, contenders: list[Contender], cache: DenseCache | None, rank: int
     ) -> None:
-        self.model, self.task, self.contenders, self.cache, self.rank = loaded.model, task, contenders, cache, rank
+        self.model, self.task, self.contenders, self.rank = loaded.model, task, contenders, rank
+        # What only `observe` finds out is too large to keep.
+        self.cache = cache if task.counted_when == "predict" else None
         self.patches: list[Patch] = []
         for contender in contenders:
             self.patches.append(apply_plan(loaded.model, contender.plan, contender.thresholds))

@@ -21,6 +21,11 @@ def draw_shots(items: ItemSet, count: int, seed: int, avoid: ItemSet) -> tuple[I
         raise UsageError(f"--shots must be at least 0, not {count}")
     if items.dataset.task == TEXT:
         raise UsageError(f"--shots {count}: data set {items.name} is plain text, of which there are no examples")
+    if (items.dataset.task, items.dataset.labels) != (avoid.dataset.task, avoid.dataset.labels):
+        raise UsageError(
+            f"--shots {count}: {items.name} is of another kind than {avoid.name}, or has other labels: draw the "
+            "examples from data in the same schema"
+        )
     used = {content_hash(item) for item in avoid.items}
     shots: list[Item] = []
     for index in random.Random(seed).sample(range(len(items)), len(items)):

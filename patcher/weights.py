@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from itertools import chain
 
 import torch
@@ -12,14 +13,16 @@ SAMPLES = 64  # values of each tensor that are hashed themselves
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """64 hex digits over the names, shapes, types and values of all parameters and buffers.
+def weights_fingerprint(model: nn.Module, without: Collection[str] = ()) -> str:
+    """64 hex digits over the names, shapes, types and values of all parameters and buffers but those named.
 
     Values enter through the sum of their bit patterns, which any single change alters, and through a sample that
     knows its places: at the speed of memory, where hashing every byte of a large model would take minutes.
     """
     digest = hashlib.sha256()
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if name in without:
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.device.type != "meta" and tensor.numel():
             digest.update(_value(tensor.detach()))

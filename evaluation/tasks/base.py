@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...errors import require_at_least_one
+from ...errors import UsageError, require_at_least_one
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.meter import Meter
 from ..items import Item, ItemSet
@@ -86,7 +87,8 @@ class Task(ABC):
     name: in results.json. metrics: key in results.json -> short name in tables; per item each is from 0 to 1.
     right: the metric that says right (1) or wrong (0). kl_unit: what a record's distance["kl"] is counted in.
     counted_when: "predict" or "observe", the one that does the work, so that it is timed and what it keeps is counted.
-    style: how inputs are made, in words. max_new_tokens: the longest answer, None for tasks that do not generate.
+    prompts: whether models are told what to do. style: how inputs are made, in words. max_new_tokens: the longest
+    answer, None for tasks that do not generate.
     """
 
     name: ClassVar[str]
@@ -94,6 +96,7 @@ class Task(ABC):
     right: ClassVar[str | None]
     kl_unit: ClassVar[str | None]
     counted_when: ClassVar[str] = "predict"
+    prompts: ClassVar[bool] = False
     style: str
     max_new_tokens: int | None = None
 
@@ -111,8 +114,10 @@ class Task(ABC):
         metric = self.items.dataset.metric
         return metric if metric in self.metrics else next(iter(self.metrics))
 
-    def check(self) -> None:  # noqa: B027
+    def check(self) -> None:
         """UsageError or DataError if the options or the items cannot be evaluated; calibration does not ask."""
+        if not self.prompts and (self.options.shots or self.options.template is not None):
+            raise UsageError(f"--shots and --prompt-template are for models that are told what to do: {self.style}")
 
     def input_ids(self, item: Any) -> list[int] | None:
         """All tokens that the model reads for an item; None if they do not fit the model's positions."""
@@ -189,6 +194,11 @@ def unpack(text: str, *shape: int) -> Tensor:
     """The tensor of a packed text, float32."""
     values = numpy.frombuffer(base64.b64decode(text), dtype="<f4").astype(numpy.float32)
     return torch.from_numpy(values).reshape(*shape) if shape else torch.from_numpy(values)
+
+
+def commonest_share(labels: Sequence[int]) -> float:
+    """The share of the commonest of some labels."""
+    return max(Counter(labels).values()) / len(labels)
 
 
 def top_margin(values: Sequence[float]) -> float:

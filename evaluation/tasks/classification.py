@@ -14,7 +14,7 @@ from ...patcher.binding.modules import input_device
 from ...patcher.meter import Meter
 from ..inputs import accepted_inputs, text_limit
 from ..items import ItemSet
-from .base import Answer, Record, Task, TaskOptions, top_margin
+from .base import Answer, Record, Task, TaskOptions, commonest_share, top_margin
 from .multiple_choice import kl_of
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class Classification(Task):
 
     def chance(self, items: Sequence[Any]) -> float:
         """What always saying the commonest label scores."""
-        labels = [item.label for item in items]
-        return max(labels.count(label) for label in set(labels)) / len(labels)
+        return commonest_share([item.label for item in items])
 
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
         return [self._batch([item])]

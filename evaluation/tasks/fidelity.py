@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.binding.modules import input_device
 from ...patcher.meter import Meter
@@ -37,10 +36,6 @@ class Fidelity(Task):
         self.batch_size = 1
         self.limit = text_limit(loaded.model, loaded.tokenizer)
         self.style = "text as it is"
-
-    def check(self) -> None:
-        if self.options.shots or self.options.template:
-            raise UsageError("--shots and --prompt-template do not go with plain text, which is read as it is")
 
     def encode(self, item: Any) -> list[int] | None:
         ids: list[int] = self.tokenizer(item.text, truncation=self.limit is not None, max_length=self.limit)[

@@ -34,6 +34,7 @@ class Generative(AnswerTask):
 
     name = "generative"
     kl_unit = "nats per answer token"
+    prompts = True
 
     def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
         super().__init__(loaded, items, options)

@@ -15,7 +15,7 @@ from ..datasets.base import LABELS
 from ..generation import answer_log_probs, decoder_start, padded_answers
 from ..inputs import PromptEncoder, position_limit
 from ..items import ItemSet
-from .base import Answer, Record, Task, TaskOptions, top_margin
+from .base import Answer, Record, Task, TaskOptions, commonest_share, top_margin
 
 
 class MultipleChoice(Task):
@@ -28,6 +28,7 @@ class MultipleChoice(Task):
     name = "multiple-choice"
     metrics: ClassVar[dict[str, str]] = {"accuracy": "acc", "accuracy_norm": "acc norm"}
     kl_unit = "nats per question"
+    prompts = True
 
     def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
         super().__init__(loaded, items, options)
@@ -81,6 +82,9 @@ class MultipleChoice(Task):
         return [self.choices(item)[item.label]]
 
     def chance(self, items: Sequence[Any]) -> float:
+        """For labels what always saying the commonest scores."""
+        if self.items.dataset.task == LABELS:
+            return commonest_share([item.label for item in items])
         return sum(1 / len(self.choices(item)) for item in items) / len(items)
 
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:

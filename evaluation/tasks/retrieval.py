@@ -44,6 +44,7 @@ class Retrieval(Task):
         self._labels = [_label(place, title, passage) for place, (passage, title) in enumerate(titles.items())]
 
     def check(self) -> None:
+        super().check()
         if len(self._places) < 2:
             raise DataError(
                 f"{self.items.name} has a single passage for its {len(self.items)} questions, so there is "

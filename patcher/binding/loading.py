@@ -70,11 +70,12 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A dense model ready to run, its tokenizer, and who it is."""
+    """A dense model ready to run, its tokenizer, and who it is. unused: weights that are random and change nothing."""
 
     model: Any
     tokenizer: Any
     base: BaseModel
+    unused: frozenset[str] = frozenset()
 
 
 def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
@@ -122,7 +123,9 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     )
     if options.device_map is None:
         model = model.to(device)
-    return LoadedModel(model.eval(), tokenizer, base)
+    # An encoder is used for its tokens; a classifier's pooler matters.
+    unused = {key for key in report["missing_keys"] if "pooler" in key} if task == "encoder" else set()
+    return LoadedModel(model.eval(), tokenizer, base, frozenset(unused))
 
 
 def task_of(config: Any) -> str:

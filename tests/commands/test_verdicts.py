@@ -122,6 +122,7 @@ def test_what_results_say_of_how_it_was_asked(sparsify: Sparsify, recipe: Path) 
         (["--max-drop", "nan"], "--max-drop must be above 0"),
         (["--min-recovery", "1.5"], "--min-recovery must be above 0 and at most 1"),
         (["--shots", "-1"], "--shots must be at least 0"),
+        (["--seed", "-5"], "--seed must be at least 0"),
         (["--distractors", "-1"], "--distractors must be at least 0"),
         (["--shots-from", "q.jsonl"], "--shots-from goes with --shots N"),
         (["--shots", "1"], "name another file or data set with --shots-from"),

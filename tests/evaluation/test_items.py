@@ -103,7 +103,8 @@ def test_larger_sample_contains_the_smaller_one(smaller: int, larger: int, seed:
 
 
 CHOICE = Choice("c", "Which?", ("one", "two"), 1, "Both are numbers.")
-LABELLED = Labelled("l", ("good", "bad"), 0)
+LABELLED = Labelled("l", ("good",), 0)
+PAIR = Labelled("p", ("good", "bad"), 0)
 TEXT = Text("t", "Words.", "book")
 
 
@@ -111,7 +112,7 @@ TEXT = Text("t", "Words.", "book")
     ("item", "changes"),
     [
         (CHOICE, [{"question": "What?"}, {"choices": ("one", "three")}, {"label": 0}, {"context": ""}]),
-        (LABELLED, [{"texts": ("good",)}, {"texts": ("bad", "good")}, {"label": 1}]),
+        (PAIR, [{"texts": ("good",)}, {"texts": ("bad", "good")}, {"label": 1}]),
         (TEXT, [{"text": "Word."}]),
     ],
 )
@@ -139,6 +140,7 @@ def test_content_hash_looks_through_distractors() -> None:
         (CHOICE, "Both are numbers."),
         (replace(CHOICE, context=""), "c"),
         (LABELLED, "l"),
+        (PAIR, "good"),
         (TEXT, "book"),
         (replace(TEXT, document=""), "t"),
     ],

@@ -18,7 +18,15 @@ from hf_sparsify.processes import Processes
 
 ALONE = Processes()
 LINES = [{"id": "ä", "dense": {"answer": "ü\u2028"}}, {"id": "b", "dense": {"answer": ""}}]
-RESULTS = {"umlaut": "ü", "processes": {"items": {"0": 2}}, "seconds": {"dense": 1.0}, "dense_from_cache": 1}
+RESULTS = {
+    "run": "key",
+    "dataset": {},
+    "kept": {},
+    "umlaut": "ü",
+    "processes": {"items": {"0": 2}},
+    "seconds": {"dense": 1.0},
+    "dense_from_cache": 1,
+}
 
 
 def records(*names: str) -> list[Record]:
@@ -164,7 +172,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize(("method", "calls"), [*(("append", n) for n in range(2)), *(("finish", n) for n in range(6))])
+@pytest.mark.parametrize(("method", "calls"), [*(("append", n) for n in range(2)), *(("finish", n) for n in range(8))])
 def test_a_failed_write_loses_no_finished_batch(
     error: Any, method: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +203,7 @@ def test_a_failed_write_loses_no_finished_batch(
         assert str(caught.value) == f"cannot write the results to {tmp_path / 'run'}: No space left on device"
     journal._lock.close()  # type: ignore[union-attr]
     ended = ended_run(tmp_path / "run")
-    assert (ended is not None) == (method == "finish" and calls == 5)
+    assert (ended is not None) == (method == "finish" and calls == 7)
     again = Journal.of_ended(tmp_path / "run", ended) if ended else Journal.open(tmp_path / "run", "key", ALONE)
     assert [again.has(batch) for batch in (0, 1)] == [True, method == "finish"]
     assert set(again.records) == ({"ä", "b"} if method == "finish" else {"ä"})

@@ -49,6 +49,7 @@ FLIPS = {
     "wrong_to_right": ["d", "e"],
     "p": 1.0,
     "descriptive": False,
+    "answers": {},
 }
 RESULTS: dict[str, Any] = {
     "recipe": "sparsified",
@@ -218,6 +219,27 @@ def test_several_recipes_side_by_side() -> None:
     assert mixed[0] == "2 verdicts"
     assert mixed[1] == header.replace("method", "method items")
     assert any("top-k, k = 2 1 item of films F1" in line for line in mixed)
+
+
+def test_answers_that_flipped_are_shown() -> None:
+    said = {"gold": ["noon", "at noon"], "dense": "noon", "patched": "x" * 50}
+    lost = ["a", "b", "c", "f", "g"]
+    flips = {**FLIPS, "right_to_wrong": lost, "answers": dict.fromkeys([*lost, "d", "e"], said)}
+    lines = shown(changed(flips=flips))
+    start = lines.index("Answers that flipped (2 more in results.json)")
+    assert lines[start + 1] == "item gold dense patched"
+    rows = lines[start + 3 : start + 8]
+    assert [row.rsplit(" ", 6)[0] for row in rows] == [
+        *(f"right to wrong {name}" for name in "abc"),
+        *(f"wrong to right {name}" for name in "de"),
+    ]
+    assert rows[0].endswith(f"noon / at noon noon {'x' * 29}...")
+
+
+def test_an_earlier_run_is_said() -> None:
+    assert not any("nothing was run" in line for line in shown(RESULTS))
+    lines = shown(RESULTS, was_there=True)
+    assert any(line.startswith("note: nothing was run") for line in lines)
 
 
 def test_modules() -> None:

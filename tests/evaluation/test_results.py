@@ -104,6 +104,11 @@ def test_summary_by_hand() -> None:
         "wrong_to_right": ("q2",),
         "p": 1.0,
         "descriptive": True,
+        "answers": {
+            "q1": {"gold": ["barn", "hall"], "dense": "hall", "patched": "red barn"},
+            "q2": {"gold": ["Ann"], "dense": "Ben", "patched": "Ann"},
+            "q3": {"gold": ["noon"], "dense": "noon", "patched": "night"},
+        },
     }
     assert found["same_answer_share"] == 1 / 4
     # The mean over tokens, not over questions.

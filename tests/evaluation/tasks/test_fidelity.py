@@ -108,7 +108,9 @@ def test_long_texts_are_cut_at_the_models_positions(models: dict[str, LoadedMode
 
 
 def test_prompts_do_not_go_with_text(models: dict[str, LoadedModel], items: ItemSet) -> None:
-    with pytest.raises(UsageError, match="--shots and --prompt-template do not go with plain text"):
+    with pytest.raises(
+        UsageError, match="--shots and --prompt-template are for models that are told what to do: text as it is"
+    ):
         both_arms(models["llama"], items, TopK(k=2), template="{text}")
 
 
