@@ -132,7 +132,8 @@ def evaluate_targets(
         for place, run in zip(places, runs, strict=True):
             journals.append(_journal(place, run, processes, options))
         contenders = [Contender(r.plan, r.thresholds, journal) for r, journal in zip(recipes, journals, strict=True)]
-        cache = DenseCache(key) if options.cache and not has_offloaded_weights(loaded) else None
+        usable = options.cache and not has_offloaded_weights(loaded)
+        cache = DenseCache(key, run=" ".join(sorted(runs))) if usable else None
         evaluations = evaluate(loaded, contenders, task, cache=cache, processes=processes, advance=advance)
         if not processes.is_main:
             return []

@@ -78,14 +78,16 @@ class DenseCache:
     """One file of answers for one key, by cache_name.
 
     Lines are only ever appended, each in one write, so that several processes can share the file and a killed one
-    leaves at most a line that is cut short, which reading passes over.
+    leaves at most a line that is cut short, which reading passes over. A run does not read what it wrote itself: where
+    inputs come twice, a part that is done again would find more there than it did at first, and end in other digits.
     """
 
-    def __init__(self, key: dict[str, Any], folder: Path | None = None) -> None:
-        """folder: by default hf_sparsify/dense below the Hugging Face cache directory (HF_HOME)."""
+    def __init__(self, key: dict[str, Any], folder: Path | None = None, *, run: str | None = None) -> None:
+        """folder: by default hf_sparsify/dense below the Hugging Face cache directory (HF_HOME). run: who asks."""
         self.file = (folder or default_folder()) / f"{key_hash(key)}.jsonl"
         self.answers: dict[str, Answer] = {}
-        self._key = key
+        self._key, self._run = key, run
+        self._written: set[str] = set()
         self._writable = True
         try:
             lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -94,18 +96,24 @@ class DenseCache:
         for line in lines:
             try:
                 entry = json.loads(line)
-                if isinstance(entry["answer"], dict) and entry["answer"]:
-                    self.answers[str(entry["name"])] = entry["answer"]
-            except (ValueError, KeyError, TypeError):
+                self._read(str(entry["name"]), entry["answer"], entry.get("run"))
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # the key, an empty line, or one that was cut short
 
+    def _read(self, name: str, answer: Any, run: str | None) -> None:
+        if not isinstance(answer, dict) or not answer:
+            return
+        self._written.add(name)
+        if run is None or run != self._run:
+            self.answers.setdefault(name, answer)
+
     def add(self, answers: dict[str, Answer]) -> None:
-        """Remembers answers by their cache_name. A folder that cannot be written is a warning, once."""
-        new = {name: answer for name, answer in answers.items() if name not in self.answers}
-        self.answers.update(new)
+        """Keeps answers by their cache_name. A folder that cannot be written is a warning, once."""
+        new = {name: answer for name, answer in answers.items() if name not in self._written}
         if not new or not self._writable:
             return
-        lines = [json.dumps({"name": name, "answer": answer}) for name, answer in new.items()]
+        self._written |= new.keys()
+        lines = [json.dumps({"name": name, "run": self._run, "answer": answer}) for name, answer in new.items()]
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             _append(self.file, lines, header=json.dumps({"key": self._key}, default=str))

@@ -37,7 +37,7 @@ def test_wheel_evaluates_the_demo_from_an_empty_directory(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    assert results["dataset"]["questions"] == 8
+    assert results["dataset"]["items"] == 8
     assert results["scores"]["dense"]["exact_match"] > 50
 
 
