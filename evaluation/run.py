@@ -115,7 +115,7 @@ class _Run:
     def __init__(
         self, loaded: LoadedModel, task: Task, contenders: list[Contender], cache: DenseCache | None, rank: int
     ) -> None:
-        self.model, self.task, self.contenders, self.rank = loaded.model, task, contenders, rank
+        self.task, self.contenders, self.rank = task, contenders, rank
         # What only `observe` finds out is too large to keep.
         self.cache = cache if task.counted_when == "predict" else None
         self.patches: list[Patch] = []
