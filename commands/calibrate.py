@@ -74,15 +74,15 @@ def calibrate_target(
                 advance(1)
 
     fitted, tables = calibrate_plan(loaded.model, plan, inputs(), processes)
-    hashes = sorted({hashed for part in processes.gather(used) for hashed in part})
+    hashes = [hashed for part in processes.gather(used) for hashed in part]
     record = CalibrationRecord(
         dataset=items.name,
         split=items.split,
         fingerprint=items.fingerprint,
-        samples=sum(processes.gather(len(used))),
+        samples=len(hashes),
         seed=seed,
         budget=", ".join(sorted({fitted[name].describe() for name in tables})),
-        items=tuple(hashes),
+        items=tuple(sorted(set(hashes))),
     )
     recipe = replace(
         target.recipe,

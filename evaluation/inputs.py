@@ -90,7 +90,7 @@ class PromptEncoder:
     @property
     def version_2(self) -> bool:
         """Whether the model may say that there is no answer."""
-        return self.dataset.name == "squad_v2"
+        return self.dataset.version_2
 
     def turn(self, item: Any) -> Turn:
         """What the model is told about one item."""

@@ -23,6 +23,7 @@ class Dataset:
     task: ANSWERS, CHOICES, LABELS or TEXT. metric: the key of the metric that decides. fields: what a record must have
     to be taken for one of this schema. hub, config: where it is on the Hub; "" for a schema that is none of its own.
     labels: the names of the labels in order; words: what a model that writes says for each.
+    version_2: some questions have no answer, and the metric is that of SQuAD v2.
     prepare: (data set, records, what messages call them) -> the same, where all records are needed before one can be
     read: texts are cut into pieces, and the labels of a file are known at its end.
     """
@@ -40,6 +41,7 @@ class Dataset:
     train: str = "train"
     labels: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    version_2: bool = False
     prepare: Callable[[Dataset, Iterable[Record], str], tuple[Dataset, Iterable[Record]]] | None = None
 
     def split_name(self, split: str) -> str:

@@ -98,6 +98,7 @@ SQUAD_V2 = Dataset(
     read=read,
     prompt=prompt_v2,
     hub="rajpurkar/squad_v2",
+    version_2=True,
 )
 
 

@@ -19,7 +19,7 @@ class AnswerTask(Task):
     @property
     def version_2(self) -> bool:
         """Whether the model may say that the passage holds no answer."""
-        return self.items.dataset.name == "squad_v2"
+        return self.items.dataset.version_2
 
     def score(self, record: Record, arm: str) -> dict[str, float]:
         text, golds = record.answer(arm)["answer"], record.item.answers

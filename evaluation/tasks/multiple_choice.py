@@ -34,6 +34,7 @@ class MultipleChoice(Task):
         super().__init__(loaded, items, options)
         self.encoder = PromptEncoder.for_model(loaded, items.dataset, options.template, options.shots)
         self.style = f"{self.encoder.style}, log-likelihood of every choice"
+        self._parts: dict[str, tuple[list[int], list[list[int]]]] = {}
 
     @property
     def right(self) -> str:  # type: ignore[override]
@@ -45,7 +46,7 @@ class MultipleChoice(Task):
 
     def encode(self, item: Any) -> list[int] | None:
         """The prompt, then every choice."""
-        prompt, choices = self.encoder.token_ids(item), self._choice_ids(item)
+        prompt, choices = self._tokenized(item)
         limit = position_limit(self.model)
         if limit is not None and self._longest(prompt, choices) > limit:
             return None
@@ -55,7 +56,8 @@ class MultipleChoice(Task):
         return self.encoder.prompt(item).text
 
     def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
-        rows = [(self.encoder.token_ids(item), choice) for item in batch for choice in self._choice_ids(item)]
+        parts = [self._tokenized(item) for item in batch]
+        rows = [(prompt, choice) for prompt, choices in parts for choice in choices]
         # The cross-attention of a decoder is not told which of its rows are padding: one choice at a time.
         step = 1 if self.model.config.is_encoder_decoder else self.batch_size
         sums: list[float] = []
@@ -101,8 +103,12 @@ class MultipleChoice(Task):
             "accuracy_norm": [value / max(1, len(choice)) for value, choice in zip(sums, choices, strict=True)],
         }
 
-    def _choice_ids(self, item: Any) -> list[list[int]]:
-        return [self.encoder.continuation_ids(item, choice) for choice in self.choices(item)]
+    def _tokenized(self, item: Any) -> tuple[list[int], list[list[int]]]:
+        """The prompt and every choice, made once for all arms."""
+        if item.id not in self._parts:
+            choices = [self.encoder.continuation_ids(item, choice) for choice in self.choices(item)]
+            self._parts[item.id] = self.encoder.token_ids(item), choices
+        return self._parts[item.id]
 
     def _longest(self, prompt: list[int], choices: list[list[int]]) -> int:
         longest = max(map(len, choices))
