@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .calibration.options import CalibrationOptions
 from .calibration.run import calibrate_plan
 from .commands.evaluate import chosen_recipe, describe, make_options, make_task, warn_of_seen
 from .commands.target import DEFAULT_METHOD, open_target
@@ -68,21 +69,24 @@ def load(recipe: str | Path, *, model: str | None = None, options: LoadOptions |
     return target.loaded
 
 
-def calibrate(model: nn.Module, samples: Iterable[dict[str, Tensor]]) -> Patch:
+def calibrate(model: nn.Module, samples: Iterable[dict[str, Tensor]], **how: Any) -> Patch:
     """Replaces a model's patch by one with top-theta thresholds fitted on `samples`, at the same k per module.
 
-    samples: inputs of the model's forward, one sequence each, without padding. Raises UsageError if the model is not
-    patched, DataError without samples; the old patch is back in place if anything fails.
+    samples: inputs of the model's forward; padding is not counted. how: placement, estimator, alpha, activations,
+    denominator (see CalibrationOptions). Raises UsageError if the model is not patched or options do not go together,
+    DataError without samples; the old patch is back in place if anything fails.
     """
+    options = CalibrationOptions(**how)
     old = current_patch(model)
     plan = {module.name: module.method for module in old.module_patches}
     thresholds = {module.name: module.thresholds for module in old.attention_patches if module.thresholds is not None}
     remove_patch(model)
     try:
-        plan, thresholds = calibrate_plan(model, plan, samples)
+        made = calibrate_plan(model, plan, samples, options)
+        plan, thresholds = made.plan, made.thresholds
     finally:
-        made = apply_plan(model, plan, thresholds)
-    return made
+        patched = apply_plan(model, plan, thresholds)
+    return patched
 
 
 def evaluate(

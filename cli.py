@@ -28,23 +28,16 @@ app = typer.Typer(
 @app.command(epilog="Example: sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1")
 @exit_codes
 @o.takes_loading
+@o.takes_patching
 def patch(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")],
-    attention: o.Attention = "top-k",
-    k: o.K = None,
-    keep: o.Keep = None,
-    clusters: o.Clusters = None,
-    min_length: o.MinLength = None,
-    ffn: o.Ffn = "none",
-    ffn_k: o.FfnK = None,
-    ffn_keep: o.FfnKeep = None,
-    override: o.Set = None,
-    layers: o.Layers = None,
-    skip_layers: o.SkipLayers = None,
-    kind: o.Kind = None,
-    stack: o.Stack = None,
-    protect_first: o.ProtectFirst = 0,
-    protect_recent: o.ProtectRecent = 0,
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")
+    ] = None,
+    patching: Any = o.GATHERED,
+    thresholds: o.Thresholds = None,
+    dataset: o.RefitDataset = None,
+    split: o.RefitSplit = None,
     output: o.RecipeOutput = None,
     force: o.Force = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=o.OUTPUT)] = False,
@@ -57,38 +50,35 @@ def patch(
     """Plan sparse attention and feed-forward layers for MODEL, prove the patch on the loaded model, and write a recipe.
 
     The weights are not copied and the model is not changed: a recipe is a small directory that the other commands and
-    hf_sparsify.load apply.
+    hf_sparsify.load apply. With --thresholds the recipe is a calibrated one at another k.
     """
     from .commands import patch as command
+    from .commands import refit
     from .commands.report import patch_report
-    from .patcher.overrides import parse_override
-    from .patcher.plan import check_selection
-    from .patcher.recipe import DEFAULT_RECIPE, save_recipe
+    from .patcher.recipe import DEFAULT_RECIPE
 
-    method = command.make_method(attention, k, keep, protect_first, protect_recent, clusters, min_length)
-    feed_forward = command.make_feed_forward(ffn, ffn_k, ffn_keep)
-    overrides = [parse_override(text) for text in override or []]
-    command.require_something(method, feed_forward, overrides)
-    check_selection(layers=layers, skip_layers=skip_layers, kind=kind, stack=stack)
     output = output or Path(DEFAULT_RECIPE)
-    start(model, quiet, verbose)
-    loaded = load(model, loading, quiet)
-    planned = command.plan_recipe(
-        loaded,
-        method,
-        feed_forward,
-        layers=layers,
-        skip_layers=skip_layers,
-        kind=kind,
-        stack=stack,
-        overrides=overrides,
-    )
+    if thresholds is None:
+        name, wanted = command.require_model(model, dataset, split), command.make_wanted(**patching)
+        start(name, quiet, verbose)
+        loaded = load(name, loading, quiet)
+        planned = command.plan_recipe(loaded, wanted)
+    else:
+        k, keep = patching["k"], patching["keep"]
+        refit.check_options(o.given(context, o.METHOD), k, keep, dataset, split)
+        source = refit.read_source(thresholds, model)
+        start(str(thresholds), quiet, verbose)
+        items = items_of(dataset, split, "train") if dataset is not None else None
+        opened = open_target(str(thresholds), loading, model, quiet)
+        loaded, planned = opened.loaded, refit.refit(source, opened, k, keep)
     if not dry_run:
         command.check_output(planned.recipe, output, force=force)
     if verify and not dry_run:
         say("proving the patch on the loaded model ...", quiet=quiet)
     checks = command.prove_recipe(loaded, planned.recipe) if verify and not dry_run else []
-    written = None if dry_run else save_recipe(planned.recipe, output, force=True)
+    if thresholds is not None:
+        planned = refit.with_kept(planned, source, loaded, items)
+    written = None if dry_run else refit.save(planned, output)
     if dry_run or not quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
 
@@ -127,16 +117,14 @@ def validate(
 @app.command(epilog="Example: sparsify calibrate --dataset my-questions.jsonl --samples 128")
 @exit_codes
 @o.takes_loading
+@o.takes_calibrating
 def calibrate(
     target: o.TargetArgument = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
-    samples: Annotated[int, typer.Option(help="How many items to use.")] = 128,
-    k: o.OtherK = None,
-    keep: o.OtherKeep = None,
+    asked: Any = o.GATHERED,
     output: o.RecipeOutput = None,
     force: o.Force = False,
-    seed: o.Seed = 0,
     model: o.MovedModel = None,
     loading: Any = o.GATHERED,
     quiet: o.Quiet = False,
@@ -145,14 +133,14 @@ def calibrate(
     """Fit top-theta thresholds on items with their answers; the recipe's top-k modules become top-theta, same k.
 
     Uses the train split of squad (of demo for demo models) unless told otherwise. The plan from before is kept in the
-    recipe: `sparsify eval --as-top-k` runs it.
+    recipe: `sparsify eval --as-top-k` runs it. The same command goes on where it was stopped. `sparsify patch
+    --thresholds RECIPE --k N` reads thresholds for another k from what was counted.
     """
-    from .commands.calibrate import calibrate_target, check_options
+    from .commands.calibrate import calibrate_target, save_calibrated
     from .commands.report import calibration_report
-    from .patcher.recipe import DEFAULT_RECIPE, check_writable, save_recipe
+    from .patcher.recipe import DEFAULT_RECIPE, check_writable
     from .processes import Processes
 
-    check_options(samples, k, keep)
     start(target, quiet, verbose)
     given = items_of(dataset, split, "train") if dataset is not None else None
     opened = open_target(target, loading, model, quiet)
@@ -160,14 +148,22 @@ def calibrate(
     in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
     check_writable(directory, force=force or in_place)
     items = given or items_of(opened.default_dataset, split, "train")
-    processes = Processes.join()
-    with progress(min(samples, len(items)), "calibrating", quiet=quiet, processes=processes.count) as advance:
+    total, processes = min(asked.samples, len(items)), Processes.join()
+    with resumable(), progress(total, "calibrating", quiet=quiet, processes=processes.count) as advance:
         calibrated = calibrate_target(
-            opened, items, samples=samples, seed=seed, k=k, keep=keep, processes=processes, advance=advance
+            opened,
+            items,
+            asked,
+            directory=directory,
+            processes=processes,
+            advance=advance,
+            tell=lambda text: say(text, quiet=quiet),
         )
-    if processes.is_main:
-        save_recipe(calibrated.recipe, directory, force=True)
-    if processes.is_main and not quiet:
+    if not processes.is_main:
+        return
+    save_calibrated(calibrated.recipe, calibrated.histograms, directory)
+    calibrated.checkpoint.remove()
+    if not quiet:
         results_console().print(calibration_report(calibrated, directory))
 
 

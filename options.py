@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
-VERDICT = "What decides"
+VERDICT, REFIT = "What decides", "From a calibration"
+FITTING = "How thresholds are fitted"
 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=LOADING)]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:n].", rich_help_panel=LOADING)]
@@ -101,7 +102,13 @@ Cache = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="The split of a named data set.")]
 Layers = Annotated[str | None, typer.Option(help="Only these, e.g. 2-11 or 0,4-7.", rich_help_panel=METHOD)]
-SkipLayers = Annotated[str | None, typer.Option(help="Not these.", rich_help_panel=METHOD)]
+SkipLayers = Annotated[
+    str | None,
+    typer.Option(
+        help="Not these; none patches all (top-k and top-theta leave layers 0-1 dense in models with more than 8).",
+        rich_help_panel=METHOD,
+    ),
+]
 Kind = Annotated[str | None, typer.Option(help="Only self or cross attention.", rich_help_panel=METHOD)]
 Stack = Annotated[str | None, typer.Option(help="Only encoder or decoder.", rich_help_panel=METHOD)]
 ProtectFirst = Annotated[
@@ -109,6 +116,86 @@ ProtectFirst = Annotated[
 ]
 ProtectRecent = Annotated[
     int, typer.Option(help="Last keys of a causal row that are always kept, within k.", rich_help_panel=METHOD)
+]
+MinKeep = Annotated[
+    int | None, typer.Option(help="Top-theta: a row keeps at least so many (default: 1).", rich_help_panel=METHOD)
+]
+Compensation = Annotated[
+    str | None,
+    typer.Option(
+        help="The mass of dropped keys: none renormalises, sdc keeps it in the denominator, sdc+vmc gives it to the "
+        "mean of the values (default: sdc+vmc).",
+        rich_help_panel=METHOD,
+    ),
+]
+VMean = Annotated[
+    str | None,
+    typer.Option(help="With sdc+vmc: the mean of the visible (default) or dropped values.", rich_help_panel=METHOD),
+]
+Placement = Annotated[
+    str | None,
+    typer.Option(
+        help="Top-theta compares weights (post-softmax, default), scores less the row's highest (max-relative) or "
+        "scores (pre-softmax).",
+        rich_help_panel=METHOD,
+    ),
+]
+Thresholds = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="<recipe>",
+        help="Instead: the plan and the calibration of this recipe, with thresholds for another --k or --keep, "
+        "without calibrating again. MODEL may be left out.",
+        rich_help_panel=REFIT,
+    ),
+]
+RefitDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        "-d",
+        help="Items on which to measure what is kept (default: those of the calibration).",
+        rich_help_panel=REFIT,
+    ),
+]
+RefitSplit = Annotated[str | None, typer.Option("--split", help="Their split.", rich_help_panel=REFIT)]
+Samples = Annotated[int, typer.Option(help="How many items to use.")]
+OtherCompensation = Annotated[
+    str | None,
+    typer.Option("--compensation", help="none, sdc or sdc+vmc instead of the recipe's.", rich_help_panel=METHOD),
+]
+OtherPlacement = Annotated[
+    str | None,
+    typer.Option(
+        "--placement",
+        help="Compare with thresholds weights (post-softmax), scores less the row's highest (max-relative) or scores "
+        "(pre-softmax); default: the recipe's, else post-softmax.",
+        rich_help_panel=FITTING,
+    ),
+]
+Estimator = Annotated[
+    str,
+    typer.Option(
+        help="count-matched keeps k keys per row on average; mean is the paper's mean + alpha x standard deviation of "
+        "what exact top-k drops first.",
+        rich_help_panel=FITTING,
+    ),
+]
+Alpha = Annotated[float, typer.Option(help="Of the mean estimator; more keeps fewer.", rich_help_panel=FITTING)]
+Activations = Annotated[
+    str,
+    typer.Option(
+        help="sparse: layers run exact top-k meanwhile, so that later ones see what they will see; or dense.",
+        rich_help_panel=FITTING,
+    ),
+]
+Denominator = Annotated[
+    str | None,
+    typer.Option(
+        help="Where sdc gets the dropped mass from: exact (default), exp-threshold (an upper bound) or offline (the "
+        "mean of calibration).",
+        rich_help_panel=FITTING,
+    ),
 ]
 Clusters = Annotated[
     int | None, typer.Option(help="Clusters of queries per head (default: 100).", rich_help_panel=METHOD)
@@ -152,6 +239,42 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "trust_remote_code": (TrustRemoteCode, False),
     "gguf_file": (GgufFile, None),
 }
+# The options that describe what `patch` patches and how: as in commands.patch.make_wanted.
+_PATCHING: dict[str, tuple[Any, Any]] = {
+    "attention": (Attention, "top-k"),
+    "k": (K, None),
+    "keep": (Keep, None),
+    "min_keep": (MinKeep, None),
+    "compensation": (Compensation, None),
+    "v_mean": (VMean, None),
+    "placement": (Placement, None),
+    "clusters": (Clusters, None),
+    "min_length": (MinLength, None),
+    "ffn": (Ffn, "none"),
+    "ffn_k": (FfnK, None),
+    "ffn_keep": (FfnKeep, None),
+    "override": (Set, None),
+    "layers": (Layers, None),
+    "skip_layers": (SkipLayers, None),
+    "kind": (Kind, None),
+    "stack": (Stack, None),
+    "protect_first": (ProtectFirst, 0),
+    "protect_recent": (ProtectRecent, 0),
+}
+# The options of what `calibrate` calibrates on, and how: as in commands.calibrate.make_options.
+_CALIBRATING: dict[str, tuple[Any, Any]] = {
+    "samples": (Samples, 128),
+    "distractors": (Distractors, 0),
+    "seed": (Seed, 0),
+    "k": (OtherK, None),
+    "keep": (OtherKeep, None),
+    "compensation": (OtherCompensation, None),
+    "placement": (OtherPlacement, None),
+    "estimator": (Estimator, "count-matched"),
+    "alpha": (Alpha, 0.0),
+    "activations": (Activations, "sparse"),
+    "denominator": (Denominator, None),
+}
 # The options that describe what `eval` asks, how, and what decides: as in commands.evaluate.make_options.
 _ASKING: dict[str, tuple[Any, Any]] = {
     "limit": (Limit, None),
@@ -179,6 +302,32 @@ def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
         return LoadOptions(**given)
 
     return _gathered(command, "loading", _LOADING, make)
+
+
+def takes_patching(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of what to patch in place of a command's argument `patching`, which gets them as a dict."""
+    return _gathered(command, "patching", _PATCHING, dict)
+
+
+def given(context: typer.Context, panel: str) -> list[str]:
+    """The options of a panel of the help that were typed, such as ["--k"]."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if getattr(parameter, "rich_help_panel", None) == panel
+        and getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE"
+    ]
+
+
+def takes_calibrating(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a calibration in place of a command's argument `asked`, which gets CalibrateOptions."""
+
+    def make(**given: Any) -> Any:
+        from .commands.calibrate import make_options
+
+        return make_options(**given)
+
+    return _gathered(command, "asked", _CALIBRATING, make)
 
 
 def takes_asking(command: Callable[..., None]) -> Callable[..., None]:

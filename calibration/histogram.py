@@ -1,128 +1,168 @@
-"""Streaming statistics of attention scores, and the thresholds that follow from them.
+"""Streaming statistics of one module's attention scores: integers on the fixed grid of grid.py.
 
-One histogram per query head and bucket of row lengths. Counts are integers on a fixed grid: memory does not grow with
-the number of samples, and neither order nor batching of the samples matters.
+Memory does not grow with the number of samples (8 KB a query head and bucket of row lengths), order and batching of
+the samples do not matter, and parts that were counted apart add up exactly.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..patcher.methods.budget import Budget
-from ..patcher.methods.rows import Chunk
-from ..patcher.thresholds import ModuleThresholds
+from ..patcher.methods.chunk import Chunk
+from ..patcher.methods.top_theta import reference
+from .grid import BINS, bins_of, buckets_of
 
-# Bins are equal steps of asinh(score): about 0.018 wide near zero and 0.2 % of the score far from it.
-BINS = 1024
-SCORE_LIMIT = 4096.0
-_REACH = math.asinh(SCORE_LIMIT)
-_STEP = 2 * _REACH / BINS
+# Masses are whole numbers of this unit, because sums of whole numbers do not depend on their order.
+MASS_UNIT = 2.0**-24
 
-# Row lengths fall into buckets that grow by this factor; thresholds are interpolated between their mean lengths.
-BUCKET_GROWTH = 1.25
-_EDGES = torch.tensor(sorted({math.ceil(BUCKET_GROWTH**power) for power in range(1, 100)}))
-
-
-@dataclass
-class _Bucket:
-    """counts: int64 [H, BINS]; budget: summed kept keys, int64 [H]; rows and their summed length are head 0's."""
-
-    counts: Tensor
-    budget: Tensor
-    rows: int = 0
-    length_sum: int = 0
+Counts = dict[int, Tensor]
 
 
 class ScoreHistogram:
-    """Observes one module (it is an Observer) and fits its thresholds.
+    """Observes one module (it is an Observer): every row that sees at least two keys, whatever its budget is, so that
+    thresholds for any k can be read later. Padding queries are never counted.
 
-    Only rows that see more keys than their budget are recorded; padding queries never are.
+    budget: of the module; its protected keys count as if they were above any threshold. placement: see TopTheta.
+    scale, nature: see ModuleThresholds. limits, mass: whether to count these too.
+
+    What was counted: rows, int64 [longest + 1], rows of each length (of head 0; heads see the same keys but under a
+    mask of their own). By bucket of row lengths, int64 [H, BINS]: counts, the keys in each bin; limits, of rows longer
+    than their budget the first value that exact top-k would drop, for the mean estimator; mass, the sum of exp(score -
+    row maximum) of the keys in each bin, in units of MASS_UNIT, for the offline denominator.
     """
 
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-        self.buckets: dict[int, _Bucket] = {}
-        self.shortest = 0
-        self.longest = 0
+    def __init__(
+        self,
+        budget: Budget,
+        placement: str = "post-softmax",
+        *,
+        scale: float | None = None,
+        nature: str | None = None,
+        limits: bool = False,
+        mass: bool = False,
+    ) -> None:
+        self.budget, self.placement = budget, placement
+        self.scale, self.nature = scale, nature
+        self.rows = torch.zeros(0, dtype=torch.int64)
+        self.counts: Counts = {}
+        self.limits: Counts | None = {} if limits else None
+        self.mass: Counts | None = {} if mass else None
+
+    def empty(self) -> ScoreHistogram:
+        """Another one for the same module that has seen nothing."""
+        return ScoreHistogram(
+            self.budget,
+            self.placement,
+            scale=self.scale,
+            nature=self.nature,
+            limits=self.limits is not None,
+            mass=self.mass is not None,
+        )
 
     def __call__(self, chunk: Chunk) -> None:
         """Adds the scores of a chunk."""
-        scores = chunk.scores.float()
-        protected = self.budget.protected(chunk)
-        if protected is not None:
-            # They are kept whatever the threshold is, so they count as if they were above it.
-            scores = scores.masked_fill(protected, torch.inf)
-        shape = scores.shape[:3]
-        lengths = chunk.lengths.expand(shape)
-        rows_k = self.budget.rows_k(lengths)
-        wanted = rows_k < lengths
+        batch, heads, rows = chunk.scores.shape[:3]
+        lengths = chunk.lengths.expand(batch, heads, rows)
+        wanted = lengths >= 2
         counted = chunk.counted()
         if counted is not None:
             wanted = wanted & counted.unsqueeze(1)
         if not bool(wanted.any()):
             return
-        seen = lengths[wanted]
-        self.shortest = min(self.shortest or int(seen.min()), int(seen.min()))
-        self.longest = max(self.longest, int(seen.max()))
-        bucket_of = _bucket(lengths)
-        bins = ((torch.asinh(scores) + _REACH) / _STEP).clamp(0, BINS - 1).nan_to_num(0).to(torch.int64)
-        visible = scores != -torch.inf
-        for bucket in bucket_of[wanted].unique().tolist():
-            self._add(bucket, bins, visible, wanted & (bucket_of == bucket), lengths, rows_k)
+        self.rows = _sum(self.rows, torch.bincount(lengths[:, 0][wanted[:, 0]]).cpu())
+        values = (chunk.scores - reference(chunk, self.placement)).float()
+        protected = self.budget.protected(chunk)
+        if protected is not None:
+            values = values.masked_fill(protected, torch.inf)
+        cells = _Cells(lengths, wanted)
+        index = cells.index(values).masked_fill_(chunk.scores == -torch.inf, cells.nowhere)
+        cells.add(self.counts, torch.bincount(index.flatten(), minlength=cells.size))
+        if self.mass is not None:
+            mass = ((chunk.scores - chunk.row_max).exp().double() / MASS_UNIT).round().long()
+            sums = mass.new_zeros(cells.size).scatter_add_(0, index.flatten().long(), mass.flatten())
+            cells.add(self.mass, sums)
+        if self.limits is not None:
+            self._add_limits(self.limits, values.masked_fill(chunk.scores == -torch.inf, -torch.inf), lengths, wanted)
 
-    def _add(self, bucket: int, bins: Tensor, visible: Tensor, rows: Tensor, lengths: Tensor, rows_k: Tensor) -> None:
-        heads = bins.shape[1]
-        entry = self.buckets.setdefault(
-            bucket, _Bucket(torch.zeros(heads, BINS, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64))
-        )
-        for head in range(heads):
-            of_head = rows[:, head]
-            chosen = bins[:, head][of_head][visible[:, head][of_head]]
-            entry.counts[head] += torch.bincount(chosen, minlength=BINS).cpu()
-        entry.budget += (rows_k * rows).sum((0, 2)).cpu()
-        entry.rows += int(rows[:, 0].sum())
-        entry.length_sum += int((lengths * rows)[:, 0].sum())
+    def _add_limits(self, limits: Counts, values: Tensor, lengths: Tensor, wanted: Tensor) -> None:
+        rows_k = self.budget.rows_k(lengths)
+        wanted = wanted & (rows_k < lengths)
+        if not bool(wanted.any()):
+            return
+        ranked = values.topk(int(rows_k[wanted].max()) + 1, dim=-1).values
+        dropped = ranked.gather(-1, rows_k.clamp(max=ranked.shape[-1] - 1).unsqueeze(-1))
+        cells = _Cells(lengths, wanted)
+        cells.add(limits, torch.bincount(cells.index(dropped).flatten(), minlength=cells.size))
 
     def merge(self, other: ScoreHistogram) -> None:
-        """Adds what another process observed of the same module; the result is that of one process, exactly."""
-        for index, bucket in other.buckets.items():
-            mine = self.buckets.setdefault(
-                index, _Bucket(torch.zeros_like(bucket.counts), torch.zeros_like(bucket.budget))
-            )
-            mine.counts += bucket.counts
-            mine.budget += bucket.budget
-            mine.rows += bucket.rows
-            mine.length_sum += bucket.length_sum
-        self.shortest = min(filter(None, (self.shortest, other.shortest)), default=0)
-        self.longest = max(self.longest, other.longest)
+        """Adds what another one has counted of the same module; the result is that of a single one, exactly.
 
-    def fit(self) -> ModuleThresholds | None:
-        """Thresholds whose mean kept count is the budget's, in every bucket; None if no row was long enough."""
-        buckets = [self.buckets[index] for index in sorted(self.buckets) if self.buckets[index].rows]
-        if not buckets:
-            return None
-        return ModuleThresholds(
-            lengths=torch.tensor([bucket.length_sum / bucket.rows for bucket in buckets]),
-            theta=torch.stack([count_matched(bucket.counts, bucket.budget) for bucket in buckets], 1),
-            shortest=self.shortest,
-            longest=self.longest,
+        DataError if the other one counts something else.
+        """
+        if self.settings() != other.settings():
+            raise DataError("histograms that count different things cannot be added: calibrate anew")
+        self.rows = _sum(self.rows, other.rows)
+        for mine, theirs in zip(self.parts().values(), other.parts().values(), strict=True):
+            for bucket, counts in theirs.items():
+                _add(mine, bucket, counts)
+
+    def parts(self) -> dict[str, Counts]:
+        """What is counted by bucket, by name."""
+        parts = {"counts": self.counts, "limits": self.limits, "mass": self.mass}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def settings(self) -> tuple[object, ...]:
+        """What two have to share for their counts to mean the same."""
+        return (
+            (self.budget, self.placement, self.scale, self.nature),
+            (self.limits is not None, self.mass is not None),
         )
 
 
-def count_matched(counts: Tensor, budget: Tensor) -> Tensor:
-    """The score [H] that exactly `budget` [H] of the counted scores [H, BINS] exceed, linear within a bin."""
-    above = counts.flip(-1).cumsum(-1).flip(-1)
-    # The last bin, from the top, that still has to be cut: the first from below where `above` falls under the budget.
-    index = (above >= budget.unsqueeze(-1)).sum(-1).clamp(min=1) - 1
-    inside = counts.gather(-1, index.unsqueeze(-1)).squeeze(-1).clamp(min=1)
-    taken = budget - (above.gather(-1, index.unsqueeze(-1)).squeeze(-1) - inside)
-    upper = (index + 1) * _STEP - _REACH
-    return torch.sinh(upper.double() - taken.double() / inside.double() * _STEP).float()
+class _Cells:
+    """One cell for each query head and bucket of row lengths that occur in a chunk, one more for unwanted rows.
+
+    lengths: int64 [B, H, c]; wanted: bool like it. nowhere: the index that counts for nothing.
+    """
+
+    def __init__(self, lengths: Tensor, wanted: Tensor) -> None:
+        buckets = buckets_of(lengths)
+        seen = buckets[wanted]
+        self.heads, self.first = lengths.shape[1], int(seen.min())
+        self.buckets = int(seen.max()) - self.first + 1
+        last = self.heads * self.buckets
+        head = torch.arange(self.heads, device=lengths.device).view(-1, 1)
+        self.cell = torch.where(wanted, head * self.buckets + buckets - self.first, last)
+        self.nowhere = last * BINS
+        self.size = self.nowhere + BINS
+
+    def index(self, values: Tensor) -> Tensor:
+        """int32 like values [B, H, c, m]: bin of a value within its row's cell."""
+        return bins_of(values).add_((self.cell * BINS).int().unsqueeze(-1))
+
+    def add(self, counts: Counts, tally: Tensor) -> None:
+        """Adds int64 [size] to the counts by bucket."""
+        whole = tally[: self.nowhere].view(self.heads, self.buckets, BINS).cpu()
+        for place in range(self.buckets):
+            part = whole[:, place]
+            if bool(part.any()):
+                _add(counts, self.first + place, part)
 
 
-def _bucket(lengths: Tensor) -> Tensor:
-    return torch.bucketize(lengths.clamp(min=1).cpu(), _EDGES, right=True).to(lengths.device)
+def _add(counts: Counts, bucket: int, more: Tensor) -> None:
+    if bucket in counts:
+        counts[bucket] += more
+    else:
+        counts[bucket] = more.clone()
+
+
+def _sum(left: Tensor, right: Tensor) -> Tensor:
+    """Two vectors added, the shorter one as if zeros followed."""
+    if len(left) < len(right):
+        left, right = right, left
+    total = left.clone()
+    total[: len(right)] += right
+    return total

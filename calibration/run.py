@@ -2,95 +2,191 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DataError, UsageError
-from ..patcher.binding.patching import Patch, apply_plan, remove_patch
+from ..patcher.binding.modules import attention_modules, unwrapped
+from ..patcher.binding.patching import apply_plan, remove_patch
 from ..patcher.methods import Method, TopTheta, exact_top_k
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
+from .estimators import fit
 from .histogram import ScoreHistogram
+from .options import CalibrationOptions
+
+Histograms = dict[str, ScoreHistogram]
+Inputs = dict[str, Tensor]
+
+
+@dataclass
+class Observed:
+    """What has been counted by module name, and the names of the items that it comes from.
+
+    whole: False while an item is being added; what is then there belongs to no set of items.
+    """
+
+    histograms: Histograms
+    items: list[str] = field(default_factory=list)
+    whole: bool = True
+
+    def add(self, other: Observed) -> None:
+        """Adds what was counted elsewhere of the same modules on other items."""
+        self.whole = False
+        for name, histogram in other.histograms.items():
+            self.histograms[name].merge(histogram)
+        self.items += other.items
+        self.whole = True
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The plan with its thresholds, and what they were fitted on; a module without long rows has no thresholds."""
+
+    plan: dict[str, Method]
+    thresholds: dict[str, ModuleThresholds]
+    observed: Observed
 
 
 def calibrate_plan(
     model: nn.Module,
-    plan: dict[str, Method],
-    samples: Iterable[dict[str, torch.Tensor]],
+    plan: Mapping[str, Method],
+    samples: Iterable[Inputs],
+    options: CalibrationOptions | None = None,
     processes: Processes | None = None,
-) -> tuple[dict[str, Method], dict[str, ModuleThresholds]]:
+) -> Calibration:
+    """calibrate_items on samples that are an item each: model inputs (input_ids and the like, batch first)."""
+    items = ((str(index), [sample]) for index, sample in enumerate(samples))
+    return calibrate_items(model, plan, items, options, processes)
+
+
+def calibrate_items(
+    model: nn.Module,
+    plan: Mapping[str, Method],
+    items: Iterable[tuple[str, list[Inputs]]],
+    options: CalibrationOptions | None = None,
+    processes: Processes | None = None,
+    observed: Observed | None = None,
+) -> Calibration:
     """Fits thresholds for every top-k or top-theta module of a plan at that module's own budget.
 
-    samples: model inputs (input_ids and the like, batch first, one sequence each), without gradients or cache.
-    processes: each observes samples of its own, and all get the thresholds of all samples together.
-    While it is observed each of them runs exact top-k at its budget and every other module what is planned, so that
-    deeper modules see sparse activations. Returns the plan with those modules as top-theta, and their tables; a module
-    none of whose rows was longer than its budget has none. The model must not be patched, and is left as it was.
-    Raises UsageError if no module of the plan takes thresholds, DataError if there are no samples or
-    all their rows are within their budget.
+    items: a name and model inputs, run without gradients or cache; an item counts as a whole. observed: what was
+    counted before, to be added to in place item by item. processes: each observes items of its own, and all get the
+    thresholds of all items together. While they are observed these modules run exact top-k with their compensation, or
+    dense (see CalibrationOptions), and every other module what is planned. The model must not be patched, and is left
+    as it was. Raises UsageError if no module of the plan takes thresholds or options do not go together, DataError if
+    there are no items or all their rows are within their budget.
     """
+    options = options or CalibrationOptions()
     require_convertible(plan)
-    patch = apply_plan(model, {name: exact_top_k(method) for name, method in plan.items()})
-    try:
-        observed = _observe(patch)
-        count = _run(model, samples)
-    finally:
-        remove_patch(model)
-    observed, count = _gathered(observed, count, processes or Processes())
+    fitted = fitted_plan(plan, options)
+    observed = observed or start(model, fitted, options)
+    _observe(model, plan, items, options, observed)
+    together = _gathered(observed, processes or Processes())
+    count = len(together.items)
     if not count:
         raise DataError("there is no sample to calibrate on that fits what the model can read at once")
-    fits = {name: histogram.fit() for name, histogram in observed.items()}
-    tables = {name: table for name, table in fits.items() if table is not None}
+    tables = fit_plan(fitted, together.histograms, options)
     if not tables:
         raise DataError(
             f"no row of the {count} samples sees more keys than its k, so there is no threshold to fit: "
             "use a smaller --k, or longer data"
         )
-    fitted = {name: _with_thresholds(method) for name, method in plan.items()}
-    return fitted, tables
+    return Calibration(fitted, tables, together)
 
 
-def require_convertible(plan: dict[str, Method]) -> None:
+def fit_plan(
+    plan: Mapping[str, Method], histograms: Mapping[str, ScoreHistogram], options: CalibrationOptions
+) -> dict[str, ModuleThresholds]:
+    """Thresholds for the modules of a plan at its budgets, which need not be those that were calibrated.
+
+    A module whose rows are all within its budget has none. UsageError as in estimators.fit.
+    """
+    fits = {
+        name: fit(histogram, method, options.estimator, options.alpha)
+        for name, histogram in histograms.items()
+        if isinstance(method := plan.get(name), Budget)
+    }
+    return {name: table for name, table in fits.items() if table is not None}
+
+
+def require_convertible(plan: Mapping[str, Method]) -> None:
     """UsageError, with the reason, if no module of a plan takes thresholds."""
     if not any(isinstance(method, Budget) for method in plan.values()):
         names = " and ".join(sorted({method.name for method in plan.values()}))
         raise UsageError(f"nothing to calibrate: thresholds are for top-k attention, and the plan holds {names} alone")
 
 
-def _with_thresholds(method: Method) -> Method:
-    if isinstance(method, TopTheta) or not isinstance(method, Budget):
+def fitted_plan(plan: Mapping[str, Method], options: CalibrationOptions) -> dict[str, Method]:
+    """The plan with top-k as top-theta of the same budget, and the placement and denominator that are asked for."""
+    return {
+        name: _with_thresholds(method, options) if isinstance(method, Budget) else method
+        for name, method in plan.items()
+    }
+
+
+def _with_thresholds(method: Budget, options: CalibrationOptions) -> TopTheta:
+    made = method if isinstance(method, TopTheta) else TopTheta(**budget_of(method))
+    return replace(
+        made,
+        placement=options.placement or made.placement,
+        denominator=options.denominator or made.denominator,
+    )
+
+
+def start(model: nn.Module, fitted: Mapping[str, Method], options: CalibrationOptions) -> Observed:
+    """Empty histograms for the top-theta modules of a plan."""
+    found = {module.name: module for module in attention_modules(unwrapped(model))}
+    histograms = {}
+    for name, method in fitted.items():
+        if isinstance(method, TopTheta) and name in found:
+            histograms[name] = ScoreHistogram(
+                Budget(**budget_of(method)),
+                method.placement,
+                scale=found[name].scale,
+                nature=found[name].nature,
+                limits=options.estimator == "mean",
+                mass=method.denominator == "offline",
+            )
+    return Observed(histograms)
+
+
+def _observe(
+    model: nn.Module,
+    plan: Mapping[str, Method],
+    items: Iterable[tuple[str, list[Inputs]]],
+    options: CalibrationOptions,
+    observed: Observed,
+) -> None:
+    """Runs the model on all items and adds what each gives as a whole, so that Ctrl-C leaves no half of one."""
+    patch = apply_plan(model, {name: _while_observed(method, options) for name, method in plan.items()})
+    modules = [module for module in patch.attention_patches if module.name in observed.histograms]
+    try:
+        with torch.inference_mode():
+            for name, inputs in items:
+                seen = {module.name: observed.histograms[module.name].empty() for module in modules}
+                for module in modules:
+                    module.observer = seen[module.name]
+                for one in inputs:
+                    model(**one, use_cache=False)
+                observed.add(Observed(seen, [name]))
+    finally:
+        remove_patch(model)
+
+
+def _while_observed(method: Method, options: CalibrationOptions) -> Method:
+    if not isinstance(method, Budget):
         return method
-    return TopTheta(**budget_of(method))
+    return exact_top_k(method) if options.activations == "sparse" else exact_top_k(method).as_dense()
 
 
-def _observe(patch: Patch) -> dict[str, ScoreHistogram]:
-    observed = {}
-    for module in patch.attention_patches:
-        if isinstance(module.method, Budget):
-            module.observer = observed[module.name] = ScoreHistogram(module.method)
-    return observed
-
-
-def _run(model: nn.Module, samples: Iterable[dict[str, torch.Tensor]]) -> int:
-    """Runs the model on all samples and says how many there were."""
-    count = 0
-    with torch.inference_mode():
-        for inputs in samples:
-            model(**inputs, use_cache=False)
-            count += 1
-    return count
-
-
-def _gathered(
-    observed: dict[str, ScoreHistogram], count: int, processes: Processes
-) -> tuple[dict[str, ScoreHistogram], int]:
-    """What all processes have observed of each module, and on how many samples."""
-    first, *others = processes.gather((observed, count))
-    for histograms, samples in others:
-        for name, histogram in histograms.items():
-            first[0][name].merge(histogram)
-        first = (first[0], first[1] + samples)
-    return first
+def _gathered(observed: Observed, processes: Processes) -> Observed:
+    """What all processes have observed together."""
+    parts: list[Observed] = processes.gather(observed)
+    for other in parts[1:]:
+        parts[0].add(other)
+    return parts[0]

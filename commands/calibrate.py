@@ -2,100 +2,244 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from ..calibration.run import calibrate_plan, require_convertible
+from torch import Tensor
+
+from ..calibration.check import measure_kept
+from ..calibration.checkpoint import Checkpoint
+from ..calibration.histogram_file import HISTOGRAMS_FILE, file_hash, save_histograms
+from ..calibration.options import CalibrationOptions
+from ..calibration.run import (
+    Calibration,
+    Histograms,
+    calibrate_items,
+    fitted_plan,
+    require_convertible,
+    start,
+)
 from ..environment import package_versions
-from ..errors import require_at_least_one
-from ..evaluation.items import ItemSet, content_hash
-from ..evaluation.tasks import task_for
-from ..patcher.methods import Method
+from ..errors import SparsifyError, UsageError, require_at_least_one
+from ..evaluation.dense_cache import dense_key, has_offloaded_weights
+from ..evaluation.distractors import with_distractors
+from ..evaluation.items import Item, ItemSet, content_hash
+from ..evaluation.tasks import Task, task_for
+from ..patcher.meter import Meter
+from ..patcher.methods import Method, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget
-from ..patcher.recipe import CalibrationRecord, Recipe
+from ..patcher.methods.compensation import check_compensation
+from ..patcher.recipe import CalibrationRecord, Recipe, save_recipe
+from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
-from .patch import check_exclusive
+from .patch import check_exclusive, warn_of_lost_mass
 from .target import Target
+
+# Items that the thresholds are tried on afterwards.
+CHECKED = 8
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What is calibrated on, and how; `sparsify calibrate --help` explains each. None leaves what the recipe has.
+
+    UsageError for what is wrong whatever the model and the data are.
+    """
+
+    samples: int = 128
+    seed: int = 0
+    k: int | None = None
+    keep: float | None = None
+    compensation: str | None = None
+    distractors: int = 0
+    how: CalibrationOptions = field(default_factory=CalibrationOptions)
+
+    def __post_init__(self) -> None:
+        require_at_least_one(samples=self.samples)
+        check_exclusive(self.k, self.keep)
+        if self.k is not None or self.keep is not None:
+            Budget(k=self.k, keep=self.keep)
+        if self.compensation is not None:
+            check_compensation(self.compensation, "visible")
+        if self.distractors < 0:
+            raise UsageError(f"--distractors must be at least 0, not {self.distractors}")
+
+    def applied(self, plan: dict[str, Method]) -> dict[str, Method]:
+        """A plan with the budget and compensation that are asked for."""
+        changes: dict[str, Any] = {} if self.compensation is None else {"compensation": self.compensation}
+        if self.k is not None or self.keep is not None:
+            changes |= {"k": self.k, "keep": self.keep}
+        return {
+            name: replace(method, **changes) if isinstance(method, Budget) else method for name, method in plan.items()
+        }
+
+
+def make_options(
+    *,
+    placement: str | None = None,
+    estimator: str = "count-matched",
+    alpha: float = 0.0,
+    activations: str = "sparse",
+    denominator: str | None = None,
+    **others: Any,
+) -> CalibrateOptions:
+    """The options with those of CalibrationOptions in their place. Raises what the two raise."""
+    return CalibrateOptions(how=CalibrationOptions(placement, estimator, alpha, activations, denominator), **others)
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The updated recipe, and the modules none of whose rows was longer than their budget (they stay dense)."""
+    """The updated recipe with the histograms behind it, the modules none of whose rows was longer than their budget
+    (they stay dense), and what was kept afterwards on `checked` items, held out or not; of the first process alone."""
 
     recipe: Recipe
+    histograms: Histograms
     without_thresholds: list[str]
-
-
-def check_options(samples: int, k: int | None, keep: float | None) -> None:
-    """UsageError for what is wrong whatever the model and the data are."""
-    require_at_least_one(samples=samples)
-    check_exclusive(k, keep)
-    if k is not None or keep is not None:
-        Budget(k=k, keep=keep)
+    kept: Meter
+    checked: int
+    held_out: bool
+    checkpoint: Checkpoint
 
 
 def calibrate_target(
     target: Target,
     items: ItemSet,
+    options: CalibrateOptions | None = None,
     *,
-    samples: int,
-    seed: int,
-    k: int | None = None,
-    keep: float | None = None,
+    directory: Path | None = None,
     processes: Processes | None = None,
     advance: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Calibrated:
-    """Calibrates the target's plan on `samples` items with their gold answers, at its own k or the one given.
+    """Calibrates the target's plan on items with their gold answers.
 
-    processes: those that share the samples; all of them get the same result. advance: called with the number of items
-    done. UsageError for unusable options; DataError if every row of the samples is within k, so that there is nothing
-    to fit.
+    directory: where a killed run leaves what it has counted, and the same one goes on from there. processes: those
+    that share the samples; all of them get the same recipe. advance: called with the number of items done; tell: with
+    what a person should know. UsageError for unusable options; DataError if every row of the samples is within k, so
+    that there is nothing to fit.
     """
-    check_options(samples, k, keep)
-    processes = processes or Processes()
-    chosen = items.sample(samples, seed)
-    before = target.recipe.before_calibration or target.recipe.plan
-    plan = target.recipe.plan
-    require_convertible(plan)
-    if k is not None or keep is not None:
-        plan = {name: _with_budget(method, k, keep) for name, method in plan.items()}
-        before = {name: _with_budget(method, k, keep) for name, method in before.items()}
-    loaded, used = target.loaded, []
-    task = task_for(loaded, chosen)
+    options, processes = options or CalibrateOptions(), processes or Processes()
+    require_convertible(target.recipe.plan)
+    plan = options.applied(target.recipe.plan)
+    fitted = fitted_plan(plan, options.how)
+    if processes.is_main:
+        warn_of_lost_mass(fitted)
+    sampled = items.sample(options.samples, options.seed)
+    chosen = with_distractors(sampled, options.distractors, options.seed, pool=items)
+    task = task_for(target.loaded, chosen)
+    observed = start(target.loaded.model, fitted, options.how)
+    checkpoint = Checkpoint(directory, _run_key(target, plan, options, task), processes)
+    done = set(checkpoint.resume(observed))
+    if done and tell is not None:
+        tell(f"going on from {len(done)} of {len(chosen)} items")
 
-    def inputs() -> Iterator[dict[str, Any]]:
-        for item in processes.share(chosen.items):
-            samples_of_item = task.calibration_inputs(item)
-            if samples_of_item:
-                used.append(content_hash(item))
-            yield from samples_of_item
+    def rest() -> Iterator[tuple[str, list[dict[str, Tensor]]]]:
+        left = [(str(index), item) for index, item in enumerate(chosen.items) if str(index) not in done]
+        if advance is not None:
+            advance((len(chosen) - len(left)) // processes.count)
+        for name, item in processes.share(left):
+            inputs = task.calibration_inputs(item)
+            if inputs:
+                yield name, inputs
+            checkpoint.save_at_times(observed)
             if advance is not None:
                 advance(1)
 
-    fitted, tables = calibrate_plan(loaded.model, plan, inputs(), processes)
-    hashes = [hashed for part in processes.gather(used) for hashed in part]
+    try:
+        made = calibrate_items(target.loaded.model, plan, rest(), options.how, processes, observed)
+        recipe = _recipe(target, items, chosen, options, made)
+        others = _held_out(items, sampled, options)
+        tried = (others or chosen.items[:CHECKED]) if processes.is_main else ()
+        inputs = (one for item in tried for one in task.calibration_inputs(item))
+        kept = measure_kept(target.loaded.model, made.plan, made.thresholds, inputs)
+    except KeyboardInterrupt:
+        checkpoint.save(observed)
+        raise
+    except SparsifyError:
+        checkpoint.remove()
+        raise
+    without = [name for name in made.observed.histograms if name not in made.thresholds]
+    return Calibrated(recipe, made.observed.histograms, without, kept, len(tried), bool(others), checkpoint)
+
+
+def save_calibrated(recipe: Recipe, histograms: Histograms, directory: Path) -> Recipe:
+    """Writes a calibrated recipe with the histograms behind it, and returns it with their hash in its record.
+
+    A kill leaves the old recipe or the new one; histograms that do not belong to it are noticed by their hash.
+    SparsifyError if it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as scratch:
+            made = Path(scratch) / HISTOGRAMS_FILE
+            save_histograms(histograms, made)
+            if recipe.calibration is not None:
+                recipe = replace(recipe, calibration=replace(recipe.calibration, histograms_sha256=file_hash(made)))
+            save_recipe(recipe, directory, force=True)
+            os.replace(made, directory / HISTOGRAMS_FILE)
+    except OSError as error:
+        raise SparsifyError(f"cannot write the recipe to {directory}: {error.strerror or error}") from None
+    return recipe
+
+
+def _recipe(target: Target, items: ItemSet, chosen: ItemSet, options: CalibrateOptions, made: Calibration) -> Recipe:
+    """The target's recipe with its new plan, thresholds and record."""
+    fitted = [method for name in made.thresholds if isinstance(method := made.plan[name], TopTheta)]
+    hashes = [content_hash(chosen.items[int(name)]) for name in made.observed.items]
+    loaded, how = target.loaded, options.how
     record = CalibrationRecord(
         dataset=items.name,
         split=items.split,
         fingerprint=items.fingerprint,
         samples=len(hashes),
-        seed=seed,
-        budget=", ".join(sorted({fitted[name].describe() for name in tables})),
+        seed=options.seed,
+        budget=", ".join(sorted({Budget(method.k, method.keep).describe() for method in fitted})),
         items=tuple(sorted(set(hashes))),
+        placement=", ".join(sorted({method.placement for method in fitted})),
+        estimator=how.estimator,
+        alpha=how.alpha,
+        activations=how.activations,
+        distractors=options.distractors,
+        weights="" if has_offloaded_weights(loaded) else weights_fingerprint(loaded.model, loaded.unused),
     )
-    recipe = replace(
+    return replace(
         target.recipe,
         base_model=loaded.base,
-        plan=fitted,
-        thresholds=tables,
+        plan=made.plan,
+        thresholds=made.thresholds,
         calibration=record,
-        before_calibration=before,
+        before_calibration=options.applied(target.recipe.before_calibration or target.recipe.plan),
         versions=package_versions(),
     )
-    converted = [name for name, method in fitted.items() if method.needs_thresholds]
-    return Calibrated(recipe, [name for name in converted if name not in tables])
 
 
-def _with_budget(method: Method, k: int | None, keep: float | None) -> Method:
-    return replace(method, k=k, keep=keep) if isinstance(method, Budget) else method
+def _held_out(items: ItemSet, sampled: ItemSet, options: CalibrateOptions) -> Sequence[Item]:
+    """Up to CHECKED items that were not calibrated on."""
+    used = {content_hash(item) for item in sampled.items}
+    more = items.sample(options.samples + 4 * CHECKED, options.seed)  # holds the sample, as it has the same seed
+    others = [item for item in more.items if content_hash(item) not in used][:CHECKED]
+    if not others:
+        return ()
+    return with_distractors(replace(items, items=tuple(others)), options.distractors, options.seed, pool=items).items
+
+
+def _run_key(target: Target, plan: dict[str, Method], options: CalibrateOptions, task: Task) -> str:
+    """64 hex digits over everything that thresholds follow from."""
+    digest = hashlib.sha256()
+    for item in task.items.items:
+        for inputs in task.calibration_inputs(item):
+            for name, tensor in sorted(inputs.items()):
+                digest.update(f"{name} {tensor.tolist()}".encode())
+    content = [
+        dense_key(target.loaded, task),
+        {name: method_to_dict(method) for name, method in plan.items()},
+        asdict(options.how),
+        digest.hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -28,6 +28,7 @@ from ..patcher.binding.modules import input_device
 from ..patcher.methods import method_to_dict
 from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe, check_place
+from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .target import Target
 
@@ -253,11 +254,17 @@ def run_key(key: dict[str, Any], recipe: Recipe, task: Task, inputs: Sequence[st
     content = [
         key,
         replace(recipe, versions={}, calibration=None, before_calibration=None).to_dict(),
-        {name: [t.lengths.tolist(), t.theta.tolist()] for name, t in sorted(recipe.thresholds.items())},
+        {name: _numbers(table) for name, table in sorted(recipe.thresholds.items())},
         [task.items.fingerprint, [item.id for item in task.items.items], list(inputs)],
         task.batch_size,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _numbers(table: ModuleThresholds) -> list[Any]:
+    """All that a table says of a row."""
+    dropped = None if table.dropped is None else table.dropped.tolist()
+    return [table.lengths.tolist(), table.theta.tolist(), table.shortest, table.longest, dropped]
 
 
 def _seen(recipe: Recipe, task: Task) -> set[str]:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..calibration.run import Histograms
 from ..environment import package_versions
 from ..errors import DataError, UsageError
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.modules import other_attention
-from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, TopKFeedForward
+from ..patcher.binding.modules import attention_modules, other_attention, unwrapped
+from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, Method, TopKFeedForward
 from ..patcher.methods.budget import Budget
-from ..patcher.overrides import Override
-from ..patcher.plan import plan_model
+from ..patcher.overrides import Override, parse_override
+from ..patcher.plan import check_selection, plan_model
 from ..patcher.proof import Check, prove
 from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe
-from .target import DEFAULT_K
+from .target import DEFAULT_COMPENSATION, DEFAULT_K
+
+logger = logging.getLogger(__name__)
+
+# Attention of these layers stays dense in stacks of more than DEEP layers unless a person says which; () turns it off.
+DEFAULT_DENSE_LAYERS: tuple[int, ...] = (0, 1)
+DEEP = 8
+DEFAULT_DENSE_NOTE = (
+    f"attention of layers {{}} stays dense by default in models with more than {DEEP} layers; --skip-layers none "
+    "patches it too"
+)
+NO_LAYERS = "none"  # --skip-layers none
 
 # A fraction, because d_ff differs between models by a factor of hundreds. ReLU layers stand far less; gated SiLU ones
 # do not (docs/real-models.md).
@@ -26,10 +39,67 @@ DEFAULT_FFN_KEEP = 0.5
 
 @dataclass(frozen=True)
 class Planned:
-    """A recipe not yet written, and the attention classes of its model that it cannot reach."""
+    """A recipe not yet written, the attention classes of its model that it cannot reach, and what else to say of it.
+
+    histograms: of the calibration that the recipe's thresholds come from, if any.
+    """
 
     recipe: Recipe
     unreachable: list[str]
+    notes: tuple[str, ...] = ()
+    histograms: Histograms | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be patched and how: see plan_model. skip_layers may also be "none"."""
+
+    attention: AttentionMethod | None
+    feed_forward: TopKFeedForward | None = None
+    overrides: tuple[Override, ...] = ()
+    layers: str | None = None
+    skip_layers: str | None = None
+    kind: str | None = None
+    stack: str | None = None
+
+    @property
+    def skipped(self) -> str | None:
+        """As plan_model takes it."""
+        return None if self.skip_layers == NO_LAYERS else self.skip_layers
+
+
+def require_model(model: str | None, dataset: str | None, split: str | None) -> str:
+    """UsageError if no model is named, or for options that go with --thresholds alone."""
+    if dataset is not None or split is not None:
+        raise UsageError("--dataset and --split go with --thresholds here; `sparsify calibrate` takes them too")
+    if model is None:
+        raise UsageError("name the MODEL to patch, such as demo-t5, or a calibrated recipe with --thresholds")
+    return model
+
+
+def make_wanted(
+    attention: str,
+    *,
+    ffn: str = "none",
+    ffn_k: int | None = None,
+    ffn_keep: float | None = None,
+    override: Sequence[str] | None = None,
+    layers: str | None = None,
+    skip_layers: str | None = None,
+    kind: str | None = None,
+    stack: str | None = None,
+    **fields: Any,
+) -> Wanted:
+    """What the options of `sparsify patch` ask for; UsageError for what is wrong whatever the model is.
+
+    fields: of the attention method, see make_method.
+    """
+    method, feed_forward = make_method(attention, **fields), make_feed_forward(ffn, ffn_k, ffn_keep)
+    overrides = tuple(parse_override(text) for text in override or [])
+    require_something(method, feed_forward, overrides)
+    wanted = Wanted(method, feed_forward, overrides, layers, skip_layers, kind, stack)
+    check_selection(layers=layers, skip_layers=wanted.skipped, kind=kind, stack=stack)
+    return wanted
 
 
 def check_exclusive(k: int | None, keep: float | None, prefix: str = "") -> None:
@@ -39,36 +109,32 @@ def check_exclusive(k: int | None, keep: float | None, prefix: str = "") -> None
 
 
 def make_method(
-    attention: str,
-    k: int | None = None,
-    keep: float | None = None,
-    protect_first: int = 0,
-    protect_recent: int = 0,
-    clusters: int | None = None,
-    min_length: int | None = None,
+    attention: str, k: int | None = None, keep: float | None = None, **options: Any
 ) -> AttentionMethod | None:
-    """The attention method that the options describe, None for "none"; where neither k nor keep is given, top-k keeps
-    64 keys per row. UsageError names the option that does not fit."""
+    """The attention method that the options describe, None for "none".
+
+    options: further fields of methods; None, and 0 protected keys, are not given. Without k and keep, top-k and
+    top-theta keep 64 keys per row. UsageError names the option that does not fit.
+    """
     if attention not in (*ATTENTION_METHODS, "none"):
         raise UsageError(f"unknown method {attention!r}: --attention takes {', '.join(ATTENTION_METHODS)} or none")
     check_exclusive(k, keep)
-    given: dict[str, Any] = {
-        "k": k,
-        "keep": keep,
-        "protect_first": protect_first or None,
-        "protect_recent": protect_recent or None,
-        "clusters": clusters,
-        "min_length": min_length,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in {"k": k, "keep": keep, **options}.items() if value is not None}
+    for name in ("protect_first", "protect_recent"):
+        if given.get(name) == 0:
+            del given[name]
     kind = ATTENTION_METHODS.get(attention)
     known = kind.__dataclass_fields__ if kind is not None else {}
     if unknown := [name for name in given if name not in known]:
         raise UsageError(f"--{unknown[0].replace('_', '-')} does not go with --attention {attention}")
     if kind is None:
         return None
-    if issubclass(kind, Budget) and k is None and keep is None:
-        given["k"] = DEFAULT_K
+    if issubclass(kind, Budget):
+        given.setdefault("compensation", DEFAULT_COMPENSATION)
+        if k is None and keep is None:
+            given["k"] = DEFAULT_K
+        if "v_mean" in given and given["compensation"] != "sdc+vmc":
+            raise UsageError("--v-mean goes with --compensation sdc+vmc")
     return kind(**given)
 
 
@@ -92,29 +158,55 @@ def require_something(attention: object, feed_forward: object, overrides: Sequen
         )
 
 
-def plan_recipe(
-    loaded: LoadedModel,
-    attention: AttentionMethod | None,
-    feed_forward: TopKFeedForward | None = None,
-    *,
-    layers: str | None = None,
-    skip_layers: str | None = None,
-    kind: str | None = None,
-    stack: str | None = None,
-    overrides: Sequence[Override] = (),
-) -> Planned:
-    """The recipe for a model; raises what plan_model raises."""
+def plan_recipe(loaded: LoadedModel, wanted: Wanted) -> Planned:
+    """The recipe for a model; raises what plan_model raises. DEFAULT_DENSE_LAYERS may apply."""
+    preset = _default_dense(loaded, wanted)
     plan = plan_model(
         loaded.model,
-        attention,
-        feed_forward,
-        layers=layers,
-        skip_layers=skip_layers,
-        kind=kind,
-        stack=stack,
-        overrides=overrides,
+        wanted.attention,
+        wanted.feed_forward,
+        layers=wanted.layers,
+        skip_layers=wanted.skipped,
+        kind=wanted.kind,
+        stack=wanted.stack,
+        overrides=[*(Override(name, None) for name in preset), *wanted.overrides],
     )
-    return Planned(Recipe(loaded.base, plan, versions=package_versions()), other_attention(loaded.model))
+    warn_of_lost_mass(plan)
+    dense = {layer for name, layer in preset.items() if name not in plan}
+    notes = [DEFAULT_DENSE_NOTE.format(ranges(dense))] if dense else []
+    recipe = Recipe(loaded.base, plan, versions=package_versions())
+    return Planned(recipe, other_attention(loaded.model), tuple(notes))
+
+
+def _default_dense(loaded: LoadedModel, wanted: Wanted) -> dict[str, int]:
+    """The attention modules that stay dense because nobody said which layers to patch, with their layers."""
+    if wanted.layers is not None or wanted.skip_layers is not None or not isinstance(wanted.attention, Budget):
+        return {}
+    layers: dict[str, dict[str, int]] = {}
+    for module in attention_modules(unwrapped(loaded.model)):
+        if module.layer is not None and wanted.stack in (None, module.stack) and wanted.kind in (None, module.kind):
+            layers.setdefault(module.stack, {})[module.name] = module.layer
+    deep = [members for members in layers.values() if len(set(members.values())) > DEEP]
+    return {name: layer for members in deep for name, layer in members.items() if layer in DEFAULT_DENSE_LAYERS}
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def warn_of_lost_mass(plan: Mapping[str, Method]) -> None:
+    """A warning if a plan drops softmax mass without giving it to anything."""
+    if any(isinstance(method, Budget) and method.compensation == "sdc" for method in plan.values()):
+        logger.warning(
+            "warning: sdc alone is the worst choice measured: the lost mass goes nowhere; use --compensation sdc+vmc"
+        )
 
 
 def check_output(recipe: Recipe, directory: Path, *, force: bool) -> None:
@@ -136,4 +228,4 @@ def _holds(directory: Path, recipe: Recipe) -> bool:
         old = load_recipe(directory)
     except DataError:
         return False
-    return old.calibration is None and replace(old, versions={}) == replace(recipe, versions={})
+    return replace(old, versions={}).to_dict() == replace(recipe, versions={}).to_dict()

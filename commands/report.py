@@ -25,7 +25,7 @@ from ..patcher.recipe import DEFAULT_RECIPE, Recipe
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
 from .evaluate import Outcome
-from .patch import Planned
+from .patch import Planned, ranges
 from .target import Target
 
 
@@ -35,13 +35,15 @@ def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], wri
     if planned.unreachable:
         names = ", ".join(planned.unreachable)
         parts.append(Text(f"stays dense, it computes attention outside the interface: {names}", style="yellow"))
-    if any(method.needs_thresholds for method in planned.recipe.plan.values()):
+    parts += planned.notes
+    calibrated = planned.recipe.calibration is not None
+    if not calibrated and any(method.needs_thresholds for method in planned.recipe.plan.values()):
         parts.append("not calibrated yet: every row uses its own exact top-k until `sparsify calibrate`")
     parts += _proof(checks)
     if written is None:
         parts.append("dry run: nothing was written")
     else:
-        takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values())
+        takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values()) and not calibrated
         parts.append(f"wrote {written}; next: {_command('calibrate' if takes_thresholds else 'eval', written)}")
     return Group(*parts)
 
@@ -80,7 +82,7 @@ def _plan_table(recipe: Recipe, loaded: LoadedModel) -> RenderableType:
     for group, members in groups.items():
         chosen = [module for module in members if module.name in plan]
         methods = dict.fromkeys(f"{plan[module.name].name}, {plan[module.name].describe()}" for module in chosen)
-        layers = _ranges([module.layer for module in chosen if module.layer is not None])
+        layers = ranges([module.layer for module in chosen if module.layer is not None])
         rows.append(
             [group, "; ".join(methods) or "-", layers or "-", str(len(chosen)), str(len(members) - len(chosen))]
         )
@@ -95,19 +97,8 @@ def _check_rows(checks: list[Check]) -> list[list[str]]:
     ]
 
 
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
 def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableType:
-    """What was fitted, and what has no threshold."""
+    """What was fitted, what has no threshold, and what was kept afterwards."""
     recipe, tables = calibrated.recipe, calibrated.recipe.thresholds
     record = recipe.calibration
     title = "" if record is None else f"Calibrated on {record.samples} items of {record.dataset}, {record.budget}"
@@ -120,9 +111,33 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
         ),
         ("row lengths covered", f"{shortest} to {longest} keys; other rows use their own exact top-k"),
     ]
+    if record is not None:
+        alpha = f", alpha = {record.alpha:g}" if record.estimator == "mean" else ""
+        rows.append(("fitted", f"{record.estimator}{alpha}, {record.placement}, {record.activations} activations"))
     if names := calibrated.without_thresholds:
         rows.append(("rows never longer than k", f"{len(names)} modules, e.g. {names[0]}: dense on such data"))
-    return Group(titled(title, facts(rows)), "", f"wrote {directory}; next: {_command('eval', directory)}")
+    return Group(
+        titled(title, facts(rows)),
+        "",
+        _kept_table(calibrated),
+        "",
+        f"wrote {directory}; next: {_command('eval', directory)}",
+    )
+
+
+def _kept_table(calibrated: Calibrated) -> RenderableType:
+    """What rows longer than k keep per module, and in all."""
+    kept, columns = calibrated.kept, ["kept_per_k", "kept_per_k_p5", "kept_per_k_p95"]
+    modules = {name: meter for name, meter in kept.modules.items() if name in calibrated.recipe.thresholds}
+    rows = []
+    for name, meter in [*modules.items(), ("all", kept.total())]:
+        summary = meter.summary()
+        shares = ["-" if summary[column] is None else f"{summary[column]:.2f}" for column in columns]
+        counts = [str(summary[column]) for column in ("rows_saved_by_min_keep", "rows_without_threshold", "long_rows")]
+        rows.append([name, *shares, *counts])
+    which = "other items" if calibrated.held_out else "of these items, for want of others"
+    title = f"Kept / k on {calibrated.checked} {which}, in rows longer than k"
+    return titled(title, grid(["module", "mean", "p5", "p95", "min-keep", "outside the table", "rows"], rows))
 
 
 def evaluation_report(outcomes: Sequence[Outcome], by_module: bool = False) -> RenderableType:

@@ -18,7 +18,8 @@ from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
 logger = logging.getLogger(__name__)
 
 DEFAULT_K = 64
-DEFAULT_METHOD = TopK(k=DEFAULT_K)
+DEFAULT_COMPENSATION = "sdc+vmc"  # --help says it too
+DEFAULT_METHOD = TopK(k=DEFAULT_K, compensation=DEFAULT_COMPENSATION)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from ..errors import NotPatchableError, RecipeMismatchError
@@ -64,5 +65,6 @@ def _calibration_problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _budget(method: Budget) -> str:
-    """As in a recipe: 'k = 64, protect_first = 2'."""
-    return ", ".join(f"{name} = {value}" for name, value in budget_of(method).items() if value)
+    """What is not as it is by default, as in a recipe: 'k = 64, protect_first = 2'."""
+    usual = {item.name: item.default for item in fields(Budget)}
+    return ", ".join(f"{name} = {value}" for name, value in budget_of(method).items() if value != usual[name])

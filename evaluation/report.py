@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..patcher.meter import K_LIMIT
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..tables import facts, grid, percent, titled
@@ -195,15 +196,21 @@ def _run_facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    thresholded = any(METHODS[entry["method"]].needs_thresholds for entry in plan.values())
     if kept["kept_share"] is not None:
         yield "attention elements kept", f"{percent(kept['kept_share'])} of all that is visible"
         if kept["long_rows"]:
             yield "in rows longer than k", f"{_spread(kept, 'long_kept_share')}, {kept['kept_per_k']:.2f} x k"
+            if thresholded:
+                yield "kept / k of single rows", per_k(kept)
         else:
             yield "in rows longer than k", "there was none: nothing was sparse"
     if kept["decode_v_rows_share"] is not None:
         yield "V rows kept in decoding", f"{_spread(kept, 'decode_v_rows_share')}, union over a KV head's queries"
-    if any(METHODS[entry["method"]].needs_thresholds for entry in plan.values()):
+    if kept["decode_kv_bytes_share"] is not None:
+        share = percent(kept["decode_kv_bytes_share"])
+        yield "KV bytes needed in decoding", f"{share} of dense: every K row, the V rows kept"
+    if thresholded:
         yield "rows without a threshold", _of(kept["rows_without_threshold"], kept["long_rows"])
         yield "rows saved by min-keep", _of(kept["rows_saved_by_min_keep"], kept["long_rows"])
     if kept["cluster_scores_share"] is not None:
@@ -218,15 +225,18 @@ def modules_table(results: dict[str, Any]) -> RenderableType:
     """What each module kept."""
     modules, plan = results["kept"]["modules"], results["plan"]
     by_row = {name for name, entry in plan.items() if issubclass(METHODS[entry["method"]], Budget)}
-    header = ["module", "x k", "kept %", "p5", "p95", "no theta", "min-keep", "V rows %", "p5", "p95"]
+    header = ["module", "x k", "p5-p95", "kept %", "no theta", "min-keep", "V %", "p5-p95", "KV %"]
     rows = [
         [
             name,
-            "-" if row["kept_per_k"] is None else f"{row['kept_per_k']:.2f}",
-            *(_number(row[f"long_kept_share{part}"]) for part in ("", "_p5", "_p95")),
+            _ratio(row["kept_per_k"]),
+            _between_percentiles(row, "kept_per_k", _ratio),
+            _number(row["long_kept_share"]),
             str(row["rows_without_threshold"]),
             str(row["rows_saved_by_min_keep"]),
-            *(_number(row[f"decode_v_rows_share{part}"]) for part in ("", "_p5", "_p95")),
+            _number(row["decode_v_rows_share"]),
+            _between_percentiles(row, "decode_v_rows_share", _number),
+            _number(row["decode_kv_bytes_share"]),
         ]
         for name, row in modules.items()
         if name in by_row
@@ -238,7 +248,8 @@ def modules_table(results: dict[str, Any]) -> RenderableType:
     ]
     parts: list[RenderableType] = []
     if rows:
-        parts.append(titled("Kept per module in rows longer than k; V rows in decoding", grid(header, rows)))
+        title = "Kept per module in rows longer than k; V rows and KV bytes needed in decoding"
+        parts.append(titled(title, grid(header, rows)))
     if rows and others:
         parts.append("")
     if others:
@@ -247,8 +258,24 @@ def modules_table(results: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def per_k(row: dict[str, Any]) -> str:
+    """Kept / k of rows longer than k: the mean, and between which values nine of ten rows lie."""
+    most = row["kept_per_k_p95"]
+    high = f"{K_LIMIT} or more" if most >= K_LIMIT else f"{most:.2f}"
+    return f"mean {row['kept_per_k']:.2f} (p5 {row['kept_per_k_p5']:.2f}, p95 {high})"
+
+
 def _number(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _between_percentiles(row: dict[str, Any], key: str, shown: Callable[[float | None], str]) -> str:
+    low, high = (row[f"{key}_{part}"] for part in ("p5", "p95"))
+    return "-" if low is None else f"{shown(low)}-{shown(high)}"
 
 
 def _spread(row: dict[str, Any], key: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_sparsify import Clustered, LoadOptions, TopK, TopKFeedForward, UsageError
 from hf_sparsify.commands.calibrate import calibrate_target
-from hf_sparsify.commands.target import Target, load_named
+from hf_sparsify.commands.target import DEFAULT_COMPENSATION, Target, load_named
 from hf_sparsify.evaluation.demo import DEMO_MODELS
 from hf_sparsify.evaluation.run import Contender, Evaluation, evaluate
 from hf_sparsify.evaluation.sources import load_items
@@ -22,7 +22,7 @@ from hf_sparsify.patcher.plan import plan_model
 from hf_sparsify.patcher.recipe import Recipe
 from hf_sparsify.tables import percent
 
-TOP_K = TopK(k=16)
+TOP_K = TopK(k=16, compensation=DEFAULT_COMPENSATION)
 CLUSTERED = Clustered(clusters=50, k=32)
 FEED_FORWARD = TopKFeedForward(keep=0.125)
 KEPT = {
@@ -40,7 +40,7 @@ def recipes(loaded: LoadedModel) -> Iterator[tuple[str, Recipe | None]]:
 
     top_k = recipe(TOP_K)
     yield f"top-k, {TOP_K.describe()}", top_k
-    calibrated = calibrate_target(Target(loaded, top_k, None), load_items("demo", "train"), samples=128, seed=0)
+    calibrated = calibrate_target(Target(loaded, top_k, None), load_items("demo", "train"))
     yield f"top-theta, {TOP_K.describe()}", calibrated.recipe
     try:
         yield f"clustered, {CLUSTERED.describe()} (encoder)", recipe(CLUSTERED, kind="self", stack="encoder")

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .methods.chunk import RowCounts
 from .methods.clustered import ClusterCounts
-from .methods.rows import RowCounts
 from .methods.top_k_feed_forward import ActivationCounts
 
-# Shares are counted in this many equal steps of (0, 1]; percentiles are exact to one step.
+# Shares are counted in this many equal steps of (0, 1]; percentiles are exact to one step. Kept per k goes to K_LIMIT.
 STEPS = 1000
+K_LIMIT = 10
 
 
 def _steps() -> Tensor:
@@ -24,7 +25,9 @@ def _steps() -> Tensor:
 class ModuleMeter:
     """Counts of one module. `long` rows are those that see more keys than their k; only they can be sparse.
 
-    long_budget: the keys that long rows may keep, summed: 1.0 kept per k is what calibration aims at. cluster_*: see
+    long_budget: the keys that long rows may keep, summed: 1.0 kept per k is what calibration aims at. v_rows: value
+    rows that decoding steps see, and need: the union over the query heads of a KV head. key_bytes, value_bytes: of
+    these steps, in the cache's dtype; every key is read, because its score decides whether it is kept. cluster_*: see
     ClusterCounts; activations: of a feed-forward layer. What a module's method does not have stays 0.
     """
 
@@ -39,18 +42,31 @@ class ModuleMeter:
     rescued_rows: int = 0
     v_rows: int = 0
     v_rows_kept: int = 0
+    key_bytes: int = 0
+    value_bytes: int = 0
+    value_bytes_kept: int = 0
     cluster_scores: int = 0
     cluster_dense_scores: int = 0
     cluster_distances: int = 0
     activations: int = 0
     activations_kept: int = 0
     long_shares: Tensor = field(default_factory=_steps)
+    long_per_k: Tensor = field(default_factory=_steps)
     v_shares: Tensor = field(default_factory=_steps)
 
-    def add(self, counts: RowCounts, lengths: Tensor, rows_k: Tensor, counted: Tensor | None, decoding: bool) -> None:
+    def add(
+        self,
+        counts: RowCounts,
+        lengths: Tensor,
+        rows_k: Tensor,
+        counted: Tensor | None,
+        steps: int,
+        row_bytes: tuple[int, int] = (0, 0),
+    ) -> None:
         """Adds one call. lengths, rows_k: int64 [B or 1, H or 1, q]; counted: bool [B or 1, q], None counts every row.
 
-        decoding: one query per sequence, so that V rows are worth counting.
+        steps: how many of the last rows are decoding steps, so that V rows are worth counting. row_bytes: of a K and of
+        a V row.
         """
         kept = counts.kept
         lengths = lengths.expand_as(kept)
@@ -62,22 +78,28 @@ class ModuleMeter:
         self.kept += int(kept[seen].sum())
         self.rows += int(seen.sum())
         long_lengths, long_kept = lengths[long], kept[long]
-        self.long_budget += int(rows_k.expand_as(kept)[long].sum())
+        budget = rows_k.expand_as(kept)[long]
+        self.long_budget += int(budget.sum())
         self.long_visible += int(long_lengths.sum())
         self.long_kept += int(long_kept.sum())
         self.long_rows += long_lengths.numel()
         self.fallback_rows += int((counts.fallback & seen).sum())
         self.rescued_rows += int((counts.rescued & seen).sum())
         self.long_shares += _histogram(long_kept, long_lengths)
-        if decoding and counts.v_rows is not None:
-            self._add_v_rows(counts.v_rows, lengths, seen)
+        self.long_per_k += _histogram(long_kept, budget * K_LIMIT)
+        if steps:
+            self._add_v_rows(counts.v_rows[..., -steps:], lengths[..., -steps:], seen[..., -steps:], row_bytes)
 
-    def _add_v_rows(self, v_rows: Tensor, lengths: Tensor, seen: Tensor) -> None:
+    def _add_v_rows(self, v_rows: Tensor, lengths: Tensor, seen: Tensor, row_bytes: tuple[int, int]) -> None:
         groups = v_rows.shape[1]
-        seen = seen[:, :: seen.shape[1] // groups, 0]
-        lengths = lengths[:, :: lengths.shape[1] // groups, 0]
-        self.v_rows += int(lengths[seen].sum())
-        self.v_rows_kept += int(v_rows[seen].sum())
+        seen = seen[:, :: seen.shape[1] // groups]
+        lengths = lengths[:, :: lengths.shape[1] // groups]
+        visible, kept = int(lengths[seen].sum()), int(v_rows[seen].sum())
+        self.v_rows += visible
+        self.v_rows_kept += kept
+        self.key_bytes += visible * row_bytes[0]
+        self.value_bytes += visible * row_bytes[1]
+        self.value_bytes_kept += kept * row_bytes[1]
         self.v_shares += _histogram(v_rows[seen], lengths[seen])
 
     def merge(self, other: ModuleMeter) -> None:
@@ -105,6 +127,8 @@ class ModuleMeter:
             "kept_share": _share(self.kept, self.visible),
             "long_rows": self.long_rows,
             "kept_per_k": _share(self.long_kept, self.long_budget),
+            "kept_per_k_p5": _percentile(self.long_per_k, 0.05, K_LIMIT),
+            "kept_per_k_p95": _percentile(self.long_per_k, 0.95, K_LIMIT),
             "long_kept_share": _share(self.long_kept, self.long_visible),
             "long_kept_share_p5": _percentile(self.long_shares, 0.05),
             "long_kept_share_p95": _percentile(self.long_shares, 0.95),
@@ -113,6 +137,7 @@ class ModuleMeter:
             "decode_v_rows_share": _share(self.v_rows_kept, self.v_rows),
             "decode_v_rows_share_p5": _percentile(self.v_shares, 0.05),
             "decode_v_rows_share_p95": _percentile(self.v_shares, 0.95),
+            "decode_kv_bytes_share": _share(self.key_bytes + self.value_bytes_kept, self.key_bytes + self.value_bytes),
             "cluster_scores_share": _share(self.cluster_scores, self.cluster_dense_scores),
             "cluster_distances_share": _share(self.cluster_distances, self.cluster_dense_scores),
             "activations_kept_share": _share(self.activations_kept, self.activations),
@@ -123,20 +148,30 @@ class Meter:
     """Counts for every patched module, by name.
 
     active: bool [B], set by whoever generates, False for sequences that have already ended; None counts all.
+    last_rows_are_steps: so many last rows of a longer, unpadded pass count as the decoding steps that they equal, for
+    whoever measures decoding without generating.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, last_rows_are_steps: int = 0) -> None:
         self.modules: dict[str, ModuleMeter] = {}
         self.active: Tensor | None = None
+        self.last_rows_are_steps = last_rows_are_steps
 
     def add(
-        self, name: str, counts: RowCounts, lengths: Tensor, rows_k: Tensor, counted: Tensor | None, decoding: bool
+        self,
+        name: str,
+        counts: RowCounts,
+        lengths: Tensor,
+        rows_k: Tensor,
+        counted: Tensor | None,
+        row_bytes: tuple[int, int] = (0, 0),
     ) -> None:
-        """Adds one attention call of module `name` (see ModuleMeter.add)."""
+        """Adds one attention call of module `name` (see ModuleMeter.add); a single query is a decoding step."""
         if self.active is not None and self.active.shape[0] == counts.kept.shape[0]:
             active = self.active.to(counts.kept.device).unsqueeze(1)
             counted = active if counted is None else counted & active
-        self._module(name).add(counts, lengths, rows_k, counted, decoding)
+        steps = self.last_rows_are_steps or int(counts.kept.shape[-1] == 1)
+        self._module(name).add(counts, lengths, rows_k, counted, steps, row_bytes)
 
     def add_clusters(self, name: str, counts: ClusterCounts) -> None:
         """Adds one call of clustered attention in module `name`."""
@@ -205,8 +240,9 @@ def _histogram(part: Tensor, whole: Tensor) -> Tensor:
     return torch.bincount(steps.cpu(), minlength=STEPS + 1)
 
 
-def _percentile(steps: Tensor, fraction: float) -> float | None:
+def _percentile(steps: Tensor, fraction: float, limit: int = 1) -> float | None:
+    """limit: what the last step stands for."""
     total = int(steps.sum())
     if not total:
         return None
-    return int(torch.searchsorted(steps.cumsum(0), max(1, round(fraction * total)))) / STEPS
+    return int(torch.searchsorted(steps.cumsum(0), max(1, round(fraction * total)))) * limit / STEPS

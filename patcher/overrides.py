@@ -54,7 +54,7 @@ def parse_override(text: str) -> Override:
         return Override(pattern, None)
     if name not in METHODS:
         raise UsageError(f"--set {text!r}: unknown method {name!r}: choose one of {', '.join(METHODS)} or {DENSE}")
-    values = {option: _number(text, value) for option, value in options.items()}
+    values = {option: _value(value) for option, value in options.items()}
     try:
         return Override(pattern, method_from_dict({"method": name, **values}))
     except UsageError as error:
@@ -92,10 +92,10 @@ def apply_overrides(
     return {name: changed[name] for name in found if name in changed}
 
 
-def _number(text: str, value: str) -> int | float:
+def _value(text: str) -> int | float | str:
     for kind in (int, float):
         try:
-            return kind(value)
+            return kind(text)
         except ValueError:
             continue
-    raise UsageError(f"--set {text!r}: {value!r} is no number")
+    return text

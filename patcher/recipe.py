@@ -40,9 +40,11 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """What the thresholds were fitted on. budget: "k = 64" or the like, several joined by ", ".
+    """What the thresholds were fitted on, and how. budget: "k = 64" or the like, several joined by ", ".
 
-    items: a hash of each item that was used, so that an evaluation notices those that it asks again.
+    items: a hash of each item that was used, so that an evaluation notices those that it asks again. placement to
+    activations: see CalibrationOptions. distractors: passages around each item's own. weights: fingerprint of the
+    model's, "" where it is not known. histograms_sha256: of the file that the thresholds were read from.
     """
 
     dataset: str
@@ -52,6 +54,13 @@ class CalibrationRecord:
     seed: int
     budget: str
     items: tuple[str, ...] = ()
+    placement: str = "post-softmax"
+    estimator: str = "count-matched"
+    alpha: float = 0.0
+    activations: str = "sparse"
+    distractors: int = 0
+    weights: str = ""
+    histograms_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,13 @@ def _object(what: str, data: Any) -> dict[str, Any]:
     return data
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "str | None": str | None, "tuple[str, ...]": list | tuple}
+_TYPES: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float | int,
+    "str | None": str | None,
+    "tuple[str, ...]": list | tuple,
+}
 
 
 def _record(kind: Any, data: dict[str, Any]) -> Any:

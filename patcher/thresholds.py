@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DataError
+from .methods.top_theta import PLACEMENTS
 
 FORMAT = "hf_sparsify.thresholds"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # A recipe without its thresholds cannot be loaded, so it cannot be calibrated either.
 AGAIN = "make the recipe anew with `sparsify patch --force` and `sparsify calibrate`"
@@ -26,14 +28,24 @@ class ModuleThresholds:
     """Thresholds of one module.
 
     lengths: float32 [T], ascending row lengths that were calibrated (the mean length of each bucket of rows).
-    theta: float32 [H, T], a score is kept when it is greater. shortest, longest: the range of row lengths seen.
-    Between two calibrated lengths theta is interpolated linearly in log length; a row outside the range has none.
+    theta: float32 [H, T], in units of the score: what `placement` compares has to be greater for a key to be kept (for
+    post-softmax it is the logarithm of a weight). shortest, longest: the range of row lengths seen.
+    Between two calibrated lengths theta is interpolated linearly in log length; a row outside the range has none,
+    whatever the placement, and uses its own exact top-k.
+    scale: the factor on query . key that the scores had; nature: of the attention, e.g. "causal self-attention"; both
+    None where they are not known. dropped: float32 [H, T], the mean sum of exp(score - row maximum) over dropped keys,
+    for denominator "offline".
     """
 
     lengths: Tensor
     theta: Tensor
     shortest: int
     longest: int
+    placement: str = "post-softmax"
+    scale: float | None = None
+    nature: str | None = None
+    dropped: Tensor | None = None
+    _on_device: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.theta.ndim != 2 or self.lengths.ndim != 1 or self.theta.shape[1] != len(self.lengths):
@@ -43,7 +55,10 @@ class ModuleThresholds:
         good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()
         if not bool(good) or bool((self.lengths.diff() <= 0).any()):
             raise DataError("a threshold table needs ascending lengths and finite thresholds")
-        self._by_length: Tensor | None = None
+        if self.placement not in PLACEMENTS or not isinstance(self.scale, float | int | None):
+            raise DataError(f"a threshold table cannot have placement {self.placement!r} and scale {self.scale!r}")
+        if self.dropped is not None and (self.dropped.shape != self.theta.shape or not bool((self.dropped >= 0).all())):
+            raise DataError("the dropped mass of a threshold table needs the shape of theta and no negative value")
 
     @property
     def heads(self) -> int:
@@ -51,59 +66,92 @@ class ModuleThresholds:
 
     def lookup(self, lengths: Tensor) -> Tensor:
         """int64 [B or 1, H or 1, c] -> float32 [B or 1, H, c]; NaN for a row length outside the calibrated range."""
-        table = self._by_length
-        if table is None or table.device != lengths.device:
-            table = self._by_length = self._expand().to(lengths.device)
-        outside = table.shape[1] - 1
-        column = torch.where((lengths >= self.shortest) & (lengths <= self.longest), lengths - self.shortest, outside)
-        if column.shape[1] == 1:
-            return table[:, column[:, 0]].transpose(0, 1)
-        return (
-            table.gather(1, column.transpose(0, 1).reshape(self.heads, -1))
-            .view(self.heads, column.shape[0], -1)
-            .transpose(0, 1)
-        )
+        return self._interpolated(0, lengths)
 
-    def _expand(self) -> Tensor:
-        """theta at every length of the range, [H, longest - shortest + 2]; the last column is NaN, for "outside"."""
-        wanted = torch.arange(self.shortest, self.longest + 1).log()
-        known = self.lengths.log()
-        right = torch.searchsorted(known, wanted).clamp(1, max(len(known) - 1, 1)).clamp(max=len(known) - 1)
+    def lookup_dropped(self, lengths: Tensor) -> Tensor:
+        """The dropped mass, as lookup. DataError if the table has none."""
+        if self.dropped is None:
+            raise DataError("the thresholds were calibrated without the offline denominator: calibrate them with it")
+        return self._interpolated(1, lengths)
+
+    def outside(self, lengths: Tensor) -> Tensor:
+        """bool like lengths: rows that are not empty and have no threshold."""
+        return ((lengths < self.shortest) | (lengths > self.longest)) & (lengths > 0)
+
+    def _interpolated(self, which: int, lengths: Tensor) -> Tensor:
+        known, *tables = self._tensors(lengths.device)
+        table = tables[which]
+        wanted = lengths.clamp(min=1).log()
+        last = len(known) - 1
+        right = torch.searchsorted(known, wanted).clamp(1, max(last, 1)).clamp(max=last)
         left = (right - 1).clamp(min=0)
-        gap = (known[right] - known[left]).clamp(min=1e-12)
-        share = ((wanted - known[left]) / gap).clamp(0, 1)
-        theta = torch.lerp(self.theta[:, left], self.theta[:, right], share)
-        return torch.cat([theta, theta.new_full((self.heads, 1), torch.nan)], 1)
+        share = ((wanted - known[left]) / (known[right] - known[left]).clamp(min=1e-12)).clamp(0, 1)
+        found = torch.lerp(_at(table, left), _at(table, right), share)
+        return found.masked_fill((lengths < self.shortest) | (lengths > self.longest), torch.nan)
+
+    def _tensors(self, device: torch.device) -> list[Tensor]:
+        """Log lengths, theta and, if there is one, the dropped mass on a device; moved once."""
+        if device not in self._on_device:
+            tables = [self.theta] if self.dropped is None else [self.theta, self.dropped]
+            self._on_device[device] = [table.to(device) for table in (self.lengths.log(), *tables)]
+        return self._on_device[device]
+
+
+def _at(table: Tensor, column: Tensor) -> Tensor:
+    """table [H, T] at columns [B, H or 1, c] -> [B, H, c]."""
+    heads = table.shape[0]
+    return (
+        table.gather(1, column.expand(-1, heads, -1).transpose(0, 1).reshape(heads, -1))
+        .view(heads, column.shape[0], -1)
+        .transpose(0, 1)
+    )
 
 
 def save_thresholds(tables: Mapping[str, ModuleThresholds], path: Path) -> None:
-    """Writes one safetensors file: `NAME.lengths`, `NAME.theta` and `NAME.range` for every module name."""
+    """Writes one safetensors file: `NAME.lengths`, `NAME.theta` and, if any, `NAME.dropped` for every module name.
+
+    All else is one JSON text, because the library writes several metadata entries in a random order: equal tables make
+    equal bytes.
+    """
     tensors: dict[str, Tensor] = {}
+    modules: dict[str, Any] = {}
     for name, table in tables.items():
-        tensors[f"{name}.lengths"] = table.lengths.float().contiguous()
-        tensors[f"{name}.theta"] = table.theta.float().contiguous()
-        tensors[f"{name}.range"] = torch.tensor([table.shortest, table.longest])
-    save_file(
-        tensors, path, metadata={"format": FORMAT, "version": str(FORMAT_VERSION), "modules": json.dumps(list(tables))}
-    )
+        modules[name] = {
+            "shortest": table.shortest,
+            "longest": table.longest,
+            "placement": table.placement,
+            "scale": table.scale,
+            "nature": table.nature,
+        }
+        for part in ("lengths", "theta", "dropped"):
+            tensor = getattr(table, part)
+            if tensor is not None:
+                tensors[f"{name}.{part}"] = tensor.float().contiguous()
+    content = {"format": FORMAT, "version": FORMAT_VERSION, "modules": modules}
+    # Not save_file, whose files no other user may read.
+    path.write_bytes(save(tensors, metadata={"hf_sparsify": json.dumps(content)}))
 
 
 def load_thresholds(path: Path) -> dict[str, ModuleThresholds]:
     """The tables of a file that save_thresholds wrote; DataError names the file and what is wrong with it."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("version") != str(FORMAT_VERSION):
-                raise DataError(f"{path} is not a threshold file of version {FORMAT_VERSION}: {AGAIN}")
-            return {name: _read(file, name) for name in json.loads(metadata["modules"])}
+            content = json.loads((file.metadata() or {}).get("hf_sparsify", "{}"))
+            if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
+                raise DataError(f"it is not a threshold file of version {FORMAT_VERSION}: {AGAIN}")
+            names = set(file.keys())
+            return {
+                name: ModuleThresholds(**_tensors_of(file, name, names), **facts)
+                for name, facts in content["modules"].items()
+            }
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {AGAIN}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         if isinstance(error, DataError):
             raise DataError(f"{path}: {error}") from None
         raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from None
 
 
-def _read(file: safe_open, name: str) -> ModuleThresholds:
-    shortest, longest = file.get_tensor(f"{name}.range").tolist()
-    return ModuleThresholds(file.get_tensor(f"{name}.lengths"), file.get_tensor(f"{name}.theta"), shortest, longest)
+def _tensors_of(file: safe_open, name: str, names: set[str]) -> dict[str, Any]:
+    parts = ["lengths", "theta", *(["dropped"] if f"{name}.dropped" in names else [])]
+    return {part: file.get_tensor(f"{name}.{part}") for part in parts}

@@ -45,7 +45,7 @@ def test_unpatching_restores_every_bit(name: str) -> None:
 
 def test_the_default_is_top_k_with_64_everywhere() -> None:
     record = hf_sparsify.patch(tiny_models.build("llama"))
-    assert [module.method for module in record.module_patches] == [TopK(k=64)] * 2
+    assert [module.method for module in record.module_patches] == [TopK(k=64, compensation="sdc+vmc")] * 2
 
 
 def test_selections() -> None:

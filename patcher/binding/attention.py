@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import logging
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,15 +12,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ...errors import NotPatchableError, UnsupportedAttentionArgument
+from ...errors import NotPatchableError, RecipeMismatchError, UnsupportedAttentionArgument
 from ..meter import Meter
-from ..methods import AttentionInputs, AttentionMethod, attend_rows
+from ..methods import AttentionInputs, AttentionMethod, TopTheta, attend_rows
 from ..methods.budget import Budget
+from ..methods.chunk import Observer
 from ..methods.clustered import ClusterCounts
-from ..methods.rows import Observer
 from ..methods.visibility import FullMask, Visibility
 from ..thresholds import ModuleThresholds
 from .masks import build_mask, ordinary_mask, read_mask
+from .value_sums import ValueSums
+
+logger = logging.getLogger(__name__)
 
 # transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
 ATTENTION_NAME = "hf_sparsify"
@@ -45,12 +50,18 @@ HARMLESS = frozenset(
 
 @dataclass
 class ModulePatch:
-    """What one attention module does while its model is patched. kind: "self" or "cross"."""
+    """What one attention module does while its model is patched. kind: "self" or "cross".
+
+    told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
+    sums: where the method compensates with means of values.
+    """
 
     name: str
     kind: str
     method: AttentionMethod
     thresholds: ModuleThresholds | None = None
+    told: set[str] = field(default_factory=set, repr=False)
+    sums: ValueSums | None = field(default=None, repr=False)
     observer: Observer | None = None
     meter: Meter | None = None
     calls: int = 0
@@ -131,8 +142,13 @@ def attention_forward(
 
 def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     patch.calls += 1
+    if patch.thresholds is not None:
+        _check_thresholds(patch, patch.thresholds, inputs)
     if patch.meter is not None or patch.observer is not None:
         inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
+    if patch.sums is not None and not torch.is_grad_enabled():
+        value_sum = patch.sums.of_step(inputs.value, inputs.visibility, inputs.query.shape[2])
+        inputs = replace(inputs, value_sum=value_sum)
     try:
         out, counts = patch.method.attend(
             inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
@@ -145,9 +161,35 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         patch.meter.add_clusters(patch.name, counts)
     elif isinstance(patch.method, Budget):
         lengths = inputs.visibility.lengths()
-        decoding = inputs.query.shape[2] == 1
-        patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), inputs.visibility.counted, decoding)
+        counted = inputs.visibility.counted
+        row_bytes = (
+            inputs.key.element_size() * inputs.key.shape[3],
+            inputs.value.element_size() * inputs.value.shape[3],
+        )
+        patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), counted, row_bytes)
     return out
+
+
+def _check_thresholds(patch: ModulePatch, table: ModuleThresholds, inputs: AttentionInputs) -> None:
+    """RecipeMismatchError for scores of another scale; a warning, once, for rows that the table does not cover."""
+    if table.scale is not None and not math.isclose(table.scale, inputs.scale, rel_tol=1e-4):
+        raise RecipeMismatchError(
+            f"the thresholds of {patch.name} are for scores scaled by {table.scale:g}, and the model scales by "
+            f"{inputs.scale:g}: calibrate anew with `sparsify calibrate`"
+        )
+    if "outside" in patch.told or not isinstance(patch.method, TopTheta):
+        return
+    lengths = inputs.visibility.lengths()
+    if not bool((table.outside(lengths) & (patch.method.rows_k(lengths) < lengths)).any()):
+        return
+    patch.told.add("outside")
+    logger.warning(
+        "rows see fewer than %d or more than %d keys, the range that was calibrated (%s): they use their own exact "
+        "top-k; calibrate on longer data to have thresholds for them",
+        table.shortest,
+        table.longest,
+        patch.name,
+    )
 
 
 def _counting(kind: str, visibility: Visibility) -> Visibility:

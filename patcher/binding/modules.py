@@ -34,6 +34,25 @@ class AttentionModule:
     def causal(self) -> bool:
         return self.kind == "self" and self.stack == "decoder"
 
+    @property
+    def nature(self) -> str:
+        """Which keys its rows see, in words: thresholds of one nature mean nothing for another."""
+        if self.kind == "cross":
+            return "cross-attention"
+        if not self.causal:
+            return "bidirectional"
+        window = getattr(self.module, "sliding_window", None)
+        config = getattr(self.module, "config", None)
+        if not hasattr(self.module, "sliding_window") and not getattr(config, "layer_types", None):
+            window = getattr(config, "sliding_window", None)  # of every layer, as in Mistral
+        return "causal self-attention" + (f" in a window of {window}" if isinstance(window, int) else "")
+
+    @property
+    def scale(self) -> float | None:
+        """The factor on query . key, None if the module does not say."""
+        scale = getattr(self.module, "scaling", None)
+        return float(scale) if isinstance(scale, int | float) else None
+
 
 def attention_modules(model: nn.Module) -> list[AttentionModule]:
     """The modules of a model that call the transformers attention interface, in module order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,11 +10,12 @@ from difflib import get_close_matches
 from typing import Any, Self
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ...errors import NotPatchableError, RecipeMismatchError, UsageError
 from ..meter import Meter
-from ..methods import METHODS, Method, TopKFeedForward
+from ..methods import METHODS, Method, TopKFeedForward, TopTheta
 from ..methods.budget import Budget
 from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
@@ -26,6 +28,7 @@ from .feed_forward import (
     require_feed_forward_modules,
 )
 from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
+from .value_sums import ValueSums
 
 # The attribute of a model that holds its Patch.
 MODEL_ATTRIBUTE = "_hf_sparsify"
@@ -46,6 +49,7 @@ class Patch:
     feed_forward: list[FeedForwardPatch] = field(repr=False)
     configs: list[tuple[Any, str | None]] = field(repr=False)
     active: bool = field(default=False)
+    hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         register()
@@ -72,6 +76,8 @@ class Patch:
         register()
         for module, patch in self.attention:
             setattr(module, PATCH_ATTRIBUTE, patch)
+            if patch.sums is not None:
+                self.hooks.append(module.register_forward_pre_hook(patch.sums, with_kwargs=True))
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
         for layer in self.feed_forward:
@@ -83,6 +89,8 @@ class Patch:
         for module, _ in self.attention:
             if hasattr(module, PATCH_ATTRIBUTE):
                 delattr(module, PATCH_ATTRIBUTE)
+        while self.hooks:
+            self.hooks.pop().remove()
         for config, implementation in self.configs:
             config._attn_implementation_internal = implementation
         for layer in self.feed_forward:
@@ -149,12 +157,15 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
             "a model that shares its configuration with this one is already patched: unpatch that one first"
         )
     patch = Patch(model, [], [], configs)
+    told: set[str] = set()
     for name, method in plan.items():
         module = found[name].module
         if isinstance(method, TopKFeedForward):
             patch.feed_forward.append(FeedForwardPatch(name, module, method))
         else:
-            patch.attention.append((module, ModulePatch(name, found[name].kind, method, tables.get(name))))
+            kind = found[name].kind
+            sums = ValueSums(kind) if isinstance(method, Budget) and method.compensation == "sdc+vmc" else None
+            patch.attention.append((module, ModulePatch(name, kind, method, tables.get(name), told, sums)))
     patch.activate()
     setattr(model, MODEL_ATTRIBUTE, patch)
     return patch
@@ -197,24 +208,43 @@ def check_module(target: PatchableModule, method: Method, table: ModuleThreshold
     if isinstance(method, ClusteredPlain) and (target.causal or target.kind == "cross"):
         raise NotPatchableError(
             f"{method.name} attention is for bidirectional self-attention only, and {target.name} is "
-            f"{_nature(target)}, where later queries would move earlier rows: leave it out (--stack encoder selects "
+            f"{target.nature}, where later queries would move earlier rows: leave it out (--stack encoder selects "
             "an encoder alone), or choose top-k"
         )
     if isinstance(method, Budget) and method.protect_recent and not target.causal:
         raise NotPatchableError(
-            f"recent keys can be protected in causal self-attention only, and {target.name} is {_nature(target)}: "
+            f"recent keys can be protected in causal self-attention only, and {target.name} is {target.nature}: "
             "leave it out or protect none"
         )
-    if table is not None and target.heads is not None and table.heads != target.heads:
+    if table is not None:
+        _check_table(target, method, table)
+
+
+def _check_table(target: AttentionModule, method: Method, table: ModuleThresholds) -> None:
+    """RecipeMismatchError if thresholds were fitted for another kind of scores than the module has."""
+    again = "calibrate anew with `sparsify calibrate`"
+    if target.heads is not None and table.heads != target.heads:
         raise RecipeMismatchError(
             f"the thresholds of {target.name} are for {table.heads} heads, the module has {target.heads}"
         )
-
-
-def _nature(target: AttentionModule) -> str:
-    if target.kind == "cross":
-        return "cross-attention"
-    return "causal self-attention" if target.causal else "bidirectional"
+    if isinstance(method, TopTheta) and method.placement != table.placement:
+        raise RecipeMismatchError(
+            f"the thresholds of {target.name} are for {table.placement} placement, the plan asks for "
+            f"{method.placement}: {again}"
+        )
+    if isinstance(method, TopTheta) and method.denominator == "offline" and table.dropped is None:
+        raise RecipeMismatchError(
+            f"the thresholds of {target.name} hold no offline denominator, which the plan asks for: {again}"
+        )
+    if table.nature is not None and table.nature != target.nature:
+        raise RecipeMismatchError(
+            f"the thresholds of {target.name} are for {table.nature}, the module is {target.nature}: {again}"
+        )
+    if None not in (table.scale, target.scale) and not math.isclose(table.scale, target.scale, rel_tol=1e-4):  # type: ignore[arg-type]
+        raise RecipeMismatchError(
+            f"the thresholds of {target.name} are for scores scaled by {table.scale:g}, the module scales by "
+            f"{target.scale:g}: {again}"
+        )
 
 
 def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from ...errors import UsageError
 from .budget import Budget, budget_of
+from .chunk import AttentionInputs, Chunk, RowCounts
 from .clustered import Clustered, ClusteredPlain
-from .rows import AttentionInputs, Chunk, RowCounts, attend_rows
+from .rows import attend_rows
 from .top_k import TopK
 from .top_k_feed_forward import TopKFeedForward
 from .top_theta import TopTheta

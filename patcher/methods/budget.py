@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from .rows import Chunk
+from .chunk import Chunk
+from .compensation import check_compensation
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,15 @@ class Budget(Kept):
     """Kept keys per row of scores.
 
     protect_first, protect_recent: the first and the last visible keys of a row that are always kept, within k.
+    compensation: "none", "sdc" or "sdc+vmc", what becomes of the dropped keys' mass (see compensation.py). v_mean: the
+    mean of value rows that "sdc+vmc" uses, over all "visible" keys or over the "dropped" ones.
     Raises UsageError for values outside their range.
     """
 
     protect_first: int = 0
     protect_recent: int = 0
+    compensation: str = "none"
+    v_mean: str = "visible"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,12 +75,18 @@ class Budget(Kept):
             raise UsageError(
                 f"{self.protect_first + self.protect_recent} protected keys do not fit in k = {self.k}: raise k"
             )
+        check_compensation(self.compensation, self.v_mean)
+
+    def describe(self) -> str:
+        """For tables: 'k = 64, sdc+vmc'."""
+        return super().describe() + (f", {self.compensation}" if self.compensation != "none" else "")
 
     def as_small(self, k: int) -> Self:
         """As in Kept, with protected keys only where they fit."""
         k = min(self.k or k, k)
-        fits = self.protect_first + self.protect_recent <= k
-        return replace(self, k=k, keep=None, **({} if fits else {"protect_first": 0, "protect_recent": 0}))
+        if self.protect_first + self.protect_recent <= k:
+            return replace(self, k=k, keep=None)
+        return replace(self, k=k, keep=None, protect_first=0, protect_recent=0)
 
     def protected(self, chunk: Chunk) -> Tensor | None:
         """bool like chunk.scores: visible keys that are always kept; None where nothing is protected.
@@ -89,7 +100,7 @@ class Budget(Kept):
         room = self.rows_k(lengths)
         first = room.clamp(max=self.protect_first)
         recent = (room - first).clamp(max=self.protect_recent)
-        return ((ranks < first) | (ranks >= lengths - recent)) & (chunk.scores != -torch.inf)
+        return ((ranks < first) | (ranks >= lengths - recent)) & chunk.visible
 
 
 def budget_of(method: Budget) -> dict[str, Any]:

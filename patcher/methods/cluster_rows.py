@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .chunk import AttentionInputs
 from .k_means import cluster_means, cluster_sizes
-from .rows import AttentionInputs
 
 # Refined queries are handled in blocks of one cluster each, of at least so many queries.
 SMALLEST_BLOCK = 16

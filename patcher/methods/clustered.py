@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ...errors import NotPatchableError, UsageError
 from .budget import require_count
+from .chunk import AttentionInputs, Observer
 from .cluster_rows import attend_clusters, working
 from .k_means import k_means
-from .rows import AttentionInputs, Observer, attend_rows
+from .rows import attend_rows
 from .visibility import FullMask, RowRanges, Visibility
 
 # How many random directions describe a row of the position bias, where there is one.

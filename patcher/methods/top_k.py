@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .budget import Budget
-from .rows import AttentionInputs, Chunk, Observer, RowCounts, Selection, attend_rows
+from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Selection
+from .rows import attend_rows
 
 # From this row width on, finding the k-th score through group maxima was faster than one torch.topk over the row.
 GROUPED_FROM = 1024
@@ -36,7 +37,9 @@ class TopK(Budget):
         observer: Observer | None = None,
     ) -> tuple[Tensor, RowCounts | None]:
         """Attention over the kept keys: output [B, H, q, E] and, if asked, what was kept (see attend_rows)."""
-        return attend_rows(inputs, self.select, count=count, observer=observer)
+        return attend_rows(
+            inputs, self.select, count=count, observer=observer, compensation=self.compensation, v_mean=self.v_mean
+        )
 
     def select(self, chunk: Chunk) -> Selection:
         """The kept keys of a chunk; everything where no row is longer than its budget."""

@@ -1,7 +1,6 @@
-"""Top-theta attention: keep the scores above a threshold that calibration fixed per head and row length.
+"""Top-theta attention: keep what is above a threshold that calibration fixed per head and row length.
 
-Berestizshevsky, Sabary, Cavigelli, Cohen, Zhang, Trost: Top-Theta Attention, 2025 (arXiv 2502.08363). Here: pre-softmax
-placement, no compensation.
+Berestizshevsky, Sabary, Cavigelli, Cohen, Zhang, Trost: Top-Theta Attention, 2025 (arXiv 2502.08363).
 """
 
 from __future__ import annotations
@@ -14,15 +13,26 @@ from torch import Tensor
 
 from ...errors import UsageError
 from .budget import Budget, require_count
-from .rows import AttentionInputs, Chunk, Observer, RowCounts, Selection, attend_rows
+from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Selection
+from .rows import attend_rows
 from .top_k import keep_highest
+
+PLACEMENTS = ("post-softmax", "max-relative", "pre-softmax")
+DENOMINATORS = ("exact", "exp-threshold", "offline")
 
 
 class Thresholds(Protocol):
     """A calibrated table of one module."""
 
     def lookup(self, lengths: Tensor) -> Tensor:
-        """Thresholds for rows of these lengths: int64 [B or 1, H or 1, c] -> float32 [B or 1, H, c], NaN where none."""
+        """Thresholds for rows of these lengths: int64 [B or 1, H or 1, c] -> float32 [B or 1, H, c], NaN where none.
+
+        In units of the score, relative to what the placement compares with (see `reference`).
+        """
+        ...
+
+    def lookup_dropped(self, lengths: Tensor) -> Tensor:
+        """Mean sum of exp(score - row maximum) over dropped keys, shaped and with NaN as in lookup."""
         ...
 
 
@@ -30,14 +40,20 @@ class Thresholds(Protocol):
 class TopTheta(Budget):
     """Thresholded attention that keeps k keys per row on average (see Budget for the fields).
 
-    min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row no longer than its k is
-    dense; a row without a threshold uses its own exact top-k.
+    placement: what is compared with the threshold: the weight ("post-softmax"), the score less the row's maximum
+    ("max-relative") or the score ("pre-softmax"). The first two ignore a constant added to a row's scores.
+    denominator: how SDC gets the mass of dropped keys: "exact"; "exp-threshold", an upper bound that reads no dropped
+    score; "offline", the mean of calibration. The last two are for max-relative and pre-softmax, because weights need
+    the exact denominator anyway. min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row
+    no longer than its k is dense; a row without a threshold uses its own exact top-k.
     """
 
     min_keep: int = 1
+    placement: str = "post-softmax"
+    denominator: str = "exact"
 
     name: ClassVar[str] = "top-theta"
-    summary: ClassVar[str] = "keeps scores above a calibrated threshold per head and row length; no sorting"
+    summary: ClassVar[str] = "keeps what is above a calibrated threshold per head and row length; no sorting"
     paper: ClassVar[str] = "Berestizshevsky et al. 2025, arXiv 2502.08363"
     needs_thresholds: ClassVar[bool] = True
 
@@ -46,6 +62,21 @@ class TopTheta(Budget):
         require_count("min_keep", self.min_keep, at_least=1)
         if self.k is not None and self.min_keep > self.k:
             raise UsageError(f"min_keep = {self.min_keep} is more than k = {self.k}: lower min_keep or raise k")
+        for name, choices in (("placement", PLACEMENTS), ("denominator", DENOMINATORS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if self.denominator != "exact" and self.placement == "post-softmax":
+            raise UsageError(
+                f"denominator {self.denominator} saves nothing with post-softmax placement, whose weights need the "
+                "exact one: use max-relative or pre-softmax"
+            )
+        if self.denominator != "exact" and self.compensation == "none":
+            raise UsageError(f"denominator {self.denominator} goes with compensation sdc or sdc+vmc")
+
+    def describe(self) -> str:
+        """For tables: 'k = 64, sdc+vmc, post-softmax'."""
+        estimated = f", {self.denominator} denominator" if self.denominator != "exact" else ""
+        return f"{super().describe()}, {self.placement}{estimated}"
 
     def as_small(self, k: int) -> TopTheta:
         """As in Budget, with min_keep no larger than k."""
@@ -61,7 +92,14 @@ class TopTheta(Budget):
         observer: Observer | None = None,
     ) -> tuple[Tensor, RowCounts | None]:
         """Attention over the kept keys: output [B, H, q, E] and, if asked, what was kept (see attend_rows)."""
-        return attend_rows(inputs, lambda chunk: self.select(chunk, thresholds), count=count, observer=observer)
+        return attend_rows(
+            inputs,
+            lambda chunk: self.select(chunk, thresholds),
+            count=count,
+            observer=observer,
+            compensation=self.compensation,
+            v_mean=self.v_mean,
+        )
 
     def select(self, chunk: Chunk, thresholds: Thresholds | None) -> Selection:
         """The kept keys of a chunk, with the rows that fell back to top-k and those that min-keep saved."""
@@ -74,8 +112,8 @@ class TopTheta(Budget):
             return Selection(keep_highest(chunk.scores, rows_k, protected), fallback=sparse)
         theta = thresholds.lookup(chunk.lengths).to(chunk.scores.dtype)
         fallback = sparse & theta.isnan()
-        visible = chunk.scores != -torch.inf
-        keep = ~(chunk.scores <= theta.unsqueeze(-1))  # keeps a NaN, which spoils its row as it would densely
+        limit = theta.unsqueeze(-1) + reference(chunk, self.placement)
+        keep = ~(chunk.scores <= limit)  # keeps a NaN, which spoils its row as it would densely
         if protected is not None:
             keep |= protected
         few = sparse & ~fallback & (keep.sum(-1) < self.min_keep)
@@ -84,4 +122,27 @@ class TopTheta(Budget):
             keep = torch.where(few.unsqueeze(-1), floor, keep)
         if bool(fallback.any()):
             keep = torch.where(fallback.unsqueeze(-1), keep_highest(chunk.scores, rows_k, protected), keep)
-        return Selection(torch.where(sparse.unsqueeze(-1), keep, visible), fallback=fallback, rescued=few)
+        keep = torch.where(sparse.unsqueeze(-1), keep, chunk.visible)
+        estimate = None if self.denominator == "exact" else self._dropped_mass(chunk, keep, limit, thresholds)
+        return Selection(keep, fallback=fallback, rescued=few, dropped_mass=estimate)
+
+    def _dropped_mass(self, chunk: Chunk, keep: Tensor, limit: Tensor, thresholds: Thresholds) -> Tensor:
+        """As in Selection, from what calibration knows alone."""
+        dropped = chunk.lengths - keep.sum(-1)
+        if self.denominator == "offline":
+            estimate = thresholds.lookup_dropped(chunk.lengths).to(limit.dtype)
+        else:
+            estimate = dropped * (limit - chunk.row_max).squeeze(-1).clamp(max=0).exp()
+        return torch.where(dropped > 0, estimate, 0)
+
+
+def reference(chunk: Chunk, placement: str) -> Tensor:
+    """What a placement subtracts from a row's scores before it compares them: [B, H, c, 1] or a scalar.
+
+    post-softmax: a weight exceeds theta where its score, less the logarithm of the denominator, exceeds log theta.
+    """
+    if placement == "post-softmax":
+        return chunk.log_sum
+    if placement == "max-relative":
+        return chunk.row_max
+    return chunk.scores.new_zeros(())

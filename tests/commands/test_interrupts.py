@@ -40,7 +40,7 @@ def interrupt(patching: pytest.MonkeyPatch, where: str, calls: int = 0) -> None:
     [
         ("eval", "json.dumps"),
         ("eval", "hf_sparsify.evaluation.sources.read_items"),
-        ("calibrate", "hf_sparsify.calibration.histogram._bucket"),
+        ("calibrate", "hf_sparsify.calibration.histogram.bins_of"),
         ("calibrate", "hf_sparsify.patcher.recipe.save_thresholds"),
     ],
 )

@@ -197,8 +197,9 @@ def test_every_problem_is_listed(sparsify: Sparsify) -> None:
 def test_thresholds_of_another_k_are_a_problem(sparsify: Sparsify) -> None:
     assert sparsify("patch", "t5", "--k", "4", "--no-verify").code == 0
     assert sparsify("calibrate", "-d", "q.jsonl", "--samples", "4").code == 0
-    edit(**{ENCODER: {"method": "top-theta", "k": 9}})
-    refused(sparsify("validate"), 4, "were fitted at k = 4 and the plan says k = 9: run `sparsify calibrate` again")
+    edit(**{ENCODER: {"method": "top-theta", "k": 9, "compensation": "sdc+vmc"}})
+    both = "were fitted at k = 4, compensation = sdc+vmc and the plan says k = 9, compensation = sdc+vmc"
+    refused(sparsify("validate"), 4, f"{both}: run `sparsify calibrate` again")
     edit(**{ENCODER: {"method": "clustered"}})
     refused(sparsify("validate"), 4, "has thresholds and is clustered")
     edit(**{ENCODER: None})

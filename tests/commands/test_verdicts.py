@@ -55,6 +55,8 @@ def test_too_few_items_are_inconclusive(sparsify: Sparsify, recipe: Path) -> Non
 
 
 def test_several_recipes_are_compared_and_corrected(sparsify: Sparsify, right_when_dense: Path) -> None:
+    # Random weights attend to everything alike, which the mean of the values makes up for.
+    assert sparsify("patch", "llama", "--k", "4", "--compensation", "none", "--no-verify", "--force").code == 0
     assert sparsify("patch", "llama", "--k", "500", "--no-verify", "-o", "same").code == 0
     ask = ("-d", "gold.jsonl", "--max-new-tokens", "3", "--max-drop", "30")
     done = sparsify("eval", "sparsified", "same", *ask)

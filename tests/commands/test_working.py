@@ -13,6 +13,8 @@ import pytest
 import tiny_language_models
 from command_line import Done, Sparsify, contents, files, refused
 
+CALIBRATED = ("histograms.safetensors", "sparsify.json", "thresholds.safetensors")
+
 
 @pytest.mark.parametrize("model", ["llama", "chat", "t5", "gpt2", "bart"])
 def test_patch_calibrate_eval_and_generate_as_typed(model: str, sparsify: Sparsify, work: Path) -> None:
@@ -28,7 +30,7 @@ def test_patch_calibrate_eval_and_generate_as_typed(model: str, sparsify: Sparsi
     assert "Calibrated on 4 items of q.jsonl, k = 4" in done.out
     assert "wrote sparsified; next: sparsify eval" in done.out
     assert "4 of 4" in done.err
-    assert files(work) == ["sparsified/sparsify.json", "sparsified/thresholds.safetensors"]
+    assert files(work) == [f"sparsified/{name}" for name in CALIBRATED]
     recipe = json.loads((work / "sparsified/sparsify.json").read_text())
     assert {method["method"] for method in recipe["plan"].values()} == {"top-theta"}
     assert {method["method"] for method in recipe["before_calibration"].values()} == {"top-k"}
@@ -75,7 +77,7 @@ def test_patch_calibrate_and_eval_of_models_that_do_not_generate(model: str, spa
     done = sparsify("calibrate", "--dataset", "q.jsonl", "--samples", "4")
     assert done.code == 0, done.err
     assert "Calibrated on 4 items of q.jsonl, k = 3" in done.out
-    assert files(work) == ["sparsified/sparsify.json", "sparsified/thresholds.safetensors"]
+    assert files(work) == [f"sparsified/{name}" for name in CALIBRATED]
 
     done = sparsify(
         *("eval", "-d", "q.jsonl", "--batch-size", "4", "--limit", "5", "--json", "-o", "run", "--max-drop", "100")

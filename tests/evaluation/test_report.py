@@ -7,7 +7,7 @@ import io
 from typing import Any
 
 import pytest
-from hf_sparsify.evaluation.report import comparison, results_tables
+from hf_sparsify.evaluation.report import comparison, modules_table, results_tables
 from rich.console import Console, RenderableType
 
 KEPT: dict[str, Any] = {
@@ -15,6 +15,8 @@ KEPT: dict[str, Any] = {
     "kept_share": 0.25,
     "long_rows": 100,
     "kept_per_k": 1.04,
+    "kept_per_k_p5": 0.41,
+    "kept_per_k_p95": 1.71,
     "long_kept_share": 0.125,
     "long_kept_share_p5": 0.1,
     "long_kept_share_p95": 0.2,
@@ -23,6 +25,7 @@ KEPT: dict[str, Any] = {
     "decode_v_rows_share": 0.333,
     "decode_v_rows_share_p5": 0.3,
     "decode_v_rows_share_p95": 0.4,
+    "decode_kv_bytes_share": 0.667,
     "cluster_scores_share": None,
     "cluster_distances_share": None,
     "activations_kept_share": None,
@@ -102,6 +105,8 @@ def test_scores_and_facts() -> None:
     assert "same answer as dense 87.5 %" in lines
     assert "KL divergence from dense 0.0123 nats per answer token (95 % interval 0.0100 to 0.0157)" in lines
     assert "in rows longer than k 12.5 % (p5 10.0 %, p95 20.0 %), 1.04 x k" in lines
+    assert "kept / k of single rows mean 1.04 (p5 0.41, p95 1.71)" in lines
+    assert "KV bytes needed in decoding 66.7 % of dense: every K row, the V rows kept" in lines
     assert "rows without a threshold 5 of 100 rows longer than k (5.0 %)" in lines
     unsaid = ("module", "left out", "note", "intervals", "perplexity", "cosine", "near ties", "seen in", "kind")
     assert not any(line.startswith(unsaid) for line in lines)
@@ -243,11 +248,12 @@ def test_an_earlier_run_is_said() -> None:
 
 
 def test_modules() -> None:
-    row = "layers.0.attn 1.04 12.5 10.0 20.0 5 0 33.3 30.0 40.0"
+    assert "module x k p5-p95 kept % no theta min-keep V % p5-p95 KV %" in shown(RESULTS, by_module=True)
+    row = "layers.0.attn 1.04 0.41-1.71 12.5 5 0 33.3 30.0-40.0 66.7"
     assert row in shown(RESULTS, by_module=True)
     unused = dict.fromkeys(KEPT) | {"rows_without_threshold": 0, "rows_saved_by_min_keep": 0}
     lines = shown(changed(kept={"total": KEPT, "modules": {"idle": unused}}), by_module=True)
-    assert "idle - - - - 0 0 - - -" in lines
+    assert "idle - - - 0 0 - - -" in lines
 
 
 def test_other_methods_have_figures_of_their_own() -> None:
@@ -265,4 +271,19 @@ def test_other_methods_have_figures_of_their_own() -> None:
     assert "a.mlp - - 6.2" in lines
     assert not any("rows longer than k" in line or "threshold" in line or "kept per" in line for line in lines)
     only_top_k = {"layers.0.attn": {"method": "top-k", "k": 64}}
-    assert not any("threshold" in line or "min-keep" in line for line in shown(changed(plan=only_top_k)))
+    unsaid = ("threshold", "min-keep", "kept / k")
+    assert not any(word in line for word in unsaid for line in shown(changed(plan=only_top_k)))
+
+
+def test_a_kept_count_beyond_the_scale_is_said_as_such() -> None:
+    total = {**KEPT, "kept_per_k_p95": 10.0}
+    lines = shown(changed(kept={"total": total, "modules": {}}))
+    assert "kept / k of single rows mean 1.04 (p5 0.41, p95 10 or more)" in lines
+
+
+def test_the_table_of_modules_fits_the_narrowest_width_that_it_is_given() -> None:
+    modules = {"encoder.block.11.layer.0.SelfAttention": KEPT}
+    plan = {name: {"method": "top-theta", "k": 64} for name in modules}
+    results = changed(kept={"total": KEPT, "modules": modules}, plan=plan)
+    row = "encoder.block.11.layer.0.SelfAttention 1.04 0.41-1.71 12.5 5 0 33.3 30.0-40.0 66.7"
+    assert row in printed(modules_table(results), width=120)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARED = ("demo_training.py",)  # no script: what the training scripts import
+SHARED = ("demo_training.py", "fidelity_lab.py")  # no scripts: what others import
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
+DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]
+ON_DEMO = [*DEMO, "--evaluation", "demo", "--calibration-distractors", "0"]
 
 # Arguments that make it short, and what it must print.
 SCRIPTS: dict[str, tuple[list[str], str]] = {
@@ -25,6 +27,15 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "peft_adapter.py": ([], r"merged, sparse: +loss \d|^skipped"),
     "questions_needed.py": ([], r"^\| answers flipped \| 0\.5 points .*\n\|---.*\n\| 0 % (\| [\d,]+ ){4}\|\n"),
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
+    "top_theta_error.py": (ON_DEMO, r"\| mean \| 0\.\d+ \(1\.00\) \| 0\.\d+ \("),
+    "top_theta_shift.py": (
+        [*DEMO, "--texts", "demo"],
+        r"\| placement \| demo, up to \d+ tokens \|(.*\n)+\| pre-softmax \| \d\.\d\d \(",
+    ),
+    "top_theta_table.py": (
+        [*ON_DEMO, "--questions", "2", "--compensations", "sdc+vmc", "--last", "8", "--workers", "1"],
+        r"\| 4 \| sdc\+vmc \| top-k \| (.*\n)+\| 4 \| sdc\+vmc \| pre-softmax \| \d",
+    ),
     **{name: (["--minutes", "0.02"], r"^dev 0\.\d+") for name in TRAINING},
 }
 

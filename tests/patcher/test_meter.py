@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hf_sparsify.patcher.meter import STEPS, Meter, ModuleMeter
-from hf_sparsify.patcher.methods import FullMask, RowCounts, RowRanges, TopK, TopTheta
+from hf_sparsify.patcher.meter import K_LIMIT, STEPS, Meter, ModuleMeter
+from hf_sparsify.patcher.methods import FullMask, RowCounts, RowRanges, TopK, TopTheta, attend_rows
+from hf_sparsify.patcher.methods.chunk import Selection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import LAYOUTS, attention_inputs, brute_force, highest, visible_keys
@@ -25,7 +26,7 @@ def measured(layout: str, queries: int = 6, keys: int = 6, method: TopK | TopThe
     assert counts is not None
     lengths = call.visibility.lengths()
     meter = ModuleMeter()
-    meter.add(counts, lengths, method.rows_k(lengths), call.visibility.counted, decoding=queries == 1)
+    meter.add(counts, lengths, method.rows_k(lengths), call.visibility.counted, steps=int(queries == 1))
     return meter
 
 
@@ -51,6 +52,7 @@ def test_counts_equal_a_loop_over_the_mask(layout: str) -> None:
                     expected.long_visible += length
                     expected.long_kept += keeps
                     expected.long_shares[math.ceil(keeps / length * STEPS - 1e-9)] += 1
+                    expected.long_per_k[math.ceil(keeps / K / K_LIMIT * STEPS - 1e-9)] += 1
     meter = measured(layout)
     assert 0 < meter.kept < meter.visible
     for name, value in vars(expected).items():
@@ -66,7 +68,7 @@ def test_padding_queries_are_not_counted() -> None:
     assert counts is not None
     lengths = call.visibility.lengths()
     meter = ModuleMeter()
-    meter.add(counts, lengths, TopK(k=K).rows_k(lengths), counted, decoding=False)
+    meter.add(counts, lengths, TopK(k=K).rows_k(lengths), counted, steps=0)
     assert meter.rows == 4 * (6 + 4)
     assert meter.visible == 4 * 10 * 6
     assert meter.kept == 4 * 10 * K
@@ -83,7 +85,7 @@ def test_v_rows_are_the_union_of_a_group(layout: str) -> None:
     assert counts is not None
     lengths = call.visibility.lengths()
     meter = ModuleMeter()
-    meter.add(counts, lengths, TopK(k=K).rows_k(lengths), None, decoding=True)
+    meter.add(counts, lengths, TopK(k=K).rows_k(lengths), None, steps=1)
     assert meter.v_rows == int(visible.view(2, 2, 2, 9).any(2).sum())
     assert meter.v_rows_kept == int(kept.view(2, 2, 2, 9).any(2).sum())
     per_head = kept.view(2, 2, 2, 9).sum(-1)
@@ -97,7 +99,7 @@ def test_v_rows_are_counted_only_while_decoding() -> None:
     assert counts is not None
     lengths = call.visibility.lengths()
     meter = ModuleMeter()
-    meter.add(counts, lengths, TopK(k=K).rows_k(lengths), None, decoding=False)
+    meter.add(counts, lengths, TopK(k=K).rows_k(lengths), None, steps=0)
     assert meter.v_rows == 0
     assert meter.rows == 8
 
@@ -109,7 +111,7 @@ def test_v_rows_of_a_padded_row_count_what_it_sees() -> None:
     assert counts is not None
     meter = ModuleMeter()
     lengths = call.visibility.lengths()
-    meter.add(counts, lengths, lengths, None, decoding=True)
+    meter.add(counts, lengths, lengths, None, steps=1)
     assert meter.v_rows == meter.v_rows_kept == 2 * (9 + 5)
 
 
@@ -121,12 +123,12 @@ def test_sequences_that_have_ended_are_not_counted() -> None:
     meter = Meter()
     for active in (torch.tensor([True, False]), torch.tensor([False, False])):
         meter.active = active
-        meter.add("m", counts, lengths, TopK(k=K).rows_k(lengths), None, decoding=True)
+        meter.add("m", counts, lengths, TopK(k=K).rows_k(lengths), None)
     assert meter.modules["m"].rows == 4
     assert meter.modules["m"].kept == 4 * K
     assert meter.modules["m"].v_rows == 2 * 9
     meter.active = torch.tensor([False, True])
-    meter.add("m", counts, lengths, TopK(k=K).rows_k(lengths), torch.tensor([[True], [False]]), decoding=True)
+    meter.add("m", counts, lengths, TopK(k=K).rows_k(lengths), torch.tensor([[True], [False]]))
     assert meter.modules["m"].rows == 4
 
 
@@ -140,7 +142,7 @@ def test_fallback_and_rescued_rows() -> None:
 def counts_of(kept: list[int], heads: int = 1) -> RowCounts:
     rows = torch.tensor(kept).view(1, 1, -1).expand(1, heads, -1)
     none = torch.zeros_like(rows, dtype=torch.bool)
-    return RowCounts(rows, none, none, None)
+    return RowCounts(rows, none, none, rows[:, :1])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -148,7 +150,7 @@ def counts_of(kept: list[int], heads: int = 1) -> RowCounts:
 def test_percentiles_are_a_row_of_that_rank_to_one_step(kept: list[int]) -> None:
     lengths = torch.full((1, 1, len(kept)), 50)
     meter = ModuleMeter()
-    meter.add(counts_of(kept), lengths, torch.ones_like(lengths), None, decoding=False)
+    meter.add(counts_of(kept), lengths, torch.ones_like(lengths), None, steps=0)
     shares = sorted(value / 50 for value in kept)
     summary = meter.summary()
     for name, fraction in (("p5", 0.05), ("p95", 0.95)):
@@ -157,11 +159,114 @@ def test_percentiles_are_a_row_of_that_rank_to_one_step(kept: list[int]) -> None
     assert summary["long_kept_share"] == pytest.approx(sum(kept) / (50 * len(kept)))
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 6)), min_size=1, max_size=60))
+def test_percentiles_of_kept_per_k_are_a_row_of_that_rank_up_to_the_limit(rows: list[tuple[int, int]]) -> None:
+    lengths = torch.full((1, 1, len(rows)), 60)
+    meter = ModuleMeter()
+    budget = torch.tensor([k for _, k in rows]).view(1, 1, -1)
+    meter.add(counts_of([kept for kept, _ in rows]), lengths, budget, None, steps=0)
+    ratios = sorted(min(kept / k, K_LIMIT) for kept, k in rows)
+    summary = meter.summary()
+    for name, fraction in (("p5", 0.05), ("p95", 0.95)):
+        rank = max(1, round(fraction * len(ratios)))
+        assert summary[f"kept_per_k_{name}"] == pytest.approx(ratios[rank - 1], abs=K_LIMIT / STEPS)
+    assert summary["kept_per_k"] == pytest.approx(sum(kept for kept, _ in rows) / sum(k for _, k in rows))
+
+
+def toy_masks(queries: int) -> tuple[Tensor, Tensor]:
+    """Which of six keys two sequences with two heads see and keep, bool [2, 2, q, 6]: the first sees two keys less."""
+    generator = torch.Generator().manual_seed(queries)
+    visible = torch.ones(2, 2, queries, 6, dtype=torch.bool)
+    visible[0, :, :, :2] = False
+    return visible, visible & (torch.rand(2, 2, queries, 6, generator=generator) < 0.4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_toy_masks_counted_by_hand(groups: int, queries: int, steps: int) -> None:
+    visible, kept = toy_masks(queries)
+    call = attention_inputs("all", heads=2, groups=groups, queries=queries, keys=6)
+    call = replace(call, visibility=FullMask(visible[:, :1]))
+    _, counts = attend_rows(call, lambda chunk: Selection(kept), count=True)
+    assert counts is not None
+    meter = Meter(last_rows_are_steps=steps)
+    rows_k = torch.full((1, 1, queries), K)
+    meter.add("m", counts, visible[:, :1].sum(-1), rows_k, None, row_bytes=(10, 14))
+    module = meter.modules["m"]
+    elements = v_rows = v_kept = 0
+    popularity = [0] * 6
+    decoding = range(queries)[-steps:] if steps else range(queries if queries == 1 else 0)
+    for b in range(2):
+        for i in range(queries):
+            for h in range(2):
+                for j in range(6):
+                    elements += int(kept[b, h, i, j])
+                    popularity[j] += int(kept[b, h, i, j])
+            for g in range(groups if i in decoding else 0):
+                heads = range(g * 2 // groups, (g + 1) * 2 // groups)
+                union = {j for h in heads for j in range(6) if kept[b, h, i, j]}
+                per_head = [sum(bool(kept[b, h, i, j]) for j in range(6)) for h in heads]
+                assert max(per_head) <= len(union) <= sum(per_head)
+                assert int(counts.v_rows[b, g, i]) == len(union)
+                v_kept += len(union)
+                v_rows += 4 if b == 0 else 6
+    assert module.kept == module.long_kept == elements == sum(popularity)
+    assert module.visible == 2 * queries * (4 + 6)
+    assert module.long_budget == 2 * 2 * queries * K
+    assert (module.v_rows, module.v_rows_kept) == (v_rows, v_kept)
+    assert (module.key_bytes, module.value_bytes, module.value_bytes_kept) == (10 * v_rows, 14 * v_rows, 14 * v_kept)
+    summary = module.summary()
+    share = (10 * v_rows + 14 * v_kept) / (24 * v_rows) if v_rows else None
+    assert summary["decode_kv_bytes_share"] == (pytest.approx(share) if share else None)
+    assert summary["decode_v_rows_share"] == (pytest.approx(v_kept / v_rows) if v_rows else None)
+
+
+@pytest.mark.parametrize("method", [TopK(k=K), TopTheta(k=K)], ids=["top-k", "top-theta"])
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_last_rows_count_as_the_steps_that_they_equal(method: TopK | TopTheta, last: int) -> None:
+    call = attention_inputs("causal", queries=7, keys=7)
+    whole, single = Meter(last_rows_are_steps=last), Meter()
+
+    def count(meter: Meter, start: int, stop: int) -> None:
+        seen = RowRanges.causal(stop - start, stop)
+        part = replace(
+            call,
+            query=call.query[:, :, start:stop],
+            key=call.key[:, :, :stop],
+            value=call.value[:, :, :stop],
+            visibility=seen,
+        )
+        _, counts = method.attend(part, count=True)
+        assert counts is not None
+        meter.add("m", counts, seen.lengths(), method.rows_k(seen.lengths()), None, (3, 5))
+
+    count(whole, 0, 7)
+    if last < 7:
+        count(single, 0, 7 - last)
+    for i in range(7 - last, 7):
+        count(single, i, i + 1)
+    assert whole.modules["m"].v_rows == 2 * 2 * sum(range(8 - last, 8))
+    assert whole.to_dict() == single.to_dict()
+
+
+def test_counts_come_back_from_json_and_add_up() -> None:
+    meter = Meter(last_rows_are_steps=1)
+    lengths = torch.tensor([[[10, 20]]])
+    meter.add("a", counts_of([5, 7]), lengths, torch.tensor([[[5, 5]]]), None, (8, 8))
+    back = Meter.from_dict(json.loads(json.dumps(meter.to_dict())))
+    assert back.summary() == meter.summary()
+    back.merge(meter)
+    assert back.summary()["total"]["decode_kv_bytes_share"] == pytest.approx((20 + 7) / 40)
+    assert back.modules["a"].long_rows == 4
+
+
 def test_total_is_the_sum_of_the_modules_and_leaves_them_alone() -> None:
     meter = Meter()
     lengths = torch.tensor([[[10, 20]]])
     for name, kept in (("a", [5, 5]), ("b", [10, 20]), ("a", [1, 1])):
-        meter.add(name, counts_of(kept), lengths, torch.tensor([[[5, 5]]]), None, decoding=False)
+        meter.add(name, counts_of(kept), lengths, torch.tensor([[[5, 5]]]), None)
     total = meter.total()
     assert list(meter.modules) == ["a", "b"]
     assert (total.kept, total.visible, total.rows) == (42, 90, 6)
@@ -177,7 +282,7 @@ def test_summary_is_json_and_has_no_share_of_nothing() -> None:
     assert empty["total"]["decode_v_rows_share_p95"] is None
     meter = Meter()
     lengths = torch.tensor([[[10, 20]]])
-    meter.add("a", counts_of([5, 5]), lengths, torch.tensor([[[5, 5]]]), None, decoding=False)
+    meter.add("a", counts_of([5, 5]), lengths, torch.tensor([[[5, 5]]]), None)
     summary = meter.summary()
     assert json.loads(json.dumps(summary)) == summary
     assert summary["modules"]["a"]["kept_share"] == pytest.approx(1 / 3)

@@ -15,7 +15,7 @@ from hf_sparsify.patcher.binding import attention
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE, Patch
 from hf_sparsify.patcher.methods import AttentionMethod, Chunk, TopK, TopTheta
-from hf_sparsify.patcher.methods.rows import Selection
+from hf_sparsify.patcher.methods.chunk import Selection
 from hf_sparsify.patcher.proof import Check, ProofFailedError, prove
 from hf_sparsify.patcher.thresholds import ModuleThresholds
 from torch import nn
@@ -58,7 +58,11 @@ def fails(name: str, model: nn.Module, plan: dict[str, AttentionMethod]) -> list
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("method", [TopK(k=64), TopTheta(k=4), TopK(keep=0.2)], ids=["top-k", "top-theta", "keep"])
+@pytest.mark.parametrize(
+    "method",
+    [TopK(k=64), TopTheta(k=4), TopK(keep=0.2), TopK(k=4, compensation="sdc+vmc", v_mean="dropped")],
+    ids=["top-k", "top-theta", "keep", "compensated"],
+)
 def test_every_family_passes(name: str, method: AttentionMethod) -> None:
     model = tiny_models.build(name)
     implementation = model.config._attn_implementation
@@ -70,10 +74,12 @@ def test_every_family_passes(name: str, method: AttentionMethod) -> None:
     assert model.config._attn_implementation == implementation
 
 
-def test_thresholds_take_part() -> None:
+@pytest.mark.parametrize(("placement", "theta"), [("post-softmax", -2.0), ("max-relative", -1.5), ("pre-softmax", 0.4)])
+@pytest.mark.parametrize("compensation", ["none", "sdc", "sdc+vmc"])
+def test_thresholds_take_part(placement: str, theta: float, compensation: str) -> None:
     model = tiny_models.build("llama")
-    plan = plan_for(model, TopTheta(k=4))
-    table = ModuleThresholds(torch.tensor([4.0, 48.0]), torch.zeros(4, 2), 4, 48)
+    plan = plan_for(model, TopTheta(k=4, placement=placement, compensation=compensation))
+    table = ModuleThresholds(torch.tensor([4.0, 48.0]), torch.full((4, 2), theta), 4, 48, placement)
     assert all(check.passed for check in prove(model, plan, dict.fromkeys(plan, table), "causal-lm"))
 
 

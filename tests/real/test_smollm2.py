@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_sparsify.calibration.check import measure_kept
 from hf_sparsify.calibration.run import calibrate_plan
 from hf_sparsify.cli import app
 from hf_sparsify.evaluation.generation import generate_greedy
@@ -15,7 +16,6 @@ from hf_sparsify.evaluation.sources import load_items
 from hf_sparsify.patcher.binding.loading import LoadedModel, load_model
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import apply_plan, remove_patch
-from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.methods import TopK
 from hf_sparsify.patcher.plan import make_plan
 from hf_sparsify.patcher.proof import prove
@@ -62,14 +62,15 @@ def test_rows_within_k_generate_what_the_dense_model_generates(smollm2: LoadedMo
 def test_thresholds_keep_k_keys_on_other_questions(smollm2: LoadedModel, prompts: list[list[int]]) -> None:
     plan = make_plan(attention_modules(smollm2.model), TopK(k=32))
     samples = [{"input_ids": torch.tensor([prompt])} for prompt in prompts]
-    fitted, tables = calibrate_plan(smollm2.model, plan, samples[:3])
-    assert len(tables) == 30
-    assert all(table.heads == 9 for table in tables.values())
-    patch = apply_plan(smollm2.model, fitted, tables)
-    with torch.inference_mode(), patch.metered(Meter()) as meter:
-        smollm2.model(**samples[3])
-    remove_patch(smollm2.model)
-    total = meter.summary()["total"]
+    made = calibrate_plan(smollm2.model, plan, samples[:3])
+    assert len(made.thresholds) == 30
+    assert all(table.heads == 9 for table in made.thresholds.values())
+    seen, held_out = (
+        measure_kept(smollm2.model, made.plan, made.thresholds, part).summary()["total"]
+        for part in (samples[:3], samples[3:])
+    )
+    assert 0.97 < seen["kept_per_k"] < 1.05
+    total = held_out
     assert 0.7 < total["kept_per_k"] < 1.4
     assert total["long_kept_share"] < 0.6
     assert total["rows_saved_by_min_keep"] < 0.05 * total["long_rows"]

@@ -16,7 +16,7 @@ from hf_sparsify.patcher.binding.attention import (
 )
 from hf_sparsify.patcher.binding.masks import build_mask
 from hf_sparsify.patcher.meter import Meter
-from hf_sparsify.patcher.methods import Chunk, TopK
+from hf_sparsify.patcher.methods import Chunk, TopK, TopTheta
 from tiny_models import attention_inputs, brute_force, everything, highest
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -179,6 +179,36 @@ def test_v_rows_are_counted_for_one_query(kind: str) -> None:
         attention_forward(Attention(patch=top_k(2, kind, meter=meter)), *tensors(queries), None)
         assert meter.modules["layers.3.attn"].v_rows == expected
         assert meter.modules["layers.3.attn"].rows == BATCH * HEADS * queries
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", [TopK(k=2), TopTheta(k=2, compensation="sdc+vmc")], ids=["top-k", "top-theta"])
+def test_bytes_of_a_decoding_step_are_its_rows_in_the_dtype_of_the_cache(
+    method: TopK | TopTheta, dtype: torch.dtype
+) -> None:
+    """Every key is read, because its score decides; of the values the union over the heads of a group."""
+    call = attention_inputs(queries=1, keys=LENGTH, dtype=dtype)
+    meter = Meter()
+    module = Attention(patch=ModulePatch("layers.3.attn", "self", method, meter=meter))
+    attention_forward(module, call.query, call.key, call.value, None, scaling=0.7)
+    counted = meter.modules["layers.3.attn"]
+    _, kept = brute_force(call, highest(2))
+    union = int(kept.view(BATCH, GROUPS, HEADS // GROUPS, LENGTH).any(2).sum())
+    size = torch.empty((), dtype=dtype).element_size()
+    assert counted.v_rows_kept == union
+    assert counted.key_bytes == BATCH * GROUPS * LENGTH * WIDTH * size
+    assert counted.value_bytes == BATCH * GROUPS * LENGTH * (WIDTH + 1) * size
+    assert counted.value_bytes_kept == union * (WIDTH + 1) * size
+    share = (counted.key_bytes + counted.value_bytes_kept) / (counted.key_bytes + counted.value_bytes)
+    assert meter.summary()["total"]["decode_kv_bytes_share"] == pytest.approx(share)
+    assert 0.4 < share < 1
+
+
+def test_a_prefill_has_no_bytes_of_decoding() -> None:
+    meter = Meter()
+    attention_forward(Attention(patch=top_k(2, meter=meter)), *tensors(), None)
+    assert meter.modules["layers.3.attn"].key_bytes == 0
+    assert meter.summary()["total"]["decode_kv_bytes_share"] is None
 
 
 def test_cross_attention_does_not_read_source_padding_as_query_padding() -> None:

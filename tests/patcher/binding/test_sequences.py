@@ -10,7 +10,7 @@ from hf_sparsify.errors import NotPatchableError
 from hf_sparsify.patcher.binding.attention import ATTENTION_NAME
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import apply_plan, remove_patch
-from hf_sparsify.patcher.methods import AttentionMethod, TopK, TopTheta
+from hf_sparsify.patcher.methods import TopK, TopTheta
 from hf_sparsify.patcher.thresholds import ModuleThresholds
 from patched_models import (
     FEW,
@@ -26,15 +26,49 @@ from tiny_models import DECODERS, ENCODER_DECODERS, FAMILIES, build, inputs, log
 from torch import Tensor
 from transformers import AttentionMaskInterface, DynamicCache, PreTrainedModel
 
+Sparse = TopK | TopTheta
+COMPENSATED: tuple[Sparse, ...] = (
+    TopK(k=3, compensation="sdc"),
+    TopK(k=3, compensation="sdc+vmc", v_mean="dropped"),
+    TopTheta(k=3, compensation="sdc+vmc"),
+    TopTheta(k=3, compensation="sdc+vmc", placement="max-relative", denominator="exp-threshold"),
+    TopTheta(k=3, compensation="sdc+vmc", placement="pre-softmax", denominator="offline"),
+)
+
+
+def compensated_id(method: Sparse) -> str:
+    return f"{method.name}: {method.describe()}"
+
+
+def with_tables(name: str, method: Sparse) -> PreTrainedModel:
+    """Patched, with thresholds for rows of 4 to 9 keys that keep some of them: longer rows have none."""
+    model = build(name)
+    tables = None
+    if isinstance(method, TopTheta):
+        theta = {"post-softmax": -2.2, "max-relative": -1.5, "pre-softmax": 0.4}[method.placement]
+        table = ModuleThresholds(
+            torch.tensor([4.0, 9.0]),
+            torch.tensor([[theta, theta + 0.2]] * 4),
+            4,
+            9,
+            method.placement,
+            dropped=torch.full((4, 2), 0.3),
+        )
+        tables = {target.name: table for target in attention_modules(model)}
+    apply_plan(model, everything(model, method), tables)
+    return model
+
+
 # A sequence is the same however it is fed
 
 
+@pytest.mark.parametrize("method", [FEW, *COMPENSATED], ids=compensated_id)
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_sequence_alone_and_in_a_padded_batch(name: str, padding: str) -> None:
+def test_a_sequence_alone_and_in_a_padded_batch(name: str, padding: str, method: Sparse) -> None:
     if padding == "left" and name in ONLY_RIGHT:
         padding = "right"
-    model, call = patched(name, FEW), inputs(name, padding)
+    model, call = with_tables(name, method), inputs(name, padding)
     together = logits(model, call)[1]
     real = call["attention_mask"][1].bool()
     alone = {"input_ids": call["input_ids"][1:, real]}
@@ -64,19 +98,25 @@ def in_steps(model: PreTrainedModel, name: str, call: dict[str, Tensor], sizes: 
 
 
 @pytest.mark.parametrize("padding", ["none", "left"])
-@pytest.mark.parametrize("method", [FEW, TopK(k=3, protect_first=1, protect_recent=1), TopTheta(k=3)], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        FEW,
+        TopK(k=3, protect_first=1, protect_recent=1),
+        TopTheta(k=3),
+        TopTheta(k=3, placement="pre-softmax"),
+        *COMPENSATED,
+    ],
+    ids=compensated_id,
+)
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_cache_filled_in_chunks_or_token_by_token(name: str, method: AttentionMethod, padding: str) -> None:
-    model, call = build(name), inputs(name, padding)
-    if isinstance(method, TopTheta):
-        tables = {
-            target.name: ModuleThresholds(torch.tensor([4.0, 9.0]), torch.tensor([[0.2, 0.6]] * 4), 4, 9)
-            for target in attention_modules(model)
-        }
-        apply_plan(model, everything(model, method), tables)
+def test_a_cache_filled_in_chunks_or_token_by_token(name: str, method: Sparse, padding: str) -> None:
+    call = inputs(name, padding)
+    if method.protect_recent:
+        model = build(name)
+        apply_plan(model, {m.name: method if m.causal else FEW for m in attention_modules(model)})
     else:
-        found = attention_modules(model)
-        apply_plan(model, {m.name: method if m.causal else FEW for m in found})
+        model = with_tables(name, method)
     real = real_positions(name, call)
     whole = logits(model, call)
     length = whole.shape[1]
@@ -121,9 +161,10 @@ def test_generating_with_whole_rows_is_dense(name: str, mode: str) -> None:
         remove_patch(model)
 
 
+@pytest.mark.parametrize("method", [FEW, *COMPENSATED[1:]], ids=compensated_id)
 @pytest.mark.parametrize("name", GENERATORS)
-def test_sparse_generation_does_not_depend_on_the_cache(name: str) -> None:
-    model = patched(name, FEW)
+def test_sparse_generation_does_not_depend_on_the_cache(name: str, method: Sparse) -> None:
+    model = with_tables(name, method)
     call = inputs(name, "left")
     call.pop("position_ids", None)
     call.pop("decoder_input_ids", None)
@@ -142,10 +183,10 @@ def test_sparse_generation_does_not_depend_on_the_cache(name: str) -> None:
             close(ours, theirs)
 
 
-@pytest.mark.parametrize("method", [WHOLE, FEW], ids=str)
-def test_later_tokens_never_change_earlier_logits(method: TopK) -> None:
+@pytest.mark.parametrize("method", [WHOLE, FEW, *COMPENSATED], ids=compensated_id)
+def test_later_tokens_never_change_earlier_logits(method: Sparse) -> None:
     for name in DECODERS:
-        model, call = patched(name, method), inputs(name)
+        model, call = with_tables(name, method), inputs(name)
         before = logits(model, call)
         call["input_ids"] = call["input_ids"].clone()
         call["input_ids"][:, 8:] = 5

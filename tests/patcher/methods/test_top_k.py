@@ -158,13 +158,13 @@ def test_the_same_mask_as_intervals_or_in_full_gives_the_same(extra: dict[str, A
     )
 
 
-def test_v_rows_are_the_union_over_the_heads_of_a_group() -> None:
-    call = attention_inputs("left", queries=1, keys=9)
+@pytest.mark.parametrize("queries", [1, 4])
+def test_v_rows_of_every_query_are_the_union_over_the_heads_of_a_group(queries: int) -> None:
+    call = attention_inputs("left", queries=queries, keys=9)
     _, kept = brute_force(call, highest(3))
     _, counts = TopK(k=3).attend(call, count=True)
     assert counts is not None
-    assert counts.v_rows is not None
-    assert torch.equal(counts.v_rows, kept.view(2, 2, 2, 9).any(2).sum(-1))
+    assert torch.equal(counts.v_rows, kept.view(2, 2, 2, queries, 9).any(2).sum(-1))
     assert bool((counts.v_rows > 3).any())
 
 
@@ -197,7 +197,14 @@ def test_brute_force_itself_equals_torch() -> None:
 
 
 def test_methods_are_known_by_name_and_come_back_from_their_recipe_entry() -> None:
-    method = TopK(k=5, protect_first=2)
+    method = TopK(k=5, protect_first=2, compensation="sdc+vmc", v_mean="dropped")
     assert METHODS["top-k"] is TopK
-    assert method_to_dict(method) == {"method": "top-k", "k": 5, "protect_first": 2, "protect_recent": 0}
+    assert method_to_dict(method) == {
+        "method": "top-k",
+        "k": 5,
+        "protect_first": 2,
+        "protect_recent": 0,
+        "compensation": "sdc+vmc",
+        "v_mean": "dropped",
+    }
     assert method_from_dict(method_to_dict(method)) == method

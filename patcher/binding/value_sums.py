@@ -1,0 +1,83 @@
+"""The sum of visible value rows, carried from one decoding step to the next beside the KV cache.
+
+V-mean compensation needs the mean of all value rows that a query sees. Summing them anew for every token would read the
+whole cache, which is what dropping keys is to avoid; with the sum of the step before only the new row is read.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from ..methods.visibility import RowRanges, Visibility
+
+
+class ValueSums:
+    """Of one attention module. kind: "self" or "cross". It is the module's forward pre-hook: it sees the cache before
+    it grows.
+
+    A sum is carried on only if the cache still holds the very tensor that was summed, and each row's range has grown by
+    the new key alone (of cross-attention: has not changed). Whatever reorders, crops, selects or resets a cache makes
+    another tensor or another range, and a sliding window moves the start of the range: then the sum is made anew.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._forget()
+
+    def _forget(self) -> None:
+        self._holds = False
+        self._summed: weakref.ref[Tensor] | None = None
+        self._sum = self._first = self._last = torch.zeros(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a model begins without a sum: its cache is another one."""
+        return {"kind": self.kind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.kind = state["kind"]
+        self._forget()
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes whether the module's cache layer holds what was summed; the tensor itself is gone once it grows."""
+        self._holds = False
+        cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), None)
+        layer = getattr(module, "layer_idx", None)
+        if cache is None or not isinstance(layer, int):
+            return
+        if isinstance(cache, EncoderDecoderCache):
+            if self.kind == "cross" and not cache.is_updated.get(layer):
+                return  # what is there are another prompt's values
+            cache = cache.cross_attention_cache if self.kind == "cross" else cache.self_attention_cache
+        values = getattr(cache.layers[layer], "values", None) if layer < len(cache.layers) else None
+        self._holds = values is not None and self._summed is not None and self._summed() is values
+
+    def of_step(self, value: Tensor, visibility: Visibility, queries: int) -> Tensor | None:
+        """The sum [B, G, E] of the value rows that a single query sees, float64 (float32 where there is none).
+
+        value: [B, G, n, E]. None for several queries, and for masks that are no ranges.
+        """
+        holds, self._holds, self._summed = self._holds, False, None
+        if queries != 1 or not isinstance(visibility, RowRanges):
+            return None
+        batch = value.shape[0]
+        first, last = visibility.first.expand(batch, 1)[:, 0], visibility.last.expand(batch, 1)[:, 0]
+        grown = 0 if self.kind == "cross" else 1
+        if not (holds and torch.equal(first, self._first) and torch.equal(last, self._last + grown)):
+            self._sum = _sum(value, first, last)
+        elif grown:
+            self._sum = self._sum + value[torch.arange(batch, device=value.device), :, last - 1]
+        self._first, self._last, self._summed = first, last, weakref.ref(value)
+        return self._sum
+
+
+def _sum(value: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """value [B, G, n, E] summed over first <= position < last, whatever stands elsewhere: [B, G, E]."""
+    positions = torch.arange(value.shape[2], device=value.device)
+    inside = ((positions >= first[:, None]) & (positions < last[:, None]))[:, None, :, None]
+    return torch.where(inside, value, 0).sum(2, dtype=torch.float32 if value.device.type == "mps" else torch.float64)

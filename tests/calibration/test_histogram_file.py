@@ -1,0 +1,104 @@
+"""Histograms on disk: the same come back, equal ones make equal bytes, and damage is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hf_sparsify.calibration.histogram import ScoreHistogram
+from hf_sparsify.calibration.histogram_file import (
+    HISTOGRAMS_FILE,
+    file_hash,
+    histograms_of,
+    load_histograms,
+    save_histograms,
+)
+from hf_sparsify.errors import DataError
+from hf_sparsify.patcher.methods import TopTheta
+from hf_sparsify.patcher.methods.budget import Budget
+from hf_sparsify.patcher.recipe import BaseModel, CalibrationRecord, Recipe
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from score_chunks import chunk, observed, random, same
+
+
+def made() -> dict[str, ScoreHistogram]:
+    chunks = [chunk(random(seed, queries=30 + 9 * seed)) for seed in range(3)]
+    return {
+        "a.attn": observed(Budget(k=4, protect_first=1), chunks, scale=0.5, nature="causal self-attention"),
+        "b.attn": observed(Budget(keep=0.1, compensation="sdc"), chunks, "max-relative", limits=True, mass=True),
+        "c.attn": ScoreHistogram(Budget(k=4), limits=True),
+    }
+
+
+def test_the_same_come_back(tmp_path: Path) -> None:
+    histograms = made()
+    save_histograms(histograms, tmp_path / "file", {"items": ["1", "2"]})
+    loaded, notes = load_histograms(tmp_path / "file")
+    assert notes == {"items": ["1", "2"]}
+    assert list(loaded) == list(histograms)
+    assert all(same(loaded[name], histogram) for name, histogram in histograms.items())
+    save_histograms(loaded, tmp_path / "again", notes)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "file"]
+
+
+def test_large_counts(tmp_path: Path) -> None:
+    histograms = made()
+    for counts in histograms["a.attn"].counts.values():
+        counts *= 2**40
+    save_histograms(histograms, tmp_path / "file")
+    assert same(load_histograms(tmp_path / "file")[0]["a.attn"], histograms["a.attn"])
+
+
+def test_it_is_small(tmp_path: Path) -> None:
+    histogram = observed(Budget(k=4), [chunk(random(seed)) for seed in range(9)])
+    save_histograms({"a": histogram}, tmp_path / "file")
+    assert (tmp_path / "file").stat().st_size < 400 * 3 * len(histogram.counts)
+
+
+def damaged(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-700])
+    elif how == "other":
+        save_file({"a": torch.zeros(2)}, path)
+    else:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        if how == "tensor gone":
+            del tensors["a.attn.counts"]
+        elif how == "bytes":
+            tensors["a.attn.counts"] = tensors["a.attn.counts"].flip(0)
+        elif how == "rows":
+            metadata["hf_sparsify"] = metadata["hf_sparsify"].replace('"heads": 3', '"heads": 2')
+        elif how == "buckets":
+            metadata["hf_sparsify"] = metadata["hf_sparsify"].replace('"counts": [', '"counts": [99, ')
+        save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "other", "tensor gone", "bytes", "rows", "buckets"])
+def test_damage_is_named(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_histograms(made(), path)
+    damaged(path, how)
+    with pytest.raises(DataError, match=r"file .*`sparsify calibrate` makes it anew"):
+        load_histograms(path)
+
+
+def test_those_of_another_calibration_are_noticed(tmp_path: Path) -> None:
+    save_histograms(made(), tmp_path / HISTOGRAMS_FILE)
+    record = CalibrationRecord("squad", "train", "f", 3, 0, "k = 4")
+    record = replace(record, histograms_sha256=file_hash(tmp_path / HISTOGRAMS_FILE))
+    recipe = Recipe(BaseModel("m", "t", "llama", "h"), {"a.attn": TopTheta(k=4)}, calibration=record)
+    assert set(histograms_of(recipe, tmp_path)) == set(made())
+    with pytest.raises(DataError, match="belongs to another calibration"):
+        histograms_of(replace(recipe, calibration=replace(record, histograms_sha256="0")), tmp_path)
+    with pytest.raises(DataError, match="was not calibrated"):
+        histograms_of(replace(recipe, calibration=None), tmp_path)
+    with pytest.raises(DataError, match="is missing"):
+        histograms_of(recipe, tmp_path / "elsewhere")
