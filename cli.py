@@ -11,6 +11,7 @@ import typer
 
 from . import options as o
 from .opening import items_of, load, open_target, open_targets, start
+from .option_groups import GATHERED, takes_asking, takes_calibrating, takes_loading, takes_patching, typed
 from .terminal import command_line, exit_codes, progress, results_console, resumable, say
 
 app = typer.Typer(
@@ -27,14 +28,14 @@ app = typer.Typer(
 
 @app.command(epilog="Example: sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1")
 @exit_codes
-@o.takes_loading
-@o.takes_patching
+@takes_loading
+@takes_patching
 def patch(
     context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")
     ] = None,
-    patching: Any = o.GATHERED,
+    patching: Any = GATHERED,
     thresholds: o.Thresholds = None,
     dataset: o.RefitDataset = None,
     split: o.RefitSplit = None,
@@ -43,7 +44,7 @@ def patch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=o.OUTPUT)] = False,
     verify: Annotated[bool, typer.Option(help="Prove the patch before writing.", rich_help_panel=o.OUTPUT)] = True,
     seed: o.HiddenSeed = 0,
-    loading: Any = o.GATHERED,
+    loading: Any = GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -65,7 +66,7 @@ def patch(
         planned = command.plan_recipe(loaded, wanted)
     else:
         k, keep = patching["k"], patching["keep"]
-        refit.check_options(o.given(context, o.METHOD), k, keep, dataset, split)
+        refit.check_options(typed(context, o.METHOD), k, keep, dataset, split)
         source = refit.read_source(thresholds, model)
         start(str(thresholds), quiet, verbose)
         items = items_of(dataset, split, "train") if dataset is not None else None
@@ -85,13 +86,13 @@ def patch(
 
 @app.command(epilog="Example: sparsify validate ./sparsified")
 @exit_codes
-@o.takes_loading
+@takes_loading
 def validate(
     recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: ./sparsified).")] = None,
     verify: Annotated[bool, typer.Option(help="Also prove it on the loaded model.", rich_help_panel=o.OUTPUT)] = True,
     model: o.MovedModel = None,
     seed: o.HiddenSeed = 0,
-    loading: Any = o.GATHERED,
+    loading: Any = GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -116,17 +117,17 @@ def validate(
 
 @app.command(epilog="Example: sparsify calibrate --dataset my-questions.jsonl --samples 128")
 @exit_codes
-@o.takes_loading
-@o.takes_calibrating
+@takes_loading
+@takes_calibrating
 def calibrate(
     target: o.TargetArgument = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
-    asked: Any = o.GATHERED,
+    asked: Any = GATHERED,
     output: o.RecipeOutput = None,
     force: o.Force = False,
     model: o.MovedModel = None,
-    loading: Any = o.GATHERED,
+    loading: Any = GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -173,20 +174,20 @@ BY_MODULE_WIDTH = 120
 
 @app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 400 --max-drop 2")
 @exit_codes
-@o.takes_loading
-@o.takes_asking
+@takes_loading
+@takes_asking
 def evaluate(
     targets: o.Targets = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
-    asking: Any = o.GATHERED,
+    asking: Any = GATHERED,
     harness: o.Harness = None,
     require_conclusion: o.RequireConclusion = False,
     by_module: o.ByModule = False,
     as_json: o.Json = False,
     output: o.ResultsOutput = None,
     model: o.MovedModel = None,
-    loading: Any = o.GATHERED,
+    loading: Any = GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
@@ -234,7 +235,7 @@ def evaluate(
 
 @app.command(epilog='Example: sparsify generate ./sparsified "What is the capital of France?"')
 @exit_codes
-@o.takes_loading
+@takes_loading
 def generate(
     target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model.")],
     prompt: Annotated[str, typer.Argument(help="What to answer; a chat model gets it as a user's turn.")],
@@ -242,7 +243,7 @@ def generate(
     as_json: o.Json = False,
     model: o.MovedModel = None,
     seed: o.HiddenSeed = 0,
-    loading: Any = o.GATHERED,
+    loading: Any = GATHERED,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:

@@ -1,0 +1,145 @@
+"""Groups of options that a command takes as one argument: which they are, their defaults, and what is made of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from . import options as o
+
+# The options that describe how to load a model: name -> annotation and default, as in LoadOptions.
+_LOADING: dict[str, tuple[Any, Any]] = {
+    "dtype": (o.Dtype, "auto"),
+    "device": (o.Device, "auto"),
+    "device_map": (o.DeviceMap, None),
+    "revision": (o.Revision, None),
+    "trust_remote_code": (o.TrustRemoteCode, False),
+    "gguf_file": (o.GgufFile, None),
+}
+# The options that describe what `patch` patches and how: as in commands.patch.make_wanted.
+_PATCHING: dict[str, tuple[Any, Any]] = {
+    "attention": (o.Attention, "top-k"),
+    "k": (o.K, None),
+    "keep": (o.Keep, None),
+    "min_keep": (o.MinKeep, None),
+    "compensation": (o.Compensation, None),
+    "v_mean": (o.VMean, None),
+    "placement": (o.Placement, None),
+    "clusters": (o.Clusters, None),
+    "min_length": (o.MinLength, None),
+    "ffn": (o.Ffn, "none"),
+    "ffn_k": (o.FfnK, None),
+    "ffn_keep": (o.FfnKeep, None),
+    "override": (o.Set, None),
+    "layers": (o.Layers, None),
+    "skip_layers": (o.SkipLayers, None),
+    "kind": (o.Kind, None),
+    "stack": (o.Stack, None),
+    "protect_first": (o.ProtectFirst, 0),
+    "protect_recent": (o.ProtectRecent, 0),
+}
+# The options of what `calibrate` calibrates on, and how: as in commands.calibrate.make_options.
+_CALIBRATING: dict[str, tuple[Any, Any]] = {
+    "samples": (o.Samples, 128),
+    "distractors": (o.Distractors, 0),
+    "seed": (o.Seed, 0),
+    "k": (o.OtherK, None),
+    "keep": (o.OtherKeep, None),
+    "compensation": (o.OtherCompensation, None),
+    "placement": (o.OtherPlacement, None),
+    "estimator": (o.Estimator, "count-matched"),
+    "alpha": (o.Alpha, 0.0),
+    "activations": (o.Activations, "sparse"),
+    "denominator": (o.Denominator, None),
+}
+# The options that describe what `eval` asks, how, and what decides: as in commands.evaluate.make_options.
+_ASKING: dict[str, tuple[Any, Any]] = {
+    "limit": (o.Limit, None),
+    "seed": (o.Seed, 0),
+    "batch_size": (o.BatchSize, 8),
+    "max_new_tokens": (o.MaxNewTokens, 32),
+    "prompt_template": (o.PromptTemplate, None),
+    "shots": (o.Shots, 0),
+    "shots_from": (o.ShotsFrom, None),
+    "distractors": (o.Distractors, 0),
+    "as_top_k": (o.AsTopK, False),
+    "max_drop": (o.MaxDrop, 1.0),
+    "min_recovery": (o.MinRecovery, None),
+    "cache": (o.Cache, True),
+}
+GATHERED: Any = None  # the default of an argument that a decorator below fills in
+
+
+def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of how to load a model in place of a command's argument `loading`, which gets LoadOptions."""
+
+    def make(**given: Any) -> Any:
+        from .patcher.binding.loading import LoadOptions
+
+        return LoadOptions(**given)
+
+    return _gathered(command, "loading", _LOADING, make)
+
+
+def takes_patching(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of what to patch in place of a command's argument `patching`, which gets them as a dict."""
+    return _gathered(command, "patching", _PATCHING, dict)
+
+
+def typed(context: typer.Context, panel: str) -> list[str]:
+    """The options of a panel of the help that were typed, such as ["--k"]."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if getattr(parameter, "rich_help_panel", None) == panel
+        and getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE"
+    ]
+
+
+def takes_calibrating(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a calibration in place of a command's argument `asked`, which gets CalibrateOptions."""
+
+    def make(**given: Any) -> Any:
+        from .commands.calibrate import make_options
+
+        return make_options(**given)
+
+    return _gathered(command, "asked", _CALIBRATING, make)
+
+
+def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of an evaluation in place of a command's argument `asking`, which gets EvalOptions."""
+
+    def make(**given: Any) -> Any:
+        from .commands.evaluate import make_options
+
+        return make_options(**given)
+
+    return _gathered(command, "asking", _ASKING, make)
+
+
+def _gathered(
+    command: Callable[..., None], argument: str, options: dict[str, tuple[Any, Any]], make: Callable[..., Any]
+) -> Callable[..., None]:
+    """The command with several options in place of one argument, which gets what `make` makes of them."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = make(**{name: given.pop(name) for name in options})
+        command(**{argument: made}, **given)
+
+    signature = inspect.signature(command, eval_str=True)
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name != argument:
+            parameters.append(parameter)
+            continue
+        for option, (annotation, default) in options.items():
+            parameters.append(parameter.replace(name=option, annotation=annotation, default=default))
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
