@@ -67,6 +67,8 @@ def patch(
     else:
         k, keep = patching["k"], patching["keep"]
         refit.check_options(typed(context, o.METHOD), k, keep, dataset, split)
+        if not dry_run:
+            refit.check_output(thresholds, output, force=force)
         source = refit.read_source(thresholds, model)
         start(str(thresholds), quiet, verbose)
         items = items_of(dataset, split, "train") if dataset is not None else None
@@ -79,7 +81,7 @@ def patch(
     checks = command.prove_recipe(loaded, planned.recipe) if verify and not dry_run else []
     if thresholds is not None:
         planned = refit.with_kept(planned, source, loaded, items)
-    written = None if dry_run else refit.save(planned, output)
+    written = None if dry_run else command.save(planned, output)
     if dry_run or not quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
 
@@ -137,12 +139,14 @@ def calibrate(
     recipe: `sparsify eval --as-top-k` runs it. The same command goes on where it was stopped. `sparsify patch
     --thresholds RECIPE --k N` reads thresholds for another k from what was counted.
     """
-    from .commands.calibrate import calibrate_target, save_calibrated
+    from .calibration.histogram_file import save_calibrated
+    from .commands.calibrate import calibrate_target, check_options
     from .commands.report import calibration_report
     from .patcher.recipe import DEFAULT_RECIPE, check_writable
     from .processes import Processes
 
     start(target, quiet, verbose)
+    check_options(target, asked)
     given = items_of(dataset, split, "train") if dataset is not None else None
     opened = open_target(target, loading, model, quiet)
     directory = output or opened.directory or Path(DEFAULT_RECIPE)

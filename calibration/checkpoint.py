@@ -6,11 +6,12 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
 from ..processes import Processes
-from .histogram_file import load_histograms, save_histograms
-from .run import Observed
+from .histogram_file import load_histograms, read_notes, save_histograms
+from .run import Histograms, Observed
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,9 @@ class Checkpoint:
                 if self.processes.is_main:
                     observed.add(part)
         self.processes.wait()  # nobody writes before everybody has read
-        if self.processes.is_main and done:
-            self.save(observed)
-            for path in _parts(self.directory):
+        # A file goes once what it holds is safe in this process's own.
+        if self.processes.is_main and done and self.save(observed):
+            for path in self._own_parts():
                 if path != self._path():
                     path.unlink(missing_ok=True)
         self.processes.wait()
@@ -57,11 +58,11 @@ class Checkpoint:
         if time.monotonic() - self._saved >= SECONDS:
             self.save(observed)
 
-    def save(self, observed: Observed) -> None:
-        """Saves what there is, unless an item is half added. A disk that is full costs the checkpoint alone."""
+    def save(self, observed: Observed) -> bool:
+        """Saves what there is, unless an item is half added; whether it did. A full disk costs the checkpoint alone."""
         path = self._path()
         if path is None or not observed.items or not observed.whole:
-            return
+            return False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_histograms(observed.histograms, path, {"key": self.key, "items": observed.items})
@@ -69,25 +70,46 @@ class Checkpoint:
             if not self._told:
                 logger.warning("cannot keep what is calibrated so far in %s: %s", path, error.strerror or error)
             self._told = True
-        self._saved = time.monotonic()
+            return False
+        finally:
+            self._saved = time.monotonic()
+        return True
 
     def remove(self) -> None:
-        """Removes the files of all processes; to be called by one of them when all are done."""
+        """Removes this calibration's files, of all processes; to be called by one of them when all are done."""
         unfinished = self.directory.glob(f".writing-{PREFIX}*") if self.directory else ()
-        for path in (*_parts(self.directory), *unfinished):
+        for path in (*self._own_parts(), *unfinished):
             path.unlink(missing_ok=True)
+
+    def _own_parts(self) -> list[Path]:
+        return [path for path in _parts(self.directory) if self._notes(path) is not None]
+
+    def _notes(self, path: Path) -> dict[str, Any] | None:
+        """The notes of a part, or None if it is damaged or another calibration's."""
+        try:
+            notes = read_notes(path)
+        except DataError:
+            return None
+        return notes if notes.get("key") == self.key and isinstance(notes.get("items"), list) else None
 
     def _path(self) -> Path | None:
         return None if self.directory is None else self.directory / f"{PREFIX}{self.processes.rank}.safetensors"
 
     def _read(self, path: Path, observed: Observed) -> Observed | None:
         """A part, or None if it is damaged or another calibration's."""
+        notes = self._notes(path)
+        if notes is None:
+            return None
         try:
-            histograms, notes = load_histograms(path)
+            histograms = load_histograms(path)[0]
         except DataError:
             return None
-        fits = notes.get("key") == self.key and histograms.keys() == observed.histograms.keys()
-        return Observed(histograms, list(map(str, notes["items"]))) if fits else None
+        return Observed(histograms, list(map(str, notes["items"]))) if _same(histograms, observed.histograms) else None
+
+
+def _same(left: Histograms, right: Histograms) -> bool:
+    """Whether two can be added."""
+    return left.keys() == right.keys() and all(left[name].settings() == right[name].settings() for name in left)
 
 
 def _parts(directory: Path | None) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, NotPatchableError
 from ..patcher.methods.budget import Budget
 from ..patcher.methods.chunk import Chunk
 from ..patcher.methods.top_theta import reference
@@ -26,12 +26,13 @@ class ScoreHistogram:
     thresholds for any k can be read later. Padding queries are never counted.
 
     budget: of the module; its protected keys count as if they were above any threshold. placement: see TopTheta.
-    scale, nature: see ModuleThresholds. limits, mass: whether to count these too.
+    scale, nature: see ModuleThresholds; the scale is that of the scores seen last. limits, mass: whether to count these
+    too.
 
-    What was counted: rows, int64 [longest + 1], rows of each length (of head 0; heads see the same keys but under a
-    mask of their own). By bucket of row lengths, int64 [H, BINS]: counts, the keys in each bin; limits, of rows longer
-    than their budget the first value that exact top-k would drop, for the mean estimator; mass, the sum of exp(score -
-    row maximum) of the keys in each bin, in units of MASS_UNIT, for the offline denominator.
+    What was counted: rows, int64 [longest + 1], rows of each length, the same in every head. By bucket of row lengths,
+    int64 [H, BINS]: counts, the keys in each bin; limits, of rows longer than their budget the first value that exact
+    top-k would drop, for the mean estimator; mass, the sum of exp(score - row maximum) of the keys in each bin, in
+    units of MASS_UNIT, for the offline denominator. NotPatchableError where heads see different keys.
     """
 
     def __init__(
@@ -64,6 +65,11 @@ class ScoreHistogram:
 
     def __call__(self, chunk: Chunk) -> None:
         """Adds the scores of a chunk."""
+        if chunk.lengths.shape[1] > 1 and bool((chunk.lengths != chunk.lengths[:, :1]).any()):
+            raise NotPatchableError(
+                "thresholds cannot be fitted where heads see different keys: leave this module out (--set NAME=none)"
+            )
+        self.scale = float(chunk.scale)
         batch, heads, rows = chunk.scores.shape[:3]
         lengths = chunk.lengths.expand(batch, heads, rows)
         wanted = lengths >= 2
@@ -102,8 +108,9 @@ class ScoreHistogram:
 
         DataError if the other one counts something else.
         """
-        if self.settings() != other.settings():
+        if self.settings() != other.settings() or len({self.scale, other.scale} - {None}) > 1:
             raise DataError("histograms that count different things cannot be added: calibrate anew")
+        self.scale = other.scale if self.scale is None else self.scale
         self.rows = _sum(self.rows, other.rows)
         for mine, theirs in zip(self.parts().values(), other.parts().values(), strict=True):
             for bucket, counts in theirs.items():
@@ -115,11 +122,8 @@ class ScoreHistogram:
         return {name: part for name, part in parts.items() if part is not None}
 
     def settings(self) -> tuple[object, ...]:
-        """What two have to share for their counts to mean the same."""
-        return (
-            (self.budget, self.placement, self.scale, self.nature),
-            (self.limits is not None, self.mass is not None),
-        )
+        """What two have to share for their counts to mean the same, beside the scale if both have seen something."""
+        return (self.budget, self.placement, self.nature, self.limits is not None, self.mass is not None)
 
 
 class _Cells:

@@ -131,11 +131,9 @@ def fitted_plan(plan: Mapping[str, Method], options: CalibrationOptions) -> dict
 
 def _with_thresholds(method: Budget, options: CalibrationOptions) -> TopTheta:
     made = method if isinstance(method, TopTheta) else TopTheta(**budget_of(method))
-    return replace(
-        made,
-        placement=options.placement or made.placement,
-        denominator=options.denominator or made.denominator,
-    )
+    # Post-softmax weights need the exact denominator, whatever the module had before.
+    denominator = options.denominator or ("exact" if options.placement == "post-softmax" else made.denominator)
+    return replace(made, placement=options.placement or made.placement, denominator=denominator)
 
 
 def start(model: nn.Module, fitted: Mapping[str, Method], options: CalibrationOptions) -> Observed:
@@ -147,7 +145,6 @@ def start(model: nn.Module, fitted: Mapping[str, Method], options: CalibrationOp
             histograms[name] = ScoreHistogram(
                 Budget(**budget_of(method)),
                 method.placement,
-                scale=found[name].scale,
                 nature=found[name].nature,
                 limits=options.estimator == "mean",
                 mass=method.denominator == "offline",

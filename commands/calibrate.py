@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +13,6 @@ from torch import Tensor
 
 from ..calibration.check import measure_kept
 from ..calibration.checkpoint import Checkpoint
-from ..calibration.histogram_file import HISTOGRAMS_FILE, file_hash, save_histograms
 from ..calibration.options import CalibrationOptions
 from ..calibration.run import (
     Calibration,
@@ -35,11 +32,11 @@ from ..patcher.meter import Meter
 from ..patcher.methods import Method, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget
 from ..patcher.methods.compensation import check_compensation
-from ..patcher.recipe import CalibrationRecord, Recipe, save_recipe
+from ..patcher.recipe import DEFAULT_RECIPE, CalibrationRecord, Recipe, is_recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
 from .patch import check_exclusive, warn_of_lost_mass
-from .target import Target
+from .target import DEFAULT_METHOD, Target
 
 # Items that the thresholds are tried on afterwards.
 CHECKED = 8
@@ -71,13 +68,24 @@ class CalibrateOptions:
             raise UsageError(f"--distractors must be at least 0, not {self.distractors}")
 
     def applied(self, plan: dict[str, Method]) -> dict[str, Method]:
-        """A plan with the budget and compensation that are asked for."""
+        """A plan with what is asked for; top-k stays top-k.
+
+        All at once, because one change alone may not go with the rest of a method.
+        """
         changes: dict[str, Any] = {} if self.compensation is None else {"compensation": self.compensation}
         if self.k is not None or self.keep is not None:
             changes |= {"k": self.k, "keep": self.keep}
-        return {
-            name: replace(method, **changes) if isinstance(method, Budget) else method for name, method in plan.items()
-        }
+        # Post-softmax has the exact denominator anyway.
+        exact = "exact" if self.how.placement == "post-softmax" else None
+        asked = {"placement": self.how.placement, "denominator": self.how.denominator or exact}
+        for_theta = changes | {name: value for name, value in asked.items() if value is not None}
+
+        def changed(method: Method) -> Method:
+            if isinstance(method, TopTheta):
+                return replace(method, **for_theta)
+            return replace(method, **changes) if isinstance(method, Budget) else method
+
+        return {name: changed(method) for name, method in plan.items()}
 
 
 def make_options(
@@ -91,6 +99,15 @@ def make_options(
 ) -> CalibrateOptions:
     """The options with those of CalibrationOptions in their place. Raises what the two raise."""
     return CalibrateOptions(how=CalibrationOptions(placement, estimator, alpha, activations, denominator), **others)
+
+
+def check_options(target: str | None, options: CalibrateOptions) -> None:
+    """UsageError for options that do not go with a recipe's plan, or that of a bare MODEL, before either is opened.
+
+    Raises what load_recipe raises.
+    """
+    name = DEFAULT_RECIPE if target is None else target
+    _fitted(load_recipe(name).plan if is_recipe(name) else {name: DEFAULT_METHOD}, options)
 
 
 @dataclass(frozen=True)
@@ -125,9 +142,7 @@ def calibrate_target(
     that there is nothing to fit.
     """
     options, processes = options or CalibrateOptions(), processes or Processes()
-    require_convertible(target.recipe.plan)
-    plan = options.applied(target.recipe.plan)
-    fitted = fitted_plan(plan, options.how)
+    plan, fitted = _fitted(target.recipe.plan, options)
     if processes.is_main:
         warn_of_lost_mass(fitted)
     sampled = items.sample(options.samples, options.seed)
@@ -168,24 +183,11 @@ def calibrate_target(
     return Calibrated(recipe, made.observed.histograms, without, kept, len(tried), bool(others), checkpoint)
 
 
-def save_calibrated(recipe: Recipe, histograms: Histograms, directory: Path) -> Recipe:
-    """Writes a calibrated recipe with the histograms behind it, and returns it with their hash in its record.
-
-    A kill leaves the old recipe or the new one; histograms that do not belong to it are noticed by their hash.
-    SparsifyError if it cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as scratch:
-            made = Path(scratch) / HISTOGRAMS_FILE
-            save_histograms(histograms, made)
-            if recipe.calibration is not None:
-                recipe = replace(recipe, calibration=replace(recipe.calibration, histograms_sha256=file_hash(made)))
-            save_recipe(recipe, directory, force=True)
-            os.replace(made, directory / HISTOGRAMS_FILE)
-    except OSError as error:
-        raise SparsifyError(f"cannot write the recipe to {directory}: {error.strerror or error}") from None
-    return recipe
+def _fitted(plan: dict[str, Method], options: CalibrateOptions) -> tuple[dict[str, Method], dict[str, Method]]:
+    """A plan with what is asked for, and the same with top-theta for top-k."""
+    require_convertible(plan)
+    plan = options.applied(plan)
+    return plan, fitted_plan(plan, options.how)
 
 
 def _recipe(target: Target, items: ItemSet, chosen: ItemSet, options: CalibrateOptions, made: Calibration) -> Recipe:

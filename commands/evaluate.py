@@ -15,9 +15,9 @@ from ..errors import UsageError, require_at_least_one
 from ..evaluation.dense_cache import DenseCache, dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
-from ..evaluation.journal import RUN, Journal, ended_run
+from ..evaluation.journal import RUN, SCHEMA_VERSION, Journal, ended_run
 from ..evaluation.prompts import read_template
-from ..evaluation.results import SCHEMA_VERSION, judge, prediction_lines, summarize
+from ..evaluation.results import judge, prediction_lines, summarize
 from ..evaluation.run import Contender, Evaluation, evaluate, fitting_items
 from ..evaluation.shots import draw_shots
 from ..evaluation.sources import is_path, load_items

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..calibration.histogram_file import HISTOGRAMS_FILE, save_calibrated
 from ..calibration.run import Histograms
 from ..environment import package_versions
 from ..errors import DataError, UsageError
@@ -18,7 +19,7 @@ from ..patcher.methods.budget import Budget
 from ..patcher.overrides import Override, parse_override
 from ..patcher.plan import check_selection, plan_model
 from ..patcher.proof import Check, prove
-from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe
+from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe, save_recipe
 from .target import DEFAULT_COMPENSATION, DEFAULT_K
 
 logger = logging.getLogger(__name__)
@@ -218,6 +219,17 @@ def check_output(recipe: Recipe, directory: Path, *, force: bool) -> None:
 def prove_recipe(loaded: LoadedModel, recipe: Recipe) -> list[Check]:
     """The proof of patch; ProofFailedError names the module."""
     return prove(loaded.model, recipe.plan, recipe.thresholds, loaded.base.task)
+
+
+def save(planned: Planned, directory: Path) -> Path:
+    """Writes a recipe with the histograms behind its thresholds, if any; those of an earlier one go. SparsifyError if
+    it cannot be written."""
+    if planned.histograms is not None:
+        save_calibrated(planned.recipe, planned.histograms, directory)
+        return directory
+    save_recipe(planned.recipe, directory, force=True)
+    (directory / HISTOGRAMS_FILE).unlink(missing_ok=True)
+    return directory
 
 
 def _holds(directory: Path, recipe: Recipe) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..calibration.check import measure_kept
-from ..calibration.histogram_file import HISTOGRAMS_FILE, histograms_of
+from ..calibration.histogram_file import histograms_of, record_of
 from ..calibration.options import CalibrationOptions
 from ..calibration.run import Histograms, fit_plan
 from ..environment import package_versions
@@ -17,15 +17,14 @@ from ..evaluation.dense_cache import has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.report import per_k
-from ..evaluation.sources import load_items
+from ..evaluation.sources import is_at_hand, load_items
 from ..evaluation.tasks import task_for
 from ..patcher.binding.loading import LoadedModel, find_base_model
 from ..patcher.binding.modules import other_attention
 from ..patcher.methods import Method
 from ..patcher.methods.budget import Budget
-from ..patcher.recipe import CalibrationRecord, Plan, Recipe, load_recipe, save_recipe
+from ..patcher.recipe import CalibrationRecord, Plan, Recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
-from .calibrate import save_calibrated
 from .patch import Planned, check_exclusive, warn_of_lost_mass
 from .target import Target
 from .validate import check_target
@@ -54,10 +53,13 @@ class Source:
         """The modules that were calibrated, but for those that a person took out of the plan."""
         return [name for name in self.histograms if isinstance(plan.get(name), Budget)]
 
+    def at_another_budget(self, plan: Plan) -> bool:
+        """Whether a plan has another k or keep than was calibrated."""
+        return any(_of(plan[name]) != _of(self.histograms[name].budget) for name in self.names(plan))
+
     def seen_otherwise(self, plan: Plan) -> bool:
         """Whether deeper modules saw other activations in calibration than with this plan."""
-        at_another = any(_of(plan[name]) != _of(self.histograms[name].budget) for name in self.names(plan))
-        return self.record.activations == "sparse" and at_another
+        return self.record.activations == "sparse" and self.at_another_budget(plan)
 
 
 def check_options(
@@ -76,6 +78,14 @@ def check_options(
         raise UsageError("--split goes with --dataset")
 
 
+def check_output(directory: Path, output: Path, *, force: bool) -> None:
+    """UsageError if the calibrated recipe in a directory would be written over and `force` is off."""
+    if not force and output.resolve() == directory.resolve():
+        raise UsageError(
+            f"the thresholds come from {directory}: use -o for another directory, or --force to replace that recipe"
+        )
+
+
 def read_source(directory: Path, model: str | None = None) -> Source:
     """The calibration in a recipe's directory, read before its model is loaded.
 
@@ -89,10 +99,7 @@ def read_source(directory: Path, model: str | None = None) -> Source:
         except SparsifyError:
             gone = recipe.base_model.id
             raise SparsifyError(f"the recipe's model {gone} is not there any more: name where it is as MODEL") from None
-    histograms = histograms_of(recipe, directory)
-    if recipe.calibration is None:
-        raise DataError(f"the recipe in {directory} was not calibrated: run `sparsify calibrate` first")
-    return Source(directory, recipe, recipe.calibration, histograms)
+    return Source(directory, recipe, record_of(recipe, directory), histograms_of(recipe, directory))
 
 
 def refit(source: Source, target: Target, k: int | None = None, keep: float | None = None) -> Planned:
@@ -106,7 +113,7 @@ def refit(source: Source, target: Target, k: int | None = None, keep: float | No
     check_target(target)
     recipe, record = source.recipe, source.record
     plan, before = (_at(part, k, keep) for part in (recipe.plan, recipe.before_calibration or recipe.plan))
-    how = CalibrationOptions(estimator=record.estimator, alpha=record.alpha, activations=record.activations)
+    how = _how(source, plan)
     thresholds = fit_plan(plan, source.histograms, how)
     if not thresholds:
         raise DataError(
@@ -115,15 +122,17 @@ def refit(source: Source, target: Target, k: int | None = None, keep: float | No
         )
     warn_of_lost_mass(plan)
     fitted, calibrated = ", ".join(sorted({_of(plan[name]) for name in thresholds})), source.calibrated_at
+    budget = fitted + (f" (calibrated at {calibrated})" if fitted != calibrated else "")
     made = replace(
         recipe,
         base_model=target.loaded.base,
         plan=plan,
         thresholds=thresholds,
-        calibration=replace(record, budget=fitted + (f" (calibrated at {calibrated})" if fitted != calibrated else "")),
+        calibration=replace(record, budget=budget, estimator=how.estimator, alpha=how.alpha),
         before_calibration=before,
         versions=package_versions(),
     )
+    check_target(replace(target, recipe=made))
     idle = [name for name in source.names(plan) if name not in thresholds]
     notes = [f"{len(idle)} modules never saw a row longer than k, e.g. {idle[0]}: no thresholds"] if idle else []
     return Planned(made, other_attention(target.loaded.model), tuple(notes), source.histograms)
@@ -146,17 +155,6 @@ def with_kept(planned: Planned, source: Source, loaded: LoadedModel, items: Item
     return replace(planned, notes=(*planned.notes, _kept_note(planned.recipe, source.record, loaded, items)))
 
 
-def save(planned: Planned, directory: Path) -> Path:
-    """Writes a recipe with the histograms behind its thresholds, if any; those of an earlier one go. SparsifyError if
-    it cannot be written."""
-    if planned.histograms is not None:
-        save_calibrated(planned.recipe, planned.histograms, directory)
-        return directory
-    save_recipe(planned.recipe, directory, force=True)
-    (directory / HISTOGRAMS_FILE).unlink(missing_ok=True)
-    return directory
-
-
 def _of(method: Method | Budget) -> str:
     """The budget of a method: "k = 64" or "keep = 0.25"."""
     return Budget(method.k, method.keep).describe() if isinstance(method, Budget) else ""
@@ -166,6 +164,19 @@ def _at(plan: Plan, k: int | None, keep: float | None) -> Plan:
     if k is None and keep is None:
         return plan
     return {name: replace(m, k=k, keep=keep) if isinstance(m, Budget) else m for name, m in plan.items()}
+
+
+def _how(source: Source, plan: Plan) -> CalibrationOptions:
+    """As in calibration, but count-matched with a warning where the mean estimator cannot be read."""
+    record = source.record
+    if record.estimator == "mean" and source.at_another_budget(plan):
+        logger.warning(
+            "warning: the mean estimator can be read at %s alone, so these thresholds are count-matched; for mean ones "
+            "run `sparsify calibrate` with the new budget",
+            source.calibrated_at,
+        )
+        return CalibrationOptions(activations=record.activations)
+    return CalibrationOptions(estimator=record.estimator, alpha=record.alpha, activations=record.activations)
 
 
 def _check_weights(source: Source, target: Target) -> None:
@@ -192,7 +203,12 @@ def _kept_note(recipe: Recipe, record: CalibrationRecord, loaded: LoadedModel, i
 
 
 def _calibrated_on(record: CalibrationRecord) -> ItemSet:
-    """The data of a calibration; SparsifyError if it is not there or has changed."""
+    """The data of a calibration; SparsifyError if it is not there or has changed.
+
+    A recipe may be a stranger's, so what only it names is not opened unasked.
+    """
+    if not is_at_hand(record.dataset):
+        raise DataError(f"{record.dataset} is neither a file here nor a data set that `sparsify datasets` lists")
     items = load_items(record.dataset, record.split or None)
     if items.fingerprint != record.fingerprint:
         raise DataError(f"{record.dataset} has other items than in calibration")

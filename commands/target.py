@@ -12,13 +12,13 @@ from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
 from ..patcher.methods import AttentionMethod, TopK
+from ..patcher.methods.compensation import DEFAULT_COMPENSATION
 from ..patcher.plan import plan_model
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_K = 64
-DEFAULT_COMPENSATION = "sdc+vmc"  # --help says it too
 DEFAULT_METHOD = TopK(k=DEFAULT_K, compensation=DEFAULT_COMPENSATION)
 
 

@@ -21,6 +21,7 @@ from ..patcher.meter import Meter
 from ..processes import Processes
 from .tasks.base import Record
 
+SCHEMA_VERSION = 3  # of results.json
 RUN, PREDICTIONS, BATCHES, RESULTS = "run.json", "predictions.jsonl", "batches.jsonl", "results.json"
 
 
@@ -151,12 +152,13 @@ class Journal:
 
 
 def ended_run(directory: Path) -> dict[str, Any] | None:
-    """The results in a directory; None if there are none, or the run has not ended."""
+    """The results in a directory; None if there are none, the run has not ended, or another version wrote them."""
     try:
         results: dict[str, Any] = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     whole = isinstance(results, dict) and results.keys() >= {"run", "dataset", "processes", "seconds", "kept"}
+    whole = whole and results.get("schema_version") == SCHEMA_VERSION
     return results if whole and not (directory / RUN).exists() else None
 
 

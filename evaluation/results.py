@@ -13,7 +13,6 @@ from .verdict.flips import Flips
 from .verdict.gate import Gate, Verdict, decide, holm
 from .verdict.interval import Interval, interval
 
-SCHEMA_VERSION = 2
 # An answer whose best token, choice or label is ahead of the second by less than this (in nats or logits) may change
 # with the batch size, because a sum in another order is another number in its last digits.
 NEAR_TIE = 1e-4

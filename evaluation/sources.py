@@ -68,6 +68,12 @@ def is_path(dataset: str) -> bool:
     )
 
 
+def is_at_hand(dataset: str) -> bool:
+    """Whether load_items takes the name for `demo`, for a data set that is listed or for an ordinary file that exists,
+    and not for anything else on the Hub."""
+    return dataset in (DEMO, *DATASETS) or Path(_named_file(dataset)[1] or dataset).expanduser().is_file()
+
+
 def _load_demo(split: str) -> ItemSet:
     if split not in DEMO_SPLITS:
         raise _unknown_split(DEMO, split, DEMO_SPLITS)

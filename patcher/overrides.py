@@ -11,6 +11,8 @@ from ..errors import UsageError
 from .binding.feed_forward import FeedForwardModule
 from .binding.patching import PatchableModule
 from .methods import METHODS, Method, TopKFeedForward, method_from_dict
+from .methods.budget import Budget
+from .methods.compensation import DEFAULT_COMPENSATION
 
 DENSE = "none"
 FORM = re.compile(r"(?P<pattern>.+?)=(?P<method>[a-z-]+)(?P<options>(?:,[\w-]+=[^,=]+)*)")
@@ -55,6 +57,8 @@ def parse_override(text: str) -> Override:
     if name not in METHODS:
         raise UsageError(f"--set {text!r}: unknown method {name!r}: choose one of {', '.join(METHODS)} or {DENSE}")
     values = {option: _value(value) for option, value in options.items()}
+    if issubclass(METHODS[name], Budget):
+        values.setdefault("compensation", DEFAULT_COMPENSATION)
     try:
         return Override(pattern, method_from_dict({"method": name, **values}))
     except UsageError as error:

@@ -50,6 +50,8 @@ class ModuleThresholds:
     def __post_init__(self) -> None:
         if self.theta.ndim != 2 or self.lengths.ndim != 1 or self.theta.shape[1] != len(self.lengths):
             raise DataError("a threshold table needs lengths [T] and theta [H, T] with the same T")
+        if not (self.theta.is_floating_point() and self.lengths.is_floating_point()):
+            raise DataError("a threshold table needs floating-point numbers")
         if len(self.lengths) == 0 or not 1 <= self.shortest <= self.longest:
             raise DataError("a threshold table needs at least one calibrated row length")
         good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()
@@ -146,7 +148,16 @@ def load_thresholds(path: Path) -> dict[str, ModuleThresholds]:
             }
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {AGAIN}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OSError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         if isinstance(error, DataError):
             raise DataError(f"{path}: {error}") from None
         raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from None

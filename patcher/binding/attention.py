@@ -146,7 +146,7 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         _check_thresholds(patch, patch.thresholds, inputs)
     if patch.meter is not None or patch.observer is not None:
         inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
-    if patch.sums is not None and not torch.is_grad_enabled():
+    if patch.sums is not None and not torch.is_grad_enabled() and not inputs.dropout:
         value_sum = patch.sums.of_step(inputs.value, inputs.visibility, inputs.query.shape[2])
         inputs = replace(inputs, value_sum=value_sum)
     try:

@@ -47,12 +47,6 @@ class AttentionModule:
             window = getattr(config, "sliding_window", None)  # of every layer, as in Mistral
         return "causal self-attention" + (f" in a window of {window}" if isinstance(window, int) else "")
 
-    @property
-    def scale(self) -> float | None:
-        """The factor on query . key, None if the module does not say."""
-        scale = getattr(self.module, "scaling", None)
-        return float(scale) if isinstance(scale, int | float) else None
-
 
 def attention_modules(model: nn.Module) -> list[AttentionModule]:
     """The modules of a model that call the transformers attention interface, in module order."""

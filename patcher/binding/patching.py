@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -221,7 +220,8 @@ def check_module(target: PatchableModule, method: Method, table: ModuleThreshold
 
 
 def _check_table(target: AttentionModule, method: Method, table: ModuleThresholds) -> None:
-    """RecipeMismatchError if thresholds were fitted for another kind of scores than the module has."""
+    """RecipeMismatchError if thresholds were fitted for another kind of scores than the module has; the factor on the
+    scores is compared when the module is called, as some hand over another than they name."""
     again = "calibrate anew with `sparsify calibrate`"
     if target.heads is not None and table.heads != target.heads:
         raise RecipeMismatchError(
@@ -239,11 +239,6 @@ def _check_table(target: AttentionModule, method: Method, table: ModuleThreshold
     if table.nature is not None and table.nature != target.nature:
         raise RecipeMismatchError(
             f"the thresholds of {target.name} are for {table.nature}, the module is {target.nature}: {again}"
-        )
-    if None not in (table.scale, target.scale) and not math.isclose(table.scale, target.scale, rel_tol=1e-4):  # type: ignore[arg-type]
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for scores scaled by {table.scale:g}, the module scales by "
-            f"{target.scale:g}: {again}"
         )
 
 

@@ -6,6 +6,7 @@ whole cache, which is what dropping keys is to avoid; with the sum of the step b
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -14,6 +15,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..methods.visibility import RowRanges, Visibility
+
+
+class _State(threading.local):
+    """Of one thread, so that a model may serve several at once."""
+
+    def __init__(self) -> None:
+        self.holds = False
+        self.summed: weakref.ref[Tensor] | None = None
+        self.total = self.first = self.last = torch.zeros(0)
 
 
 class ValueSums:
@@ -27,12 +37,7 @@ class ValueSums:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._forget()
-
-    def _forget(self) -> None:
-        self._holds = False
-        self._summed: weakref.ref[Tensor] | None = None
-        self._sum = self._first = self._last = torch.zeros(0)
+        self._state = _State()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model begins without a sum: its cache is another one."""
@@ -40,12 +45,13 @@ class ValueSums:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.kind = state["kind"]
-        self._forget()
+        self._state = _State()
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes whether the module's cache layer holds what was summed; the tensor itself is gone once it grows."""
-        self._holds = False
+        state = self._state
+        state.holds = False
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), None)
         layer = getattr(module, "layer_idx", None)
         if cache is None or not isinstance(layer, int):
@@ -55,25 +61,26 @@ class ValueSums:
                 return  # what is there are another prompt's values
             cache = cache.cross_attention_cache if self.kind == "cross" else cache.self_attention_cache
         values = getattr(cache.layers[layer], "values", None) if layer < len(cache.layers) else None
-        self._holds = values is not None and self._summed is not None and self._summed() is values
+        state.holds = values is not None and state.summed is not None and state.summed() is values
 
     def of_step(self, value: Tensor, visibility: Visibility, queries: int) -> Tensor | None:
         """The sum [B, G, E] of the value rows that a single query sees, float64 (float32 where there is none).
 
         value: [B, G, n, E]. None for several queries, and for masks that are no ranges.
         """
-        holds, self._holds, self._summed = self._holds, False, None
+        state = self._state
+        holds, state.holds, state.summed = state.holds, False, None
         if queries != 1 or not isinstance(visibility, RowRanges):
             return None
         batch = value.shape[0]
         first, last = visibility.first.expand(batch, 1)[:, 0], visibility.last.expand(batch, 1)[:, 0]
         grown = 0 if self.kind == "cross" else 1
-        if not (holds and torch.equal(first, self._first) and torch.equal(last, self._last + grown)):
-            self._sum = _sum(value, first, last)
+        if not (holds and torch.equal(first, state.first) and torch.equal(last, state.last + grown)):
+            state.total = _sum(value, first, last)
         elif grown:
-            self._sum = self._sum + value[torch.arange(batch, device=value.device), :, last - 1]
-        self._first, self._last, self._summed = first, last, weakref.ref(value)
-        return self._sum
+            state.total = state.total + value[torch.arange(batch, device=value.device), :, last - 1]
+        state.first, state.last, state.summed = first, last, weakref.ref(value)
+        return state.total
 
 
 def _sum(value: Tensor, first: Tensor, last: Tensor) -> Tensor:

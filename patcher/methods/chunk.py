@@ -20,8 +20,8 @@ class AttentionInputs:
     query [B, H, q, D]; key [B, G, n, D]; value [B, G, n, E], with H a multiple of G (grouped-query attention).
     scale: factor on query . key. bias: [B or 1, H or 1, q, n], added after scaling. softcap: c in c * tanh(score / c).
     sinks: [H], learned logits that take part in the softmax and carry no value. dropout: probability, on the weights.
-    value_sum: [B, G, E], the sum of the visible value rows of a single query, where the caller keeps it; V-mean
-    compensation then reads no dropped value row.
+    value_sum: [B, G, E], the sum of the visible value rows of a single query, where the caller keeps it and there is no
+    dropout; V-mean compensation then reads no dropped value row.
     """
 
     query: Tensor
@@ -41,7 +41,7 @@ class Chunk:
     """Scores of the queries start..stop against the keys low..high, as a selection sees them.
 
     scores: [B, H, c, m], float32 (float64 for float64 inputs), -inf where a row may not look.
-    lengths: visible keys per row, int64 [B or 1, H or 1, c]. sinks: as in AttentionInputs.
+    lengths: visible keys per row, int64 [B or 1, H or 1, c]. sinks, scale: as in AttentionInputs.
     """
 
     scores: Tensor
@@ -52,6 +52,7 @@ class Chunk:
     low: int
     high: int
     sinks: Tensor | None = None
+    scale: float = 1.0
 
     @cached_property
     def visible(self) -> Tensor:

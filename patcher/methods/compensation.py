@@ -17,6 +17,9 @@ from .chunk import Chunk, Selection
 COMPENSATIONS = ("none", "sdc", "sdc+vmc")
 V_MEANS = ("visible", "dropped")
 
+# Of the command line and of patch() without a method; a method made by hand has none unless it says so. --help says it.
+DEFAULT_COMPENSATION = "sdc+vmc"
+
 
 def check_compensation(compensation: str, v_mean: str) -> None:
     """UsageError for what is no compensation, with what to use instead."""

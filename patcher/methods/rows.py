@@ -41,7 +41,10 @@ def attend_rows(
         stop = min(start + chunk_size, queries)
         low, high = inputs.visibility.key_span(start, stop)
         scores = _scores(inputs, start, stop, low, high)
-        chunk = Chunk(scores, lengths[..., start:stop], inputs.visibility, start, stop, low, high, inputs.sinks)
+        lengths_here = lengths[..., start:stop]
+        chunk = Chunk(
+            scores, lengths_here, inputs.visibility, start, stop, low, high, sinks=inputs.sinks, scale=inputs.scale
+        )
         if observer is not None:
             observer(chunk)
         selection = Selection(None) if select is None or low == high else select(chunk)
@@ -81,7 +84,7 @@ def _output(inputs: AttentionInputs, chunk: Chunk, selection: Selection, compens
     if inputs.value_sum is None:
         return _weigh(inputs, with_mean(chunk, keep, weights, missing, v_mean), value)
     mean = _mean_from_sum(inputs, chunk, keep, v_mean, value)
-    return (_weigh(inputs, weights, value) + missing * mean).to(value.dtype)
+    return (_weigh(inputs, weights, value, weights.dtype) + missing * mean).to(value.dtype)
 
 
 def _mean_from_sum(inputs: AttentionInputs, chunk: Chunk, keep: Tensor, v_mean: str, value: Tensor) -> Tensor:
@@ -91,14 +94,14 @@ def _mean_from_sum(inputs: AttentionInputs, chunk: Chunk, keep: Tensor, v_mean: 
     total = total.repeat_interleave(heads // total.shape[1], 1)
     members = chunk.lengths.unsqueeze(-1).expand(batch, heads, 1, 1)
     if v_mean == "dropped":
-        total = total - _weigh(inputs, keep.to(total.dtype), value, dtype=total.dtype)
+        total = total - _weigh(inputs, keep.to(total.dtype), value, total.dtype)
         members = members - keep.sum(-1, keepdim=True)
     return total / members.clamp(min=1)
 
 
 def _weigh(inputs: AttentionInputs, weights: Tensor, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """weights [B, H, c, m] times V: [B, H, c, E], in the dtype of value unless another is asked for."""
-    if inputs.dropout and dtype is None:
+    if inputs.dropout:
         weights = torch.nn.functional.dropout(weights, inputs.dropout)
     batch, heads, rows, width = weights.shape
     groups = value.shape[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hf_sparsify.calibration.checkpoint import Checkpoint
 from hf_sparsify.calibration.histogram import ScoreHistogram
+from hf_sparsify.calibration.histogram_file import save_histograms
 from hf_sparsify.calibration.run import Observed
 from hf_sparsify.patcher.methods.budget import Budget
 from hf_sparsify.processes import Processes
@@ -59,6 +60,44 @@ def test_half_an_item_and_nothing_are_not_saved(tmp_path: Path) -> None:
     Checkpoint(None, "key").save(seen(1))
     assert Checkpoint(None, "key").resume(nothing()) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_calibrations_file_stays(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, "other", Alone(1, 2)).save(seen(1, 2))
+    [foreign] = tmp_path.iterdir()
+    own = Checkpoint(tmp_path, "key")
+    own.remove()
+    assert list(tmp_path.iterdir()) == [foreign]
+    own.save(seen(3))
+    assert own.resume(nothing()) == ["3"]
+    assert foreign.exists()
+    own.remove()
+    assert list(tmp_path.iterdir()) == [foreign]
+    assert Checkpoint(tmp_path, "other").resume(nothing()) == ["1", "2"]
+
+
+def test_another_calibrations_counts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Checkpoint(tmp_path, "other").save(seen(1))
+    monkeypatch.setattr("hf_sparsify.calibration.checkpoint.load_histograms", None)
+    assert Checkpoint(tmp_path, "key").resume(nothing()) == []
+
+
+def test_a_file_without_items_is_ignored(tmp_path: Path) -> None:
+    save_histograms(seen(1).histograms, tmp_path / ".calibrating-0.safetensors", {"key": "key"})
+    assert Checkpoint(tmp_path, "key").resume(nothing()) == []
+
+
+def test_the_others_files_stay_until_theirs_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (0, 1):
+        Checkpoint(tmp_path, "key", Alone(rank, 2)).save(seen(rank + 1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patching:
+        patching.setattr("hf_sparsify.calibration.checkpoint.save_histograms", full)
+        assert Checkpoint(tmp_path, "key").resume(nothing()) == ["1", "2"]
+    assert Checkpoint(tmp_path, "key").resume(nothing()) == ["1", "2"]
 
 
 class Alone(Processes):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hf_sparsify.calibration.grid import BINS, bins_of, buckets_of
 from hf_sparsify.calibration.histogram import MASS_UNIT, ScoreHistogram
-from hf_sparsify.errors import DataError
+from hf_sparsify.errors import DataError, NotPatchableError
 from hf_sparsify.patcher.methods import FullMask, RowRanges
 from hf_sparsify.patcher.methods.budget import Budget
 from hf_sparsify.patcher.methods.top_theta import PLACEMENTS, reference
@@ -90,13 +90,6 @@ def test_rows_that_see_nothing_are_not_counted() -> None:
     assert everything(histogram) == 8 * HEADS
 
 
-def test_heads_with_masks_of_their_own() -> None:
-    generator = torch.Generator().manual_seed(0)
-    visible = torch.rand(1, HEADS, 12, 20, generator=generator) < 0.6
-    histogram = observed(BUDGET, [chunk(random(0, queries=20)[:, :, :12], FullMask(visible))])
-    assert sum(counts.sum(-1) for counts in histogram.counts.values()).tolist() == visible.sum((0, 2, 3)).tolist()  # type: ignore[union-attr]
-
-
 def test_memory_does_not_grow_with_samples() -> None:
     histogram = observed(BUDGET, [chunk(random(seed)) for seed in range(2)])
     buckets = sorted(histogram.counts)
@@ -131,4 +124,11 @@ def test_only_what_counts_the_same_is_merged() -> None:
         ScoreHistogram(BUDGET, mass=True),
     ):
         with pytest.raises(DataError, match="cannot be added"):
-            ScoreHistogram(BUDGET).merge(other)
+            ScoreHistogram(BUDGET, scale=1.0).merge(other)
+
+
+def test_heads_that_see_different_keys_are_refused() -> None:
+    visible = torch.ones(1, HEADS, 30, 30, dtype=torch.bool).tril()
+    visible[:, 1] &= torch.ones(30, 30, dtype=torch.bool).triu(-5)
+    with pytest.raises(NotPatchableError, match="heads see different keys"):
+        ScoreHistogram(BUDGET)(chunk(random(0, queries=30), FullMask(visible)))

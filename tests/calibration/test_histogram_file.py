@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hf_sparsify.calibration.grid import BINS, BUCKETS
 from hf_sparsify.calibration.histogram import ScoreHistogram
 from hf_sparsify.calibration.histogram_file import (
     HISTOGRAMS_FILE,
     file_hash,
     histograms_of,
     load_histograms,
+    read_notes,
     save_histograms,
 )
 from hf_sparsify.errors import DataError
@@ -88,6 +94,89 @@ def test_damage_is_named(how: str, tmp_path: Path) -> None:
     damaged(path, how)
     with pytest.raises(DataError, match=r"file .*`sparsify calibrate` makes it anew"):
         load_histograms(path)
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        *(("rows", value) for value in (-1, 10**30, 2**24 + 1, True, 2.0, "9", None)),
+        *(("heads", value) for value in (-3, 10**30, 4097, True, 3.0)),
+        *(("buckets", value) for value in ([3, 3], [4, 3], [-1], [BUCKETS], [True], [10**30], "34", {"3": 1}, 3)),
+        ("width", b"-"),
+        ("width", b"1"),
+        ("width", b"2"),
+        ("limits", [1]),
+        ("mass", [1]),
+    ],
+)
+def test_a_strangers_file_is_checked(what: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_histograms(made(), path)
+    tensors, content = parts(path)
+    facts = content["modules"]["b.attn"]
+    if what == "width":
+        tensors["b.attn.rows"] = torch.frombuffer(
+            bytearray(value + zlib.compress(bytes(8 * facts["rows"]))), dtype=torch.uint8
+        )
+    elif what in ("limits", "mass"):
+        facts["buckets"][what] = value
+        empty = zlib.compress(bytes(4 * len(value) * facts["heads"] * BINS))
+        tensors[f"b.attn.{what}"] = torch.frombuffer(bytearray(b"4" + empty), dtype=torch.uint8)
+    elif what == "buckets":
+        facts[what]["counts"] = value
+    else:
+        facts[what] = value
+    save_file(tensors, path, metadata={"hf_sparsify": json.dumps(content)})
+    with pytest.raises(DataError, match=r"file cannot be read .*`sparsify calibrate` makes it anew"):
+        load_histograms(path)
+
+
+def test_a_small_file_does_not_unpack_to_a_large_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    save_histograms(made(), path)
+    tensors, content = parts(path)
+    content["modules"]["a.attn"]["rows"] = -1
+    packed = b"1" + zlib.compress(bytes(2**26), 9)
+    tensors["a.attn.rows"] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    save_file(tensors, path, metadata={"hf_sparsify": json.dumps(content)})
+    tracemalloc.start()
+    with pytest.raises(DataError):
+        load_histograms(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", '"text"', "1" * 5000])
+@pytest.mark.parametrize("read", [load_histograms, read_notes])
+def test_metadata_that_is_nothing_of_the_kind(text: str, read: Any, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "file", metadata={"hf_sparsify": text})
+    with pytest.raises(DataError, match="`sparsify calibrate` makes it anew"):
+        read(tmp_path / "file")
+
+
+def test_no_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_histograms(made(), tmp_path / "file")
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("hf_sparsify.calibration.histogram_file._histogram", full)
+    with pytest.raises(DataError, match="file cannot be read"):
+        load_histograms(tmp_path / "file")
+
+
+def test_notes_alone_can_be_read(tmp_path: Path) -> None:
+    save_histograms(made(), tmp_path / "file", {"key": "a"})
+    assert read_notes(tmp_path / "file") == {"key": "a"}
+    with pytest.raises(DataError, match="is missing"):
+        read_notes(tmp_path / "nowhere")
+
+
+def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the JSON of a file."""
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), json.loads(file.metadata()["hf_sparsify"])
 
 
 def test_those_of_another_calibration_are_noticed(tmp_path: Path) -> None:

@@ -139,6 +139,51 @@ def test_what_the_recipe_says_of_it(sparsify: Sparsify, recipe: Path) -> None:
     assert sparsify("eval", "-d", "q.jsonl", "--limit", "2", "--max-new-tokens", "2", "--max-drop", "100").code == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--compensation none --denominator exact", ("none", "max-relative", "exact")),
+        ("--placement post-softmax", ("sdc+vmc", "post-softmax", "exact")),
+        ("--placement pre-softmax", ("sdc+vmc", "pre-softmax", "offline")),
+    ],
+)
+def test_what_is_asked_for_is_applied_at_once(
+    options: str, expected: tuple[str, str, str], sparsify: Sparsify, recipe: Path
+) -> None:
+    command = ("calibrate", "-d", "q.jsonl", "--samples", "2")
+    assert sparsify("patch", "llama", "--k", "4", "--attention", "top-theta", "--force", "--no-verify").code == 0
+    assert sparsify(*command, "--placement", "max-relative", "--denominator", "offline").code == 0
+    done = sparsify(*command, *options.split())
+    assert done.code == 0, done.err
+    methods = load_recipe("sparsified").plan.values()
+    assert {(m.compensation, m.placement, m.denominator) for m in methods} == {expected}  # type: ignore[union-attr]
+    assert sparsify("validate", "--no-verify").code == 0
+
+
+@pytest.mark.parametrize("target", ["sparsified", "llama", None])
+def test_options_are_refused_before_the_model_is_loaded(
+    target: str | None, sparsify: Sparsify, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_sparsify.commands.target.load_named", None)
+    monkeypatch.setattr("hf_sparsify.evaluation.sources.read_items", None)
+    command = ("calibrate", *([target] if target else []), "-d", "q.jsonl", "--denominator", "offline")
+    refused(sparsify(*command), 2, "saves nothing with post-softmax placement")
+
+
+def test_a_mistake_costs_another_calibration_nothing(
+    sparsify: Sparsify, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patching:
+        patching.setattr("hf_sparsify.calibration.checkpoint.SECONDS", 0.0)
+        patching.setattr("hf_sparsify.commands.calibrate.measure_kept", lambda *_: (_ for _ in ()).throw(SystemError))
+        with pytest.raises(SystemError):
+            sparsify(*ARGUMENTS, "-o", "run")
+    refused(sparsify(*ARGUMENTS, "-o", "run", "--k", "100000"), 1, "use a smaller --k")
+    done = sparsify(*ARGUMENTS, "-o", "run")
+    assert "going on from " in done.err
+    assert written("run") == undisturbed
+
+
 def test_sdc_alone_is_warned_about(sparsify: Sparsify, recipe: Path) -> None:
     done = sparsify("calibrate", "-d", "q.jsonl", "--compensation", "sdc", "-q")
     assert done.code == 0

@@ -11,6 +11,7 @@ import pytest
 import tiny_language_models
 import torch
 from command_line import Done, Sparsify, contents, files, refused
+from hf_sparsify.calibration.histogram_file import file_hash, load_histograms, save_histograms
 from hf_sparsify.patcher.recipe import load_recipe
 
 WROTE = ["histograms.safetensors", "sparsify.json", "thresholds.safetensors"]
@@ -107,10 +108,18 @@ def test_twice_is_fine_and_another_recipe_needs_force(sparsify: Sparsify, calibr
     assert contents(Path("three")) == before
     refused(sparsify("patch", "--thresholds", "sparsified", "--k", "2", "-o", "three"), 2, "already holds another")
     own = contents(calibrated)
-    refused(sparsify(*command), 2, "sparsified already holds another recipe: use --force")
+    refused(sparsify(*command), 2, "the thresholds come from sparsified: use -o for another directory, or --force")
     assert (contents(Path("three")), contents(calibrated)) == (before, own)
     assert sparsify(*command, "--force").code == 0
     assert contents(calibrated) == before
+
+
+def test_the_source_is_not_written_over_before_the_model_is_loaded(
+    sparsify: Sparsify, calibrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_sparsify.commands.target.load_named", None)
+    for target in ((), ("-o", "./sparsified/../sparsified")):
+        refused(sparsify("patch", "--thresholds", "sparsified", "--k", "3", *target), 2, "use -o for another directory")
 
 
 def test_from_another_directory(
@@ -121,7 +130,8 @@ def test_from_another_directory(
     done = sparsify("patch", "--thresholds", str(calibrated), "--k", "3")
     assert done.code == 0, done.err
     assert files(tmp_path / "elsewhere") == [f"sparsified/{name}" for name in WROTE]
-    assert "kept / k was not measured: no such file: q.jsonl; name other items with --dataset" in done.out
+    assert "kept / k was not measured: q.jsonl is neither a file here nor " in done.out
+    assert "; name other items with --dataset" in done.out
     done = sparsify("patch", "--thresholds", str(calibrated), "--k", "3", "-d", f"{calibrated.parent}/q.jsonl")
     assert "q.jsonl: mean " in done.out
 
@@ -130,6 +140,20 @@ def test_data_that_has_changed_is_not_measured_on(sparsify: Sparsify, calibrated
     tiny_language_models.save_questions(Path("q.jsonl"), 5)
     done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "--dry-run")
     assert "kept / k was not measured: q.jsonl has other items than in calibration; name other items" in done.out
+
+
+@pytest.mark.parametrize("name", ["somebody/data", "data", "/dev/zero", "squad=/dev/zero", "."])
+def test_what_only_the_recipe_names_is_not_opened(
+    name: str, sparsify: Sparsify, calibrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = content("sparsified")
+    made["calibration"]["dataset"] = name
+    (calibrated / "sparsify.json").write_text(json.dumps(made))
+    for function in ("_load_hub", "read_items"):
+        monkeypatch.setattr(f"hf_sparsify.evaluation.sources.{function}", None)
+    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "--dry-run")
+    assert done.code == 0, done.err
+    assert f"kept / k was not measured: {name} is neither a file here nor " in done.out
 
 
 def test_a_dry_run_writes_nothing(sparsify: Sparsify, calibrated: Path, work: Path) -> None:
@@ -207,7 +231,7 @@ def test_a_model_of_another_shape_or_other_weights_is_refused(sparsify: Sparsify
 )
 def test_what_is_refused(arguments: str, code: int, sentence: str, sparsify: Sparsify, calibrated: Path) -> None:
     before = contents(calibrated.parent)
-    done = sparsify("patch", "--thresholds", "sparsified", *arguments.split())
+    done = sparsify("patch", "--thresholds", "sparsified", "-o", "new", *arguments.split())
     errors = Done(done.code, done.out, "\n".join(line for line in done.err.splitlines() if WARNING not in line))
     refused(errors, code, sentence)
     assert contents(calibrated.parent) == before
@@ -217,8 +241,9 @@ def test_a_budget_has_to_go_with_the_rest_of_its_method(sparsify: Sparsify) -> N
     options = ("--attention", "top-theta", "--min-keep", "3", "--protect-first", "2", "--no-verify")
     assert sparsify("patch", "llama", "--k", "4", *options).code == 0
     assert sparsify("calibrate", "-d", "q.jsonl").code == 0
-    refused(sparsify("patch", "--thresholds", "sparsified", "--k", "2"), 2, "min_keep = 3 is more than k = 2")
-    refused(sparsify("patch", "--thresholds", "sparsified", "--k", "1"), 2, "2 protected keys do not fit in k = 1")
+    command = ("patch", "--thresholds", "sparsified", "-o", "new")
+    refused(sparsify(*command, "--k", "2"), 2, "min_keep = 3 is more than k = 2")
+    refused(sparsify(*command, "--k", "1"), 2, "2 protected keys do not fit in k = 1")
 
 
 @pytest.mark.parametrize("damage", ["unlink", "write", "cut"])
@@ -253,11 +278,35 @@ def test_a_plan_edited_by_hand(sparsify: Sparsify, calibrated: Path) -> None:
 
 def test_the_mean_estimator_is_for_its_own_k(sparsify: Sparsify) -> None:
     assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
-    assert sparsify("calibrate", "-d", "q.jsonl", "--estimator", "mean").code == 0
-    refused(sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three"), 2, "the mean estimator")
+    assert sparsify("calibrate", "-d", "q.jsonl", "--estimator", "mean", "--alpha", "0.5").code == 0
     done = sparsify("patch", "--thresholds", "sparsified", "-o", "four", "--no-verify")
     assert done.code == 0, done.err
+    assert warnings_of(done) == []
     assert contents(Path("four")) == contents(Path("sparsified"))
+    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three")
+    assert done.code == 0, done.err
+    assert warnings_of(done)[0] == (
+        "warning: the mean estimator can be read at k = 4 alone, so these thresholds are count-matched; for mean ones "
+        "run `sparsify calibrate` with the new budget"
+    )
+    found = content("three")["calibration"]
+    assert (found["estimator"], found["alpha"]) == ("count-matched", 0.0)
+    assert sparsify("validate", "three").code == 0
+
+
+def test_counts_of_another_number_of_heads_are_refused(sparsify: Sparsify, calibrated: Path) -> None:
+    path = calibrated / "histograms.safetensors"
+    histograms, notes = load_histograms(path)
+    for histogram in histograms.values():
+        for part in histogram.parts().values():
+            part.update({bucket: counts[:1] for bucket, counts in part.items()})
+    save_histograms(histograms, path, notes)
+    made = content("sparsified")
+    made["calibration"]["histograms_sha256"] = file_hash(path)
+    (calibrated / "sparsify.json").write_text(json.dumps(made))
+    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three", "--no-verify")
+    refused(done, 4, "heads")
+    assert not Path("three").exists()
 
 
 def test_the_offline_denominator_follows_k(sparsify: Sparsify) -> None:
@@ -282,10 +331,11 @@ def test_distractors_are_those_of_calibration(sparsify: Sparsify, work: Path) ->
 
 
 def test_what_holds_no_calibration(sparsify: Sparsify, work: Path) -> None:
-    refused(sparsify("patch", "--thresholds", "nowhere", "--k", "3"), 1, "nowhere holds no recipe")
-    refused(sparsify("patch", "--thresholds", "llama", "--k", "3"), 1, "llama holds no recipe")
+    refused(sparsify("patch", "--thresholds", "nowhere", "--k", "3", "-o", "new"), 1, "nowhere holds no recipe")
+    refused(sparsify("patch", "--thresholds", "llama", "--k", "3", "-o", "new"), 1, "llama holds no recipe")
     assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
-    refused(sparsify("patch", "--thresholds", "sparsified", "--k", "3"), 1, "not calibrated: run `sparsify calibrate`")
+    command = ("patch", "--thresholds", "sparsified", "--k", "3", "-o", "new")
+    refused(sparsify(*command), 1, "not calibrated: run `sparsify calibrate`")
 
 
 def test_patching_over_a_calibrated_recipe_leaves_no_histograms(sparsify: Sparsify, calibrated: Path) -> None:

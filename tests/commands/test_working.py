@@ -209,7 +209,7 @@ def test_quiet_says_nothing_on_stderr(sparsify: Sparsify) -> None:
     tiny_language_models.save_questions(Path("new.jsonl"), people=4)
     done = sparsify("eval", "-d", "new.jsonl", "--max-new-tokens", "1", "-q", "--json", "--max-drop", "100")
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out)["schema_version"] == 2
+    assert json.loads(done.out)["schema_version"] == 3
     done = sparsify("eval", "-d", "q.jsonl", "--max-new-tokens", "1", "-q", "--json", "--max-drop", "100")
     assert done.code == 0
     assert done.err.startswith("warning: 6 of these 6 items were used for calibration"), "warnings are no progress"

@@ -11,7 +11,7 @@ import pytest
 from command_line import contents
 from hf_sparsify.errors import SparsifyError, UsageError
 from hf_sparsify.evaluation.items import Question
-from hf_sparsify.evaluation.journal import Journal, ended_run
+from hf_sparsify.evaluation.journal import SCHEMA_VERSION, Journal, ended_run
 from hf_sparsify.evaluation.tasks.base import Record
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.processes import Processes
@@ -19,6 +19,7 @@ from hf_sparsify.processes import Processes
 ALONE = Processes()
 LINES = [{"id": "ä", "dense": {"answer": "ü\u2028"}}, {"id": "b", "dense": {"answer": ""}}]
 RESULTS = {
+    "schema_version": SCHEMA_VERSION,
     "run": "key",
     "dataset": {},
     "kept": {},
@@ -150,6 +151,12 @@ def test_a_run_that_has_ended_has_done_every_batch(tmp_path: Path) -> None:
     assert journal.has(99)
     assert list(journal.records.values()) == LINES
     assert (journal.ended, journal.work, journal.cached) == (RESULTS, {0: 2}, 1)
+
+
+@pytest.mark.parametrize("version", [2, SCHEMA_VERSION + 1, None, "3"])
+def test_results_of_another_schema_are_no_ended_run(version: Any, tmp_path: Path) -> None:
+    Journal.open(tmp_path / "run", "key", ALONE).finish(LINES, {**RESULTS, "schema_version": version})
+    assert ended_run(tmp_path / "run") is None
 
 
 def test_the_first_process_takes_in_what_the_others_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ FFN = "encoder.block.{}.layer.1.DenseReluDense.wo"
     [
         (r"re:encoder\..*=clustered,clusters=100", r"re:encoder\..*", Clustered(clusters=100)),
         ("a.b=clustered,clusters=3,k=5,min-length=7,seed=1", "a.b", Clustered(3, min_length=7, seed=1, k=5)),
-        ("a.b=top-k,k=8,protect-first=2", "a.b", TopK(k=8, protect_first=2)),
-        ("a.b=top-k,keep=0.25,protect_recent=1", "a.b", TopK(keep=0.25, protect_recent=1)),
-        ("a.b=top-theta,k=8,min_keep=2", "a.b", TopTheta(k=8, min_keep=2)),
+        ("a.b=top-k,k=8,protect-first=2", "a.b", TopK(k=8, protect_first=2, compensation="sdc+vmc")),
+        ("a.b=top-k,keep=0.25,protect_recent=1", "a.b", TopK(keep=0.25, protect_recent=1, compensation="sdc+vmc")),
+        ("a.b=top-theta,k=8,min_keep=2,compensation=none", "a.b", TopTheta(k=8, min_keep=2)),
         (
             "a.b=top-k,k=8,compensation=sdc+vmc,v-mean=dropped",
             "a.b",
@@ -33,8 +33,8 @@ FFN = "encoder.block.{}.layer.1.DenseReluDense.wo"
         ),
         ("a.b=top-k-feed-forward,k=16", "a.b", TopKFeedForward(k=16)),
         ("a.b=none", "a.b", None),
-        ("re:a(?=b)b=top-k,k=1", "re:a(?=b)b", TopK(k=1)),
-        ("re:(a|b),c=top-k,k=1", "re:(a|b),c", TopK(k=1)),
+        ("re:a(?=b)b=top-k,k=1", "re:a(?=b)b", TopK(k=1, compensation="sdc+vmc")),
+        ("re:(a|b),c=top-k,k=1", "re:(a|b),c", TopK(k=1, compensation="sdc+vmc")),
     ],
 )
 def test_what_is_typed_means(text: str, pattern: str, method: Method | None) -> None:
@@ -90,7 +90,7 @@ def test_an_expression_reaches_the_modules_that_its_method_is_for() -> None:
 
 def test_a_plain_pattern_is_one_whole_name() -> None:
     made = plan(f"{SELF.format(1)}=top-k,k=2", attention=TopK(k=4))
-    assert made[SELF.format(1)] == TopK(k=2)
+    assert made[SELF.format(1)] == TopK(k=2, compensation="sdc+vmc")
     assert made[SELF.format(0)] == TopK(k=4)
     with pytest.raises(UsageError, match="no module that can be patched matches 'encoder'"):
         plan("encoder=top-k,k=2", attention=TopK(k=4))

@@ -32,7 +32,7 @@ def table(placement: str = "post-softmax", shortest: int = 1, longest: int = 64,
 
 def fitted(model: nn.Module, **fields: Any) -> dict[str, ModuleThresholds]:
     """Tables that say all that can be said about their modules."""
-    return {m.name: table(scale=m.scale, nature=m.nature, **fields) for m in attention_modules(model)}
+    return {m.name: table(nature=m.nature, **fields) for m in attention_modules(model)}
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -55,8 +55,6 @@ def test_tables_that_fit_are_taken_without_a_word(name: str, caplog: pytest.LogC
     [
         (METHOD, {"placement": "pre-softmax"}, "are for pre-softmax placement, the plan asks for post-softmax: calib"),
         (METHOD, {"placement": "max-relative"}, "are for max-relative placement, the plan asks for post-softmax"),
-        (METHOD, {"scale": 0.5}, "are for scores scaled by 0.5, the module scales by 0.353553: calibrate anew"),
-        (METHOD, {"scale": 0.3537}, "are for scores scaled by 0.3537"),
         (METHOD, {"nature": "bidirectional"}, "are for bidirectional, the module is causal self-attention: calib"),
         (METHOD, {"nature": "cross-attention"}, "are for cross-attention"),
         (
@@ -112,12 +110,8 @@ def test_natures_of_an_encoder_and_a_decoder(name: str) -> None:
     assert all((nature == "bidirectional") == ("encoder." in name[:14]) for name, nature in natures.items())
 
 
-def test_a_scale_that_the_module_does_not_say_is_found_when_it_is_used() -> None:
+def test_another_scale_is_found_when_it_is_used() -> None:
     model, call = build("llama"), inputs("llama")
-    for layer in model.model.layers:
-        # A number of its own kind: transformers hands it on, and it is no int or float.
-        layer.self_attn.scaling = torch.tensor(8**-0.5)
-    assert all(m.scale is None for m in attention_modules(model))
     names = [m.name for m in attention_modules(model)]
     apply_plan(model, everything(model, METHOD), dict.fromkeys(names, table(scale=8**-0.5)))
     logits(model, call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ def test_ten_thousand_steps_drift_by_less_than_rounding(checked: type[Checked]) 
     found = None
     for length in range(1, 10_001):
         value = values[:, :, :length]
-        sums._holds = length > 1
+        sums._state.holds = length > 1
         found = sums.of_step(value, RowRanges.causal(1, length), 1)
     assert checked.made == 1
     assert found is not None
@@ -199,10 +200,25 @@ def test_the_hook_goes_with_the_patch_and_the_sum_stays_behind() -> None:
         own = [getattr(module, attention.PATCH_ATTRIBUTE, None) for module in twin.modules()]
         sums = [patch.sums for patch in own if patch is not None]
         assert len(sums) == 2
-        assert all(one._summed is None and one.kind == "self" for one in sums)
+        assert all(one._state.summed is None and one.kind == "self" for one in sums)
         close(generate(twin, "llama", do_sample=False).float(), generate(model, "llama", do_sample=False).float())
         unpatch(twin)
         assert state(twin) == dense
     unpatch(model)
     assert state(model) == dense
     assert not any(isinstance(hook, ValueSums) for m in model.modules() for hook in m._forward_pre_hooks.values())
+
+
+def test_several_threads_may_use_one_model() -> None:
+    model = patched("llama", METHOD)
+    prompts = [
+        torch.randint(5, tiny_models.VOCABULARY, (1, 20), generator=torch.Generator().manual_seed(i)) for i in range(4)
+    ]
+
+    def answer(tokens: Tensor) -> Tensor:
+        return steps(model, DynamicCache(config=model.config), tokens)
+
+    alone = [answer(tokens) for tokens in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in zip(pool.map(answer, prompts * 3), alone * 3, strict=True):
+            close(found, expected)
