@@ -6,6 +6,7 @@ are of the last tokens of each prompt, where rows are longest.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import statistics
 import sys
@@ -66,6 +67,25 @@ def prompts(loaded: LoadedModel, data: str, count: int, distractors: int = 0, se
     if not found:
         raise UsageError(f"no prompt of {data} fits the model: use fewer --distractors")
     return found
+
+
+def prompt_arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments that say which model reads which prompts."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--distractors", type=int, default=5, help="other passages in every prompt")
+    parser.add_argument(
+        "--calibration-distractors", type=int, help="as many in every calibration prompt (default: 1 more)"
+    )
+    return parser
+
+
+def calibration_prompts(loaded: LoadedModel, args: argparse.Namespace) -> list[Inputs]:
+    """The prompts to calibrate on; a passage longer, so that no evaluated row is outside the table."""
+    more = args.distractors + 1 if args.calibration_distractors is None else args.calibration_distractors
+    return prompts(loaded, args.calibration, args.samples, more)
 
 
 def compare(model: Any, inputs: Inputs, contenders: Sequence[Contender], last: int) -> dict[str, Outcome]:

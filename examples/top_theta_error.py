@@ -9,13 +9,12 @@ longer than k; and the kept count over k, because errors are comparable at equal
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fidelity_lab import Contender, Inputs, calibrated, prompts
+from fidelity_lab import Contender, Inputs, calibrated, calibration_prompts, prompt_arguments, prompts
 from hf_sparsify import LoadedModel, LoadOptions, TopK
 from hf_sparsify.commands.target import load_named
 from hf_sparsify.patcher.binding.patching import apply_plan
@@ -68,22 +67,14 @@ def mean(values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--distractors", type=int, default=5, help="other passages in every prompt")
-    parser.add_argument(
-        "--calibration-distractors", type=int, help="as many in every calibration prompt (default: 1 more)"
-    )
+    parser = prompt_arguments(__doc__)
     parser.add_argument("--samples", type=int, default=8, help="of the calibration and of the evaluation")
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--compensation", default="sdc+vmc")
     args = parser.parse_args()
     loaded = load_named(args.model, LoadOptions())
     plan = plan_model(loaded.model, TopK(k=args.k, compensation=args.compensation))
-    more = args.distractors + 1 if args.calibration_distractors is None else args.calibration_distractors
-    samples = prompts(loaded, args.calibration, args.samples, more)
+    samples = calibration_prompts(loaded, args)
     made = [Contender("top-k", plan), *calibrated(loaded, plan, samples, list(PLACEMENTS)).values()]
     probes = measure(loaded, made, prompts(loaded, args.evaluation, args.samples, args.distractors))
     print(f"k = {args.k}, {args.compensation}: relative output error, kept / k in brackets\n")

@@ -9,13 +9,22 @@ of other questions, at the same k and compensation as they are used. Ctrl-C prin
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from fidelity_lab import Contender, Outcome, Workers, calibrated, compare_all, difference, prompts
+from fidelity_lab import (
+    Contender,
+    Outcome,
+    Workers,
+    calibrated,
+    calibration_prompts,
+    compare_all,
+    difference,
+    prompt_arguments,
+    prompts,
+)
 from hf_sparsify import LoadedModel, LoadOptions, TopK
 from hf_sparsify.commands.target import load_named
 from hf_sparsify.patcher.methods.compensation import COMPENSATIONS
@@ -58,14 +67,7 @@ def rows(outcomes: dict[str, Outcome]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--distractors", type=int, default=5, help="other passages in every prompt")
-    parser.add_argument(
-        "--calibration-distractors", type=int, help="as many in every calibration prompt (default: 1 more)"
-    )
+    parser = prompt_arguments(__doc__)
     parser.add_argument("--questions", type=int, default=48)
     parser.add_argument("--samples", type=int, default=16, help="calibration prompts")
     parser.add_argument("--k", type=int, nargs="+", default=[32, 64])
@@ -77,8 +79,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     loaded = load_named(args.model, LoadOptions())
-    more = args.distractors + 1 if args.calibration_distractors is None else args.calibration_distractors
-    samples = prompts(loaded, args.calibration, args.samples, more) if args.placements else []
+    samples = calibration_prompts(loaded, args) if args.placements else []
     asked = prompts(loaded, args.evaluation, args.questions, args.distractors)
     lengths = [inputs["input_ids"].shape[1] for inputs in asked]
     print(f"{len(asked)} prompts of {min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f}\n")
