@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..patcher.binding.patching import apply_plan, remove_patch
+from ..patcher.binding.patching import apply_plan
 from ..patcher.meter import Meter
 from ..patcher.methods import Method
 from ..patcher.thresholds import ModuleThresholds
@@ -23,11 +23,7 @@ def measure_kept(
 
     The model must not be patched, and is left as it was. Raises what apply_plan raises.
     """
-    patch = apply_plan(model, plan, thresholds)
-    try:
-        with torch.inference_mode(), patch.metered(Meter()) as meter:
-            for inputs in samples:
-                model(**inputs, use_cache=False)
-    finally:
-        remove_patch(model)
+    with apply_plan(model, plan, thresholds) as patch, torch.inference_mode(), patch.metered(Meter()) as meter:
+        for inputs in samples:
+            model(**inputs, use_cache=False)
     return meter

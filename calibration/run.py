@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, UsageError
 from ..patcher.binding.modules import attention_modules, unwrapped
-from ..patcher.binding.patching import apply_plan, remove_patch
+from ..patcher.binding.patching import apply_plan
 from ..patcher.methods import Method, TopTheta, exact_top_k
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.thresholds import ModuleThresholds
@@ -160,19 +160,16 @@ def _observe(
     observed: Observed,
 ) -> None:
     """Runs the model on all items and adds what each gives as a whole, so that Ctrl-C leaves no half of one."""
-    patch = apply_plan(model, {name: _while_observed(method, options) for name, method in plan.items()})
-    modules = [module for module in patch.attention_patches if module.name in observed.histograms]
-    try:
-        with torch.inference_mode():
-            for name, inputs in items:
-                seen = {module.name: observed.histograms[module.name].empty() for module in modules}
-                for module in modules:
-                    module.observer = seen[module.name]
-                for one in inputs:
-                    model(**one, use_cache=False)
-                observed.add(Observed(seen, [name]))
-    finally:
-        remove_patch(model)
+    watched = {name: _while_observed(method, options) for name, method in plan.items()}
+    with apply_plan(model, watched) as patch, torch.inference_mode():
+        modules = [module for module in patch.attention_patches if module.name in observed.histograms]
+        for name, inputs in items:
+            seen = {module.name: observed.histograms[module.name].empty() for module in modules}
+            for module in modules:
+                module.observer = seen[module.name]
+            for one in inputs:
+                model(**one, use_cache=False)
+            observed.add(Observed(seen, [name]))
 
 
 def _while_observed(method: Method, options: CalibrationOptions) -> Method:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +150,17 @@ def calibrate_target(
     chosen = with_distractors(sampled, options.distractors, options.seed, pool=items)
     task = task_for(target.loaded, chosen)
     observed = start(target.loaded.model, fitted, options.how)
-    checkpoint = Checkpoint(directory, _run_key(target, plan, options, task), processes)
+    read = [task.calibration_inputs(item) for item in chosen.items]
+    checkpoint = Checkpoint(directory, _run_key(target, plan, options, task, read), processes)
     done = set(checkpoint.resume(observed))
     if done and tell is not None:
         tell(f"going on from {len(done)} of {len(chosen)} items")
 
     def rest() -> Iterator[tuple[str, list[dict[str, Tensor]]]]:
-        left = [(str(index), item) for index, item in enumerate(chosen.items) if str(index) not in done]
+        left = [(str(index), inputs) for index, inputs in enumerate(read) if str(index) not in done]
         if advance is not None:
             advance((len(chosen) - len(left)) // processes.count)
-        for name, item in processes.share(left):
-            inputs = task.calibration_inputs(item)
+        for name, inputs in processes.share(left):
             if inputs:
                 yield name, inputs
             checkpoint.save_at_times(observed)
@@ -231,13 +232,18 @@ def _held_out(items: ItemSet, sampled: ItemSet, options: CalibrateOptions) -> Se
     return with_distractors(replace(items, items=tuple(others)), options.distractors, options.seed, pool=items).items
 
 
-def _run_key(target: Target, plan: dict[str, Method], options: CalibrateOptions, task: Task) -> str:
-    """64 hex digits over everything that thresholds follow from."""
+def _run_key(
+    target: Target,
+    plan: dict[str, Method],
+    options: CalibrateOptions,
+    task: Task,
+    read: Sequence[list[dict[str, Tensor]]],
+) -> str:
+    """64 hex digits over everything that thresholds follow from. read: the model inputs of every item."""
     digest = hashlib.sha256()
-    for item in task.items.items:
-        for inputs in task.calibration_inputs(item):
-            for name, tensor in sorted(inputs.items()):
-                digest.update(f"{name} {tensor.tolist()}".encode())
+    for inputs in chain.from_iterable(read):
+        for name, tensor in sorted(inputs.items()):
+            digest.update(f"{name} {tensor.tolist()}".encode())
     content = [
         dense_key(target.loaded, task),
         {name: method_to_dict(method) for name, method in plan.items()},

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hf_sparsify.patcher.methods import AttentionInputs, Chunk, FullMask, RowRanges, TopK, TopTheta, attend_rows
 from hf_sparsify.patcher.methods.chunk import RowCounts, Selection
-from tiny_models import highest, visible_keys
+from tiny_models import highest, row_scores, visible_keys
 from torch import Tensor
 
 Scores = list[tuple[int, float]]
@@ -116,16 +116,7 @@ def row_by_row(call: AttentionInputs, method: Sparse, table: Table | None = None
     query, key, value = (part.double().tolist() for part in (call.query, call.key, call.value))
     for b, h, i in itertools.product(range(batch), range(heads), range(queries)):
         group = h * groups // heads
-        row: Scores = []
-        for j in range(keys):
-            if not visible[b][h][i][j]:
-                continue
-            score = sum(x * y for x, y in zip(query[b][h][i], key[b][group][j], strict=True)) * call.scale
-            if call.bias is not None:
-                score += float(call.bias[min(b, call.bias.shape[0] - 1), h, i, j])
-            if call.softcap is not None:
-                score = call.softcap * math.tanh(score / call.softcap)
-            row.append((j, score))
+        row = row_scores(call, query[b][h][i], key[b][group], visible[b][h][i], (b, h, i))
         sink = None if call.sinks is None else float(call.sinks[h])
         for j, weight in _weights(row, sink, h, method, table, kept[b, h, i]).items():
             for e, x in enumerate(value[b][group][j]):

@@ -233,6 +233,24 @@ def everything(row: list[tuple[int, float]]) -> set[int]:
     return {j for j, _ in row}
 
 
+def row_scores(
+    call: AttentionInputs, query: list[float], keys: list[list[float]], visible: list[bool], row: tuple[int, int, int]
+) -> list[tuple[int, float]]:
+    """The (key, score) pairs that one row sees, in Python floats. row: its sequence, head and query."""
+    b, h, i = row
+    found = []
+    for j, key in enumerate(keys):
+        if not visible[j]:
+            continue
+        score = sum(x * y for x, y in zip(query, key, strict=True)) * call.scale
+        if call.bias is not None:
+            score += float(call.bias[min(b, call.bias.shape[0] - 1), h, i, j])
+        if call.softcap is not None:
+            score = call.softcap * math.tanh(score / call.softcap)
+        found.append((j, score))
+    return found
+
+
 def brute_force(call: AttentionInputs, choose: Choose) -> tuple[Tensor, Tensor]:
     """Attention in Python floats, one row at a time: output [B, H, q, E] and what was kept, bool [B, H, q, n].
 
@@ -248,16 +266,7 @@ def brute_force(call: AttentionInputs, choose: Choose) -> tuple[Tensor, Tensor]:
         for h in range(heads):
             g = h * groups // heads
             for i in range(queries):
-                row = []
-                for j in range(keys):
-                    if not visible[b, h, i, j]:
-                        continue
-                    score = sum(x * y for x, y in zip(q[b][h][i], k[b][g][j], strict=True)) * call.scale
-                    if call.bias is not None:
-                        score += float(call.bias[min(b, call.bias.shape[0] - 1), h, i, j])
-                    if call.softcap is not None:
-                        score = call.softcap * math.tanh(score / call.softcap)
-                    row.append((j, score))
+                row = row_scores(call, q[b][h][i], k[b][g], visible[b, h, i].tolist(), (b, h, i))
                 chosen = choose(row)
                 top = max((score for j, score in row if j in chosen), default=0.0)
                 extra = 0.0 if call.sinks is None else math.exp(float(call.sinks[h]) - top)
