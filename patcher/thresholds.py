@@ -76,6 +76,11 @@ class ModuleThresholds:
             raise DataError("the thresholds were calibrated without the offline denominator: calibrate them with it")
         return self._interpolated(1, lengths)
 
+    def native_tables(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log lengths, theta and dropped mass (None without) as a kernel reads them: contiguous float32 on the CPU."""
+        lengths, theta, *dropped = (part.float().contiguous() for part in self._tensors(torch.device("cpu")))
+        return lengths, theta, dropped[0] if dropped else None
+
     def outside(self, lengths: Tensor) -> Tensor:
         """bool like lengths: rows that are not empty and have no threshold."""
         return ((lengths < self.shortest) | (lengths > self.longest)) & (lengths > 0)

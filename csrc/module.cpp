@@ -1,0 +1,132 @@
+// The Python module of one build. Arguments are addresses, sizes and strides that Python has checked, in the order in
+// which the functions here read them; no torch header, and only the stable part of the Python interface.
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <new>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "attention.h"
+#include "rows.h"
+#include "step.h"
+
+#define STRINGIFY_(x) #x
+#define STRINGIFY(x) STRINGIFY_(x)
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+namespace {
+
+// Takes the arguments one after the other.
+class Arguments {
+ public:
+  Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
+
+  int64_t integer() {
+    PyObject* value = next();
+    return value ? PyLong_AsLongLong(value) : 0;
+  }
+  double number() {
+    PyObject* value = next();
+    return value ? PyFloat_AsDouble(value) : 0;
+  }
+  template <typename T>
+  T* address() {
+    return reinterpret_cast<T*>(static_cast<intptr_t>(integer()));
+  }
+  Strided strided() {
+    Strided s;
+    s.data = address<const char>();
+    s.batch = integer(), s.head = integer(), s.row = integer();
+    return s;
+  }
+  // Whether all were there, no more, and of the right kind; sets a Python error otherwise.
+  bool complete() {
+    if (PyErr_Occurred()) return false;
+    if (at_ == count_) return true;
+    PyErr_Format(PyExc_TypeError, "%zd arguments where %zd are read", count_, at_);
+    return false;
+  }
+
+ private:
+  PyObject* next() {
+    ++at_;
+    return at_ <= count_ ? values_[at_ - 1] : nullptr;
+  }
+  PyObject* const* values_;
+  Py_ssize_t count_, at_ = 0;
+};
+
+Attention read_attention(Arguments& in) {
+  Attention a;
+  a.batches = in.integer(), a.heads = in.integer(), a.groups = in.integer();
+  a.queries = in.integer(), a.keys = in.integer(), a.width = in.integer(), a.value_width = in.integer();
+  a.bf16 = in.integer();
+  a.query = in.strided(), a.key = in.strided(), a.value = in.strided(), a.out = in.strided();
+  a.scale = static_cast<float>(in.number()), a.softcap = static_cast<float>(in.number());
+  a.bias = in.strided();
+  a.sinks = in.address<const float>();
+  a.first = in.address<const int64_t>(), a.last = in.address<const int64_t>(), a.range_batch = in.integer();
+  a.k = in.integer(), a.share = in.integer(), a.share_of = in.integer();
+  a.placement = static_cast<int>(in.integer()), a.min_keep = in.integer();
+  a.log_lengths = in.address<const float>(), a.theta = in.address<const float>(), a.dropped = in.address<const float>();
+  a.columns = in.integer(), a.shortest = in.integer(), a.longest = in.integer();
+  a.compensation = static_cast<int>(in.integer()), a.denominator = static_cast<int>(in.integer());
+  a.mean_of_dropped = in.integer();
+  a.value_sum = in.address<const double>();
+  a.kept = in.address<int32_t>(), a.flags = in.address<uint8_t>(), a.v_rows = in.address<int32_t>();
+  a.threads = static_cast<int>(in.integer());
+  return a;
+}
+
+// Runs work without the GIL; a failed allocation becomes MemoryError.
+template <typename Work>
+PyObject* released(Work work) {
+  bool failed = false;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    work();
+  } catch (const std::bad_alloc&) {
+    failed = true;
+  }
+  PyEval_RestoreThread(state);
+  if (failed) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+PyObject* rows(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Attention a = read_attention(in);
+  if (!in.complete()) return nullptr;
+  return released([&] { a.bf16 ? attend_rows<uint16_t>(a) : attend_rows<float>(a); });
+}
+
+PyObject* step(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Attention a = read_attention(in);
+  if (!in.complete()) return nullptr;
+  return released([&] { a.bf16 ? attend_step<uint16_t>(a) : attend_step<float>(a); });
+}
+
+PyObject* lanes(PyObject*, PyObject*) { return PyLong_FromLong(simd::kLanes); }
+
+// METH_FASTCALL functions have another type than the table's.
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef kMethods[] = {
+    {"rows", fast(rows), METH_FASTCALL, "Attention of many queries."},
+    {"step", fast(step), METH_FASTCALL, "Attention of one query per sequence."},
+    {"lanes", lanes, METH_NOARGS, "Floats per vector."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef kModule = {PyModuleDef_HEAD_INIT, STRINGIFY(MODULE_NAME), nullptr, 0, kMethods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC JOIN(PyInit_, MODULE_NAME)(void) { return PyModule_Create(&kModule); }

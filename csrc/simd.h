@@ -1,0 +1,246 @@
+// A vector of floats as wide as the build's instruction set, and the few operations that the kernels need.
+//
+// Three builds of the same source: AVX-512 (16 lanes), AVX2 (8 lanes) and portable (4 lanes, GCC's and Clang's vector
+// extension, which is SSE2 on x86 and NEON on ARM). A comparison gives one bit per lane.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace simd {
+
+using Bits = uint32_t;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline int count(Bits bits) { return __builtin_popcount(bits); }
+inline int lowest(Bits bits) { return __builtin_ctz(bits); }
+
+#if defined(__AVX512F__)
+
+constexpr int kLanes = 16;
+using Vec = __m512;
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline Vec load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+inline void store_first(float* p, Vec v, int n) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v); }
+inline Vec set(float x) { return _mm512_set1_ps(x); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec higher(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec lower(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Bits above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Bits at_least(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline Bits not_at_most(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+inline Vec choose(Bits bits, Vec yes, Vec no) { return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), no, yes); }
+inline float highest(Vec v) { return _mm512_reduce_max_ps(v); }
+inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+inline Vec nearest(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec times_power_of_two(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
+
+inline Vec load_bf16(const uint16_t* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Lane i of the result is the sum of the lanes of v[i].
+inline Vec sums(const Vec* v) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0x44), _mm512_shuffle_f32x4(v[i], v[i + 8], 0xee));
+  for (int i = 0; i < 4; ++i)
+    b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+  for (int i = 0; i < 2; ++i)
+    c[i] = _mm512_add_ps(_mm512_unpacklo_ps(b[i], b[i + 2]), _mm512_unpackhi_ps(b[i], b[i + 2]));
+  const __m512 d = _mm512_add_ps(_mm512_unpacklo_ps(c[0], c[1]), _mm512_unpackhi_ps(c[0], c[1]));
+  return _mm512_shuffle_f32x4(d, d, 0xd8);  // quarters were in the order 0, 8, 4, 12
+}
+
+// Writes the chosen lanes one after the other; may write up to kLanes places.
+inline void compress(float* to, Vec v, Bits bits) {
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v));
+}
+inline void compress(int32_t* to, const int32_t* from, Bits bits) {
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), _mm512_loadu_si512(from)));
+}
+
+#elif defined(__AVX2__)
+
+constexpr int kLanes = 8;
+using Vec = __m256;
+
+inline __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline Vec load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+inline void store_first(float* p, Vec v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+inline Vec set(float x) { return _mm256_set1_ps(x); }
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec higher(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec lower(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Bits above(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline Bits at_least(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+inline Bits not_at_most(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
+inline Vec choose(Bits bits, Vec yes, Vec no) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i on = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane), lane);
+  return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(on));
+}
+inline float highest(Vec v) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+inline float sum(Vec v) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+inline Vec nearest(Vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec times_power_of_two(Vec v, Vec n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+inline Vec load_bf16(const uint16_t* p) {
+  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+inline Vec sums(const Vec* v) {
+  const Vec a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+// For every mask of 8 lanes the lanes that it chooses, in order.
+struct Order {
+  alignas(32) int32_t lanes[256][8];
+  constexpr Order() : lanes() {
+    for (int mask = 0; mask < 256; ++mask) {
+      int next = 0;
+      for (int lane = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) lanes[mask][next++] = lane;
+    }
+  }
+};
+inline constexpr Order kOrder;
+
+inline __m256i order_of(Bits bits) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(kOrder.lanes[bits])); }
+inline void compress(float* to, Vec v, Bits bits) { _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, order_of(bits))); }
+inline void compress(int32_t* to, const int32_t* from, Bits bits) {
+  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(v, order_of(bits)));
+}
+
+#else
+
+constexpr int kLanes = 4;
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Vec load_first(const float* p, int n) {
+  Vec v = {0, 0, 0, 0};
+  std::memcpy(&v, p, sizeof(float) * n);
+  return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline void store_first(float* p, Vec v, int n) { std::memcpy(p, &v, sizeof(float) * n); }
+inline Vec set(float x) { return Vec{x, x, x, x}; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
+inline Vec div(Vec a, Vec b) { return a / b; }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec pick(Ints on, Vec yes, Vec no) { return reinterpret_cast<Vec>((on & reinterpret_cast<Ints>(yes)) | (~on & reinterpret_cast<Ints>(no))); }
+inline Vec higher(Vec a, Vec b) { return pick(a > b, a, b); }
+inline Vec lower(Vec a, Vec b) { return pick(a < b, a, b); }
+inline Bits bits_of(Ints on) { return (on[0] & 1) | (on[1] & 2) | (on[2] & 4) | (on[3] & 8); }
+inline Bits above(Vec a, Vec b) { return bits_of(a > b); }
+inline Bits at_least(Vec a, Vec b) { return bits_of(a >= b); }
+inline Bits not_at_most(Vec a, Vec b) { return bits_of(~(a <= b)); }
+inline Vec choose(Bits bits, Vec yes, Vec no) {
+  const Ints lane = {1, 2, 4, 8};
+  const int32_t all = static_cast<int32_t>(bits);
+  return pick((Ints{all, all, all, all} & lane) == lane, yes, no);
+}
+inline float highest(Vec v) { return std::fmax(std::fmax(v[0], v[1]), std::fmax(v[2], v[3])); }
+inline float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline Vec nearest(Vec v) {
+  const Vec big = set(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  return (v + big) - big;
+}
+inline Vec times_power_of_two(Vec v, Vec n) {
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return v * reinterpret_cast<Vec>(exponent);
+}
+inline Vec load_bf16(const uint16_t* p) {
+  const Ints wide = {p[0], p[1], p[2], p[3]};
+  return reinterpret_cast<Vec>(wide << 16);
+}
+inline Vec sums(const Vec* v) { return Vec{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
+inline void compress(float* to, Vec v, Bits bits) {
+  for (; bits; bits &= bits - 1) *to++ = v[lowest(bits)];
+}
+inline void compress(int32_t* to, const int32_t* from, Bits bits) {
+  for (; bits; bits &= bits - 1) *to++ = from[lowest(bits)];
+}
+
+#endif
+
+inline Vec zero() { return set(0.0f); }
+inline Bits first_bits(int n) { return n >= kLanes ? (1u << kLanes) - 1 : (1u << n) - 1; }
+
+// e^v to about 1 unit in the last place, for v <= 88: 2^n * e^r with |r| <= log(2) / 2 and a Taylor polynomial for e^r,
+// whose seventh-order remainder is below 1e-8. Below -87 the result is 0; NaN stays NaN.
+inline Vec exp(Vec v) {
+  const Vec n = nearest(mul(higher(set(-87.0f), v), set(1.44269504f)));
+  // log(2) in two parts, the first of which times n is exact.
+  const Vec r = fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), higher(set(-87.0f), v)));
+  Vec p = set(1.0f / 5040);
+  p = fma(p, r, set(1.0f / 720));
+  p = fma(p, r, set(1.0f / 120));
+  p = fma(p, r, set(1.0f / 24));
+  p = fma(p, r, set(1.0f / 6));
+  p = fma(p, r, set(0.5f));
+  p = fma(p, r, set(1.0f));
+  p = fma(p, r, set(1.0f));
+  return choose(not_at_most(v, set(-87.0f)), times_power_of_two(p, n), zero());
+}
+
+// tanh to a few units in the last place of the result's largest value: a Taylor polynomial near zero, else from e^2|v|.
+inline Vec tanh(Vec v) {
+  const Vec size = higher(v, sub(zero(), v));
+  const Vec e = exp(lower(set(40.0f), mul(size, set(2.0f))));  // in this order NaN stays
+  const Vec far = sub(set(1.0f), div(set(2.0f), add(e, set(1.0f))));
+  const Vec square = mul(v, v);
+  Vec near = set(62.0f / 2835);
+  near = fma(near, square, set(-17.0f / 315));
+  near = fma(near, square, set(2.0f / 15));
+  near = fma(near, square, set(-1.0f / 3));
+  near = fma(mul(near, square), v, v);
+  const Vec signed_far = choose(above(zero(), v), sub(zero(), far), far);
+  return choose(above(set(0.2f), size), near, signed_far);
+}
+
+}  // namespace simd

@@ -1,0 +1,318 @@
+// Attention of a single query per sequence, which is what decoding is: bound by memory. Every key is read once for all
+// heads of its group, and of the values only the rows that some head keeps.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "candidates.h"
+#include "weigh.h"
+
+template <typename T>
+class Step {
+ public:
+  explicit Step(const Attention& a)
+      : a_(a),
+        per_group_(a.heads / a.groups),
+        room_(a.keys + 2 * kSlack),
+        chunks_((a.keys + kChunk - 1) / kChunk),
+        parts_(std::max<int64_t>(1, std::min(a.threads / (a.batches * a.groups), chunks_))),
+        rows_(a.batches * a.heads),
+        states_(a.batches * a.heads),
+        chunk_top_(rows_.size() * chunks_),
+        chunk_total_(rows_.size() * chunks_),
+        chunk_spoiled_(rows_.size() * chunks_),
+        sums_(parts_ * rows_.size() * a.value_width),
+        plain_(a.mean_of_dropped ? sums_.size() : 0),
+        scores_(new float[rows_.size() * room_]),
+        keys_(new int32_t[rows_.size() * room_]) {
+    for (int64_t i = 0; i < static_cast<int64_t>(rows_.size()); ++i) {
+      const int64_t batch = i / a.heads;
+      rows_[i] = rule_of(a, i % a.heads, last(batch) - first(batch));
+      totals_ |= needs_total(a, rows_[i]);
+    }
+  }
+
+  void run() {
+    const int64_t groups = a_.batches * a_.groups, rows = rows_.size();
+    // A thread pays for starting only if it has about a hundred kilobytes to read.
+    const int64_t useful = a_.batches * a_.groups * a_.keys * a_.width * sizeof(T) / 100000;
+    const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, a_.threads));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < groups * chunks_; ++i) score(i / chunks_, i % chunks_);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < rows; ++i) select(i);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < groups * parts_; ++i) gather_part(i / parts_, i % parts_);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < rows; ++i) write(i);
+    }
+  }
+
+ private:
+  static constexpr int64_t kChunk = 512;  // keys
+  static constexpr int64_t kShared = 128;  // keys whose value rows the heads of a group share in the first-level cache
+
+  struct State {
+    int count = 0, kept = 0;
+    float missing = 0;
+    bool spoiled = false;
+    uint8_t flags = 0;
+  };
+
+  int64_t first(int64_t batch) const { return a_.first[batch * a_.range_batch]; }
+  int64_t last(int64_t batch) const { return std::max(a_.last[batch * a_.range_batch], first(batch)); }
+  // Scores of a row begin at its first key.
+  float* scores_of(int64_t row) const { return scores_.get() + row * room_; }
+  int32_t* keys_of(int64_t row) const { return keys_.get() + row * room_; }
+
+  void score(int64_t group_row, int64_t chunk) {
+    const int64_t batch = group_row / a_.groups, group = group_row % a_.groups;
+    const int64_t begin = first(batch) + chunk * kChunk, end = std::min(begin + kChunk, last(batch));
+    if (begin >= end) {
+      for (int64_t h = 0; h < per_group_; ++h) note(batch * a_.heads + group * per_group_ + h, chunk, nullptr, 0);
+      return;
+    }
+    for (int64_t key = begin; key < end; key += simd::kLanes) {
+      const int count = static_cast<int>(std::min<int64_t>(simd::kLanes, end - key));
+      const T* rows[simd::kLanes];
+      for (int i = 0; i < simd::kLanes; ++i) rows[i] = row_of<T>(a_.key, batch, group, key + std::min(i, count - 1));
+      for (int64_t h = 0; h < per_group_; ++h) {
+        const int64_t head = group * per_group_ + h;
+        float* to = scores_of(batch * a_.heads + head) + (key - first(batch));
+        simd::store(to, finished(products(rows, row_of<T>(a_.query, batch, head, 0)), batch, head, key, count));
+      }
+    }
+    for (int64_t h = 0; h < per_group_; ++h) {
+      const int64_t row = batch * a_.heads + group * per_group_ + h;
+      note(row, chunk, scores_of(row) + (begin - first(batch)), static_cast<int>(end - begin));
+    }
+  }
+
+  // The products of some keys with one query, a key per lane.
+  simd::Vec products(const T* const* rows, const T* query) const {
+    simd::Vec sums[simd::kLanes];
+    for (int i = 0; i < simd::kLanes; ++i) sums[i] = simd::zero();
+    int64_t d = 0;
+    for (; d + simd::kLanes <= a_.width; d += simd::kLanes) {
+      const simd::Vec q = Stored<T>::load(query + d);
+#pragma GCC unroll 16
+      for (int i = 0; i < simd::kLanes; ++i) sums[i] = simd::fma(q, Stored<T>::load(rows[i] + d), sums[i]);
+    }
+    if (d < a_.width) {
+      const int rest = static_cast<int>(a_.width - d);
+      const simd::Vec q = Stored<T>::load_first(query + d, rest);
+      for (int i = 0; i < simd::kLanes; ++i) sums[i] = simd::fma(q, Stored<T>::load_first(rows[i] + d, rest), sums[i]);
+    }
+    return simd::mul(simd::sums(sums), simd::set(a_.scale));
+  }
+
+  simd::Vec finished(simd::Vec scores, int64_t batch, int64_t head, int64_t key, int count) const {
+    if (a_.bias.data) {
+      const float* bias = row_of<float>(a_.bias, batch, head, 0) + key;
+      scores = simd::add(scores, count == simd::kLanes ? simd::load(bias) : simd::load_first(bias, count));
+    }
+    if (a_.softcap > 0)
+      scores = simd::mul(simd::set(a_.softcap), simd::tanh(simd::mul(scores, simd::set(1.0f / a_.softcap))));
+    return scores;
+  }
+
+  // Maximum and sum of exp(score - maximum) of a row's chunk of scores.
+  void note(int64_t row, int64_t chunk, const float* scores, int count) {
+    float top = -simd::kInfinity, total = 0;
+    bool spoiled = false;
+    if (count) {
+      simd::Bits numbers = simd::first_bits(simd::kLanes);
+      simd::Vec highest = simd::set(-simd::kInfinity);
+      for (int i = 0; i < count; i += simd::kLanes) {
+        const simd::Bits valid = simd::first_bits(count - i);
+        const simd::Vec v = simd::choose(valid, simd::load(scores + i), simd::set(-simd::kInfinity));
+        numbers &= simd::at_least(simd::set(std::numeric_limits<float>::max()), v);
+        highest = simd::higher(v, highest);
+      }
+      top = simd::highest(highest);
+      spoiled = numbers != simd::first_bits(simd::kLanes);
+      if (totals_ && top > -simd::kInfinity) total = total_of(scores, count, top);
+    }
+    chunk_top_[row * chunks_ + chunk] = top;
+    chunk_total_[row * chunks_ + chunk] = total;
+    chunk_spoiled_[row * chunks_ + chunk] = spoiled;
+  }
+
+  static float total_of(const float* scores, int count, float top) {
+    const simd::Vec origin = simd::set(top);
+    simd::Vec total = simd::zero();
+    for (int i = 0; i < count; i += simd::kLanes) {
+      const simd::Vec e = simd::exp(simd::sub(simd::load(scores + i), origin));
+      total = simd::add(total, simd::choose(simd::first_bits(count - i), e, simd::zero()));
+    }
+    return simd::sum(total);
+  }
+
+  // What a row keeps, and the weights of that.
+  void select(int64_t row) {
+    State& state = states_[row];
+    Rule& rule = rows_[row];
+    const int64_t head = row % a_.heads;
+    float* scores = scores_of(row);
+    const int length = static_cast<int>(rule.length);
+    RowSums sums{-simd::kInfinity, 0};
+    for (int64_t c = 0; c < chunks_; ++c) {
+      sums.highest = std::max(sums.highest, chunk_top_[row * chunks_ + c]);
+      state.spoiled |= chunk_spoiled_[row * chunks_ + c];
+    }
+    if (totals_ && sums.highest > -simd::kInfinity)
+      for (int64_t c = 0; c < chunks_; ++c)
+        sums.total += chunk_total_[row * chunks_ + c] * std::exp(chunk_top_[row * chunks_ + c] - sums.highest);
+    if (state.spoiled) return;
+    if (rule.fallback) state.flags |= kFallback;
+    const float limit = limit_of(a_, rule, head, sums);
+    if (rule.dense)
+      state.count = collect(row, length, -simd::kInfinity);
+    else if (!rule.k)
+      state.count = above(row, length, limit);
+    else
+      state.count = highest(row, length, rule.k);
+    state.kept = state.count;
+    state.missing = to_weights(a_, rule, head, scores, state.count, sums, limit);
+    // A weight that underflowed hides even a value that is NaN.
+    state.count = keep_above(scores, keys_of(row), state.count, 0.0f);
+  }
+
+  // Keys above a threshold, or the min_keep highest if those are fewer.
+  int above(int64_t row, int length, float limit) {
+    const int wanted = static_cast<int>(std::min<int64_t>(a_.min_keep, length));
+    const float* scores = scores_of(row);
+    const simd::Vec bound = simd::set(limit);
+    int found = 0;
+    for (int i = 0; i < length && found < wanted; i += simd::kLanes)
+      found += simd::count(simd::above(simd::load(scores + i), bound) & simd::first_bits(length - i));
+    if (found >= wanted) return collect(row, length, limit);
+    states_[row].flags |= kRescued;
+    return highest(row, length, wanted);
+  }
+
+  // The k highest: the maxima of groups of scores give a limit that only a few more than k reach.
+  int highest(int64_t row, int length, int64_t k) {
+    const float* scores = scores_of(row);
+    const int size = static_cast<int>(length / (2 * k * simd::kLanes));  // vectors per group
+    float limit = -simd::kInfinity;
+    if (size > 1) {
+      std::vector<float> maxima(length / size + simd::kLanes);
+      int groups = 0;
+      for (int i = 0; i + size * simd::kLanes <= length; i += size * simd::kLanes, groups += simd::kLanes) {
+        simd::Vec top = simd::load(scores + i);
+        for (int j = 1; j < size; ++j) top = simd::higher(simd::load(scores + i + j * simd::kLanes), top);
+        simd::store(maxima.data() + groups, top);
+      }
+      if (groups >= k)
+        limit = std::nextafter(limit_for(maxima.data(), groups, static_cast<int>(k)).at, -simd::kInfinity);
+    }
+    int count = collect(row, length, limit);
+    keep_highest(scores_of(row), keys_of(row), count, static_cast<int>(k));
+    return count;
+  }
+
+  // Leaves the scores of a row that are above a limit, with their keys; returns how many.
+  int collect(int64_t row, int length, float limit) {
+    float* scores = scores_of(row);
+    int32_t* keys = keys_of(row);
+    const int32_t begin = static_cast<int32_t>(first(row / a_.heads));
+    const simd::Vec bound = simd::set(limit);
+    int count = 0;
+    for (int i = 0; i < length; i += simd::kLanes) {
+      const simd::Vec v = simd::load(scores + i);
+      simd::Bits bits = simd::above(v, bound) & simd::first_bits(length - i);
+      if (!bits) continue;
+      simd::compress(scores + count, v, bits);
+      for (; bits; bits &= bits - 1) keys[count++] = begin + i + simd::lowest(bits);
+    }
+    return count;
+  }
+
+  // One key range's part of the weighted values of a group's heads.
+  void gather_part(int64_t group_row, int64_t part) {
+    const int64_t batch = group_row / a_.groups, group = group_row % a_.groups;
+    const int64_t begin = first(batch), length = last(batch) - begin;
+    const int64_t from = begin + length * part / parts_, to = begin + length * (part + 1) / parts_;
+    const T* values = row_of<T>(a_.value, batch, group, 0);
+    std::vector<int> next(per_group_);
+    for (int64_t h = 0; h < per_group_; ++h) next[h] = until(batch * a_.heads + group * per_group_ + h, 0, from);
+    for (int64_t key = from; key < to; key += kShared) {
+      for (int64_t h = 0; h < per_group_; ++h) {
+        const int64_t row = batch * a_.heads + group * per_group_ + h;
+        const int stop = until(row, next[h], std::min(key + kShared, to));
+        if (stop == next[h]) continue;
+        const int64_t at = (part * static_cast<int64_t>(rows_.size()) + row) * a_.value_width;
+        gather(sums_.data() + at, a_.mean_of_dropped ? plain_.data() + at : nullptr, scores_of(row) + next[h],
+               keys_of(row) + next[h], stop - next[h], values, a_.value.row, a_.value_width);
+        next[h] = stop;
+      }
+    }
+  }
+
+  // The first candidate of a row, from `from` on, whose key is `key` or later.
+  int until(int64_t row, int from, int64_t key) const {
+    const int32_t* keys = keys_of(row);
+    return static_cast<int>(std::lower_bound(keys + from, keys + states_[row].count, static_cast<int32_t>(key)) - keys);
+  }
+
+  void write(int64_t row) {
+    const State& state = states_[row];
+    const int64_t batch = row / a_.heads, head = row % a_.heads, width = a_.value_width;
+    float* out = sums_.data() + row * width;
+    float* plain = a_.mean_of_dropped ? plain_.data() + row * width : nullptr;
+    const int64_t rows = rows_.size();
+    for (int64_t p = 1; p < parts_; ++p)
+      for (int64_t e = 0; e < width; ++e) {
+        out[e] += out[p * rows * width + e];
+        if (plain) plain[e] += plain[p * rows * width + e];
+      }
+    if (state.missing > 0) add_mean(batch, head, state, out, plain);
+    if (state.spoiled) std::fill_n(out, width, std::numeric_limits<float>::quiet_NaN());
+    write_row<T>(a_.out, batch, head, 0, out, width);
+    if (a_.kept) a_.kept[row] = state.kept;
+    if (a_.flags) a_.flags[row] = state.flags;
+    if (a_.v_rows && head % per_group_ == 0) a_.v_rows[row / per_group_] = union_of(row);
+  }
+
+  void add_mean(int64_t batch, int64_t head, const State& state, float* out, const float* plain) const {
+    const int64_t width = a_.value_width, group = head / per_group_;
+    std::vector<double> sum(width);
+    if (a_.value_sum) {
+      std::copy_n(a_.value_sum + (batch * a_.groups + group) * width, width, sum.data());
+    } else {
+      for (int64_t j = first(batch); j < last(batch); ++j)
+        for (int64_t e = 0; e < width; ++e) sum[e] += Stored<T>::get(row_of<T>(a_.value, batch, group, j) + e);
+    }
+    const int64_t members = last(batch) - first(batch) - (plain ? state.kept : 0);
+    const double factor = state.missing / static_cast<double>(std::max<int64_t>(members, 1));
+    for (int64_t e = 0; e < width; ++e) out[e] += static_cast<float>(factor * (sum[e] - (plain ? plain[e] : 0.0f)));
+  }
+
+  // How many keys at least one of a group's heads keeps.
+  int union_of(int64_t row) const {
+    std::vector<int32_t> all;
+    for (int64_t h = 0; h < per_group_; ++h) all.insert(all.end(), keys_of(row + h), keys_of(row + h) + states_[row + h].count);
+    std::sort(all.begin(), all.end());
+    return static_cast<int>(std::unique(all.begin(), all.end()) - all.begin());
+  }
+
+  const Attention& a_;
+  const int64_t per_group_, room_, chunks_, parts_;
+  std::vector<Rule> rows_;
+  std::vector<State> states_;
+  std::vector<float> chunk_top_, chunk_total_;
+  std::vector<uint8_t> chunk_spoiled_;
+  std::vector<float> sums_, plain_;
+  std::unique_ptr<float[]> scores_;
+  std::unique_ptr<int32_t[]> keys_;
+  bool totals_ = false;
+};
+
+template <typename T>
+void attend_step(const Attention& a) {
+  Step<T>(a).run();
+}

@@ -1,0 +1,1 @@
+"""Faster twins of what methods/ define in torch; optional."""
