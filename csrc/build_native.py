@@ -29,6 +29,9 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         self._failures: list[str] = []
+        self._required = os.environ.get(REQUIRE) == "1"
+        for extension in self.extensions:
+            extension.optional = not self._required
         super().run()
         self._write_note()
 
@@ -46,7 +49,7 @@ class BuildNative(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
-            if os.environ.get(REQUIRE) == "1":
+            if self._required:
                 raise
             self._failures.append(f"{name}: {error}")
         finally:
