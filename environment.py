@@ -24,6 +24,8 @@ def describe_environment() -> dict[str, str]:
     """What a bug report needs, in order: versions, platform, processor, threads, accelerators."""
     import torch
 
+    from .patcher.kernels.library import describe
+
     found = {"python": platform.python_version(), **package_versions(), "platform": platform.platform()}
     found["processor"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     found["cpu capability"] = torch.backends.cpu.get_cpu_capability()
@@ -34,7 +36,7 @@ def describe_environment() -> dict[str, str]:
     else:
         found["cuda"] = f"not available (torch built for {torch.version.cuda or 'CPU only'})"
     found["mps"] = "available" if torch.backends.mps.is_available() else "not available"
-    found["attention kernels"] = "torch (reference path)"
+    found["attention kernels"] = describe()
     return found
 
 

@@ -87,7 +87,7 @@ class ModuleMeter:
         self.rescued_rows += int((counts.rescued & seen).sum())
         self.long_shares += _histogram(long_kept, long_lengths)
         self.long_per_k += _histogram(long_kept, budget * K_LIMIT)
-        if steps:
+        if steps and counts.v_rows is not None:
             self._add_v_rows(counts.v_rows[..., -steps:], lengths[..., -steps:], seen[..., -steps:], row_bytes)
 
     def _add_v_rows(self, v_rows: Tensor, lengths: Tensor, seen: Tensor, row_bytes: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ...errors import NotPatchableError, RecipeMismatchError, UnsupportedAttentionArgument
+from ..kernels import kernel_of
 from ..meter import Meter
 from ..methods import AttentionInputs, AttentionMethod, TopTheta, attend_rows
 from ..methods.budget import Budget
@@ -53,7 +55,8 @@ class ModulePatch:
     """What one attention module does while its model is patched. kind: "self" or "cross".
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
-    sums: where the method compensates with means of values.
+    sums: where the method compensates with means of values. paths: how many calls went to the native library, and how
+    many the torch way and why.
     """
 
     name: str
@@ -65,6 +68,7 @@ class ModulePatch:
     observer: Observer | None = None
     meter: Meter | None = None
     calls: int = 0
+    paths: Counter[str] = field(default_factory=Counter, repr=False)
 
 
 def register() -> None:
@@ -149,12 +153,7 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     if patch.sums is not None and not torch.is_grad_enabled() and not inputs.dropout:
         value_sum = patch.sums.of_step(inputs.value, inputs.visibility, inputs.query.shape[2])
         inputs = replace(inputs, value_sum=value_sum)
-    try:
-        out, counts = patch.method.attend(
-            inputs, thresholds=patch.thresholds, count=patch.meter is not None, observer=patch.observer
-        )
-    except NotPatchableError as error:
-        raise NotPatchableError(f"{patch.name}: {error}") from None
+    out, counts = _run(patch, inputs)
     if patch.meter is None or counts is None:
         return out
     if isinstance(counts, ClusterCounts):
@@ -168,6 +167,25 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         )
         patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), counted, row_bytes)
     return out
+
+
+def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
+    """The method's output and counts, by its native kernel where that takes the call."""
+    method, count = patch.method, patch.meter is not None
+    kernel = kernel_of(method.name)
+    if kernel is None:
+        refusal = "no kernel for this method"
+    elif count and patch.meter.last_rows_are_steps and inputs.query.shape[2] > 1:  # type: ignore[union-attr]
+        refusal = "counting V rows of many queries"
+    else:
+        refusal = kernel.refusal(inputs, method, patch.observer)
+    patch.paths["native" if refusal is None else f"torch: {refusal}"] += 1
+    if refusal is None:
+        return kernel.attend(inputs, method, patch.thresholds, count=count)  # type: ignore[union-attr,no-any-return]
+    try:
+        return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
+    except NotPatchableError as error:
+        raise NotPatchableError(f"{patch.name}: {error}") from None
 
 
 def _check_thresholds(patch: ModulePatch, table: ModuleThresholds, inputs: AttentionInputs) -> None:

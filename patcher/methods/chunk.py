@@ -110,12 +110,13 @@ class Selection:
 @dataclass(frozen=True)
 class RowCounts:
     """What was kept. kept, fallback, rescued: per row, [B, H, q]. v_rows: the V rows that at least one query head of a
-    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step."""
+    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where a kernel did not
+    count them, because it had more than one query."""
 
     kept: Tensor
     fallback: Tensor
     rescued: Tensor
-    v_rows: Tensor
+    v_rows: Tensor | None
 
 
 class Observer(Protocol):

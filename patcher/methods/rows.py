@@ -139,5 +139,5 @@ def _join(counts: list[RowCounts]) -> RowCounts:
         torch.cat([c.kept for c in counts], -1),
         torch.cat([c.fallback for c in counts], -1),
         torch.cat([c.rescued for c in counts], -1),
-        torch.cat([c.v_rows for c in counts], -1),
+        torch.cat([c.v_rows for c in counts if c.v_rows is not None], -1),
     )
