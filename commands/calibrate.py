@@ -31,7 +31,7 @@ from ..evaluation.items import Item, ItemSet, content_hash
 from ..evaluation.tasks import Task, task_for
 from ..patcher.meter import Meter
 from ..patcher.methods import Method, TopTheta, method_to_dict
-from ..patcher.methods.budget import Budget
+from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.methods.compensation import check_compensation
 from ..patcher.recipe import DEFAULT_RECIPE, CalibrationRecord, Recipe, is_recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
@@ -202,7 +202,7 @@ def _recipe(target: Target, items: ItemSet, chosen: ItemSet, options: CalibrateO
         fingerprint=items.fingerprint,
         samples=len(hashes),
         seed=options.seed,
-        budget=", ".join(sorted({Budget(method.k, method.keep).describe() for method in fitted})),
+        budget=describe_kept(fitted),
         items=tuple(sorted(set(hashes))),
         placement=", ".join(sorted({method.placement for method in fitted})),
         estimator=how.estimator,

@@ -21,8 +21,7 @@ from ..evaluation.sources import is_at_hand, load_items
 from ..evaluation.tasks import task_for
 from ..patcher.binding.loading import LoadedModel, find_base_model
 from ..patcher.binding.modules import other_attention
-from ..patcher.methods import Method
-from ..patcher.methods.budget import Budget
+from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.recipe import CalibrationRecord, Plan, Recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
 from .patch import Planned, check_exclusive, warn_of_lost_mass
@@ -47,15 +46,18 @@ class Source:
     @property
     def calibrated_at(self) -> str:
         """As in a record ("k = 64"), also if the recipe itself was read at another budget."""
-        return ", ".join(sorted({_of(histogram.budget) for histogram in self.histograms.values()}))
+        return describe_kept(histogram.budget for histogram in self.histograms.values())
 
-    def names(self, plan: Plan) -> list[str]:
-        """The modules that were calibrated, but for those that a person took out of the plan."""
-        return [name for name in self.histograms if isinstance(plan.get(name), Budget)]
+    def calibrated(self, plan: Plan) -> dict[str, Budget]:
+        """The modules that were calibrated with their methods, but for those that a person took out of the plan."""
+        return {name: method for name in self.histograms if isinstance(method := plan.get(name), Budget)}
 
     def at_another_budget(self, plan: Plan) -> bool:
         """Whether a plan has another k or keep than was calibrated."""
-        return any(_of(plan[name]) != _of(self.histograms[name].budget) for name in self.names(plan))
+        return any(
+            (method.k, method.keep) != (self.histograms[name].budget.k, self.histograms[name].budget.keep)
+            for name, method in self.calibrated(plan).items()
+        )
 
     def seen_otherwise(self, plan: Plan) -> bool:
         """Whether deeper modules saw other activations in calibration than with this plan."""
@@ -121,7 +123,8 @@ def refit(source: Source, target: Target, k: int | None = None, keep: float | No
             "on longer data"
         )
     warn_of_lost_mass(plan)
-    fitted, calibrated = ", ".join(sorted({_of(plan[name]) for name in thresholds})), source.calibrated_at
+    methods = source.calibrated(plan)
+    fitted, calibrated = describe_kept(methods[name] for name in thresholds), source.calibrated_at
     budget = fitted + (f" (calibrated at {calibrated})" if fitted != calibrated else "")
     made = replace(
         recipe,
@@ -133,7 +136,7 @@ def refit(source: Source, target: Target, k: int | None = None, keep: float | No
         versions=package_versions(),
     )
     check_target(replace(target, recipe=made))
-    idle = [name for name in source.names(plan) if name not in thresholds]
+    idle = [name for name in methods if name not in thresholds]
     notes = [f"{len(idle)} modules never saw a row longer than k, e.g. {idle[0]}: no thresholds"] if idle else []
     return Planned(made, other_attention(target.loaded.model), tuple(notes), source.histograms)
 
@@ -148,16 +151,11 @@ def with_kept(planned: Planned, source: Source, loaded: LoadedModel, items: Item
         logger.warning(
             "warning: in calibration deeper layers saw activations sparse at %s, so kept / k may be off at %s",
             source.calibrated_at,
-            ", ".join(sorted({_of(planned.recipe.plan[name]) for name in source.names(planned.recipe.plan)})),
+            describe_kept(source.calibrated(planned.recipe.plan).values()),
         )
     if not off and items is None:
         return planned
     return replace(planned, notes=(*planned.notes, _kept_note(planned.recipe, source.record, loaded, items)))
-
-
-def _of(method: Method | Budget) -> str:
-    """The budget of a method: "k = 64" or "keep = 0.25"."""
-    return Budget(method.k, method.keep).describe() if isinstance(method, Budget) else ""
 
 
 def _at(plan: Plan, k: int | None, keep: float | None) -> Plan:

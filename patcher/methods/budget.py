@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, Self
@@ -101,6 +102,11 @@ class Budget(Kept):
         first = room.clamp(max=self.protect_first)
         recent = (room - first).clamp(max=self.protect_recent)
         return ((ranks < first) | (ranks >= lengths - recent)) & chunk.visible
+
+
+def describe_kept(methods: Iterable[Kept]) -> str:
+    """What methods keep, without their other fields: 'k = 64', or 'k = 32, k = 64' where they differ."""
+    return ", ".join(sorted({Kept(method.k, method.keep).describe() for method in methods}))
 
 
 def budget_of(method: Budget) -> dict[str, Any]:
