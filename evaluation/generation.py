@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import UsageError
+from ..patcher.binding.growing_cache import growing_cache
 from ..patcher.meter import Meter
 
 
@@ -63,9 +64,15 @@ def generate_greedy(
     criteria = []
     if meter is not None:
         criteria.append(_EndedSequences(meter, eos_tokens(model)))
+    prompt = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    extra = {}
+    if config.cache_implementation is None and config.use_cache is not False:
+        cache = growing_cache(model, prompt + max_new_tokens)
+        extra = {} if cache is None else {"past_key_values": cache}
     try:
         sequences = model.generate(
             **inputs,
+            **extra,
             generation_config=config,
             stopping_criteria=StoppingCriteriaList(criteria),
             logits_processor=LogitsProcessorList([] if margins is None else [margins]),
@@ -73,7 +80,6 @@ def generate_greedy(
     finally:
         if meter is not None:
             meter.active = None
-    prompt = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     return sequences[:, prompt:]
 
 
