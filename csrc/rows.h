@@ -354,7 +354,7 @@ class Block {
         else
           to = static_cast<int>(std::lower_bound(keys + from, keys + counts_[r], static_cast<int32_t>(stop)) - keys);
         if (to == from) continue;
-        gather(s_.sums.data() + r * a_.value_width, plain ? s_.plain.data() + r * a_.value_width : nullptr,
+        gather<false>(s_.sums.data() + r * a_.value_width, plain ? s_.plain.data() + r * a_.value_width : nullptr,
                values_of(r) + from, keys + from, to - from, values, a_.value.row, a_.value_width);
         next_[r] = to;
       }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "candidates.h"
@@ -24,8 +25,10 @@ class Step {
         chunk_spoiled_(rows_.size() * chunks_),
         sums_(parts_ * rows_.size() * a.value_width),
         plain_(a.mean_of_dropped ? sums_.size() : 0),
+        positions_(room_),
         scores_(new float[rows_.size() * room_]),
         keys_(new int32_t[rows_.size() * room_]) {
+    std::iota(positions_.begin(), positions_.end(), 0);
     for (int64_t i = 0; i < static_cast<int64_t>(rows_.size()); ++i) {
       const int64_t batch = i / a.heads;
       rows_[i] = rule_of(a, i % a.heads, last(batch) - first(batch));
@@ -53,6 +56,8 @@ class Step {
 
  private:
   static constexpr int64_t kChunk = 512;  // keys
+  static constexpr int64_t kAhead = 32;   // keys that are fetched before they are needed
+  static constexpr int64_t kLine = 64;    // bytes
   static constexpr int64_t kShared = 128;  // keys whose value rows the heads of a group share in the first-level cache
 
   struct State {
@@ -75,10 +80,15 @@ class Step {
       for (int64_t h = 0; h < per_group_; ++h) note(batch * a_.heads + group * per_group_ + h, chunk, nullptr, 0);
       return;
     }
+    const int64_t row_bytes = a_.width * static_cast<int64_t>(sizeof(T));
     for (int64_t key = begin; key < end; key += simd::kLanes) {
       const int count = static_cast<int>(std::min<int64_t>(simd::kLanes, end - key));
       const T* rows[simd::kLanes];
-      for (int i = 0; i < simd::kLanes; ++i) rows[i] = row_of<T>(a_.key, batch, group, key + std::min(i, count - 1));
+      for (int i = 0; i < simd::kLanes; ++i) {
+        rows[i] = row_of<T>(a_.key, batch, group, key + std::min(i, count - 1));
+        const char* ahead = reinterpret_cast<const char*>(rows[i] + kAhead * a_.key.row);
+        for (int64_t at = 0; at < row_bytes; at += kLine) __builtin_prefetch(ahead + at);
+      }
       for (int64_t h = 0; h < per_group_; ++h) {
         const int64_t head = group * per_group_ + h;
         float* to = scores_of(batch * a_.heads + head) + (key - first(batch));
@@ -91,20 +101,36 @@ class Step {
     }
   }
 
-  // The products of some keys with one query, a key per lane.
+  // The products of some keys with one query, a key per lane. Key after key, so that memory is read in order.
   simd::Vec products(const T* const* rows, const T* query) const {
-    simd::Vec sums[simd::kLanes];
-    for (int i = 0; i < simd::kLanes; ++i) sums[i] = simd::zero();
-    int64_t d = 0;
-    for (; d + simd::kLanes <= a_.width; d += simd::kLanes) {
-      const simd::Vec q = Stored<T>::load(query + d);
-#pragma GCC unroll 16
-      for (int i = 0; i < simd::kLanes; ++i) sums[i] = simd::fma(q, Stored<T>::load(rows[i] + d), sums[i]);
+    switch (a_.width) {
+      case 64: return products_of<64 / simd::kLanes>(rows, query);
+      case 128: return products_of<128 / simd::kLanes>(rows, query);
     }
-    if (d < a_.width) {
-      const int rest = static_cast<int>(a_.width - d);
-      const simd::Vec q = Stored<T>::load_first(query + d, rest);
-      for (int i = 0; i < simd::kLanes; ++i) sums[i] = simd::fma(q, Stored<T>::load_first(rows[i] + d, rest), sums[i]);
+    simd::Vec sums[simd::kLanes];
+    const int64_t whole = a_.width / simd::kLanes * simd::kLanes;
+    const int rest = static_cast<int>(a_.width - whole);
+    for (int i = 0; i < simd::kLanes; ++i) {
+      sums[i] = simd::zero();
+      for (int64_t d = 0; d < whole; d += simd::kLanes)
+        sums[i] = simd::fma(Stored<T>::load(query + d), Stored<T>::load(rows[i] + d), sums[i]);
+      if (rest)
+        sums[i] = simd::fma(Stored<T>::load_first(query + whole, rest), Stored<T>::load_first(rows[i] + whole, rest),
+                            sums[i]);
+    }
+    return simd::mul(simd::sums(sums), simd::set(a_.scale));
+  }
+
+  // The same for a width that is known: common head sizes.
+  template <int kVectors>
+  simd::Vec products_of(const T* const* rows, const T* query) const {
+    simd::Vec q[kVectors], sums[simd::kLanes];
+    for (int v = 0; v < kVectors; ++v) q[v] = Stored<T>::load(query + v * simd::kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < simd::kLanes; ++i) {
+      sums[i] = simd::mul(q[0], Stored<T>::load(rows[i]));
+#pragma GCC unroll 16
+      for (int v = 1; v < kVectors; ++v) sums[i] = simd::fma(q[v], Stored<T>::load(rows[i] + v * simd::kLanes), sums[i]);
     }
     return simd::mul(simd::sums(sums), simd::set(a_.scale));
   }
@@ -219,15 +245,16 @@ class Step {
   int collect(int64_t row, int length, float limit) {
     float* scores = scores_of(row);
     int32_t* keys = keys_of(row);
-    const int32_t begin = static_cast<int32_t>(first(row / a_.heads));
+    const int32_t* positions = positions_.data() + first(row / a_.heads);
     const simd::Vec bound = simd::set(limit);
     int count = 0;
     for (int i = 0; i < length; i += simd::kLanes) {
       const simd::Vec v = simd::load(scores + i);
-      simd::Bits bits = simd::above(v, bound) & simd::first_bits(length - i);
+      const simd::Bits bits = simd::above(v, bound) & simd::first_bits(length - i);
       if (!bits) continue;
       simd::compress(scores + count, v, bits);
-      for (; bits; bits &= bits - 1) keys[count++] = begin + i + simd::lowest(bits);
+      simd::compress(keys + count, positions + i, bits);
+      count += simd::count(bits);
     }
     return count;
   }
@@ -246,7 +273,7 @@ class Step {
         const int stop = until(row, next[h], std::min(key + kShared, to));
         if (stop == next[h]) continue;
         const int64_t at = (part * static_cast<int64_t>(rows_.size()) + row) * a_.value_width;
-        gather(sums_.data() + at, a_.mean_of_dropped ? plain_.data() + at : nullptr, scores_of(row) + next[h],
+        gather<true>(sums_.data() + at, a_.mean_of_dropped ? plain_.data() + at : nullptr, scores_of(row) + next[h],
                keys_of(row) + next[h], stop - next[h], values, a_.value.row, a_.value_width);
         next[h] = stop;
       }
@@ -307,6 +334,7 @@ class Step {
   std::vector<float> chunk_top_, chunk_total_;
   std::vector<uint8_t> chunk_spoiled_;
   std::vector<float> sums_, plain_;
+  std::vector<int32_t> positions_;
   std::unique_ptr<float[]> scores_;
   std::unique_ptr<int32_t[]> keys_;
   bool totals_ = false;

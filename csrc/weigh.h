@@ -59,8 +59,11 @@ inline float to_weights(const Attention& a, const Rule& rule, int64_t head, floa
   return a.compensation == kSdcVmc && all > 0 ? missing / all : 0.0f;
 }
 
+// So many rows before it is needed a value row is fetched.
+constexpr int kFetchAhead = 8;
+
 // One strip of kVectors vectors of `gather`.
-template <int kVectors, bool kPlain, typename T>
+template <int kVectors, bool kPlain, bool kFetch, typename T>
 inline void gather_strip(float* sum, float* plain, const float* weights, const int32_t* keys, int count,
                          const T* values, int64_t row_stride) {
   simd::Vec acc[kVectors], bare[kVectors];
@@ -71,6 +74,10 @@ inline void gather_strip(float* sum, float* plain, const float* weights, const i
   for (int i = 0; i < count; ++i) {
     const T* row = values + keys[i] * row_stride;
     const simd::Vec weight = simd::set(weights[i]);
+    if (kFetch) {
+      const char* ahead = reinterpret_cast<const char*>(values + keys[std::min(i + kFetchAhead, count - 1)] * row_stride);
+      for (size_t at = 0; at < kVectors * simd::kLanes * sizeof(T); at += 64) __builtin_prefetch(ahead + at);
+    }
     for (int v = 0; v < kVectors; ++v) {
       const simd::Vec x = Stored<T>::load(row + v * simd::kLanes);
       acc[v] = simd::fma(weight, x, acc[v]);
@@ -83,15 +90,15 @@ inline void gather_strip(float* sum, float* plain, const float* weights, const i
   }
 }
 
-template <bool kPlain, typename T>
+template <bool kPlain, bool kFetch, typename T>
 void gather_all(float* sum, float* plain, const float* weights, const int32_t* keys, int count, const T* values,
                 int64_t row_stride, int64_t width) {
   constexpr int kStrip = 4;
   int64_t at = 0;
   for (; at + kStrip * simd::kLanes <= width; at += kStrip * simd::kLanes)
-    gather_strip<kStrip, kPlain>(sum + at, plain + at, weights, keys, count, values + at, row_stride);
+    gather_strip<kStrip, kPlain, kFetch>(sum + at, plain + at, weights, keys, count, values + at, row_stride);
   for (; at + simd::kLanes <= width; at += simd::kLanes)
-    gather_strip<1, kPlain>(sum + at, plain + at, weights, keys, count, values + at, row_stride);
+    gather_strip<1, kPlain, kFetch>(sum + at, plain + at, weights, keys, count, values + at, row_stride);
   const int rest = static_cast<int>(width - at);
   if (!rest) return;
   simd::Vec acc = simd::load_first(sum + at, rest), bare = simd::zero();
@@ -105,14 +112,15 @@ void gather_all(float* sum, float* plain, const float* weights, const int32_t* k
   if (kPlain) simd::store_first(plain + at, bare, rest);
 }
 
-// sum[0..width) += weight * value row for every candidate; with `plain`, plain[0..width) += value row as well.
-template <typename T>
+// sum[0..width) += weight * value row for every candidate; with `plain`, plain[0..width) += value row as well. kFetch:
+// rows are far apart in memory and read once, so that they are asked for ahead of time.
+template <bool kFetch, typename T>
 void gather(float* sum, float* plain, const float* weights, const int32_t* keys, int count, const T* values,
             int64_t row_stride, int64_t width) {
   if (plain)
-    gather_all<true>(sum, plain, weights, keys, count, values, row_stride, width);
+    gather_all<true, kFetch>(sum, plain, weights, keys, count, values, row_stride, width);
   else
-    gather_all<false>(sum, sum, weights, keys, count, values, row_stride, width);
+    gather_all<false, kFetch>(sum, sum, weights, keys, count, values, row_stride, width);
 }
 
 // sum[0..width) += every row first <= j < last.

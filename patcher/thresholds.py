@@ -46,6 +46,8 @@ class ModuleThresholds:
     nature: str | None = None
     dropped: Tensor | None = None
     _on_device: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _native: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    _addresses: tuple[int, int, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.theta.ndim != 2 or self.lengths.ndim != 1 or self.theta.shape[1] != len(self.lengths):
@@ -62,6 +64,10 @@ class ModuleThresholds:
         if self.dropped is not None and (self.dropped.shape != self.theta.shape or not bool((self.dropped >= 0).all())):
             raise DataError("the dropped mass of a threshold table needs the shape of theta and no negative value")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy lies elsewhere."""
+        return {**self.__dict__, "_native": [], "_addresses": None}
+
     @property
     def heads(self) -> int:
         return self.theta.shape[0]
@@ -76,10 +82,13 @@ class ModuleThresholds:
             raise DataError("the thresholds were calibrated without the offline denominator: calibrate them with it")
         return self._interpolated(1, lengths)
 
-    def native_tables(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log lengths, theta and dropped mass (None without) as a kernel reads them: contiguous float32 on the CPU."""
-        lengths, theta, *dropped = (part.float().contiguous() for part in self._tensors(torch.device("cpu")))
-        return lengths, theta, dropped[0] if dropped else None
+    def addresses(self) -> tuple[int, int, int]:
+        """Where log lengths, theta and dropped mass (0: none) lie, contiguous float32 on the CPU, for a kernel."""
+        if self._addresses is None:
+            self._native = [part.float().contiguous() for part in self._tensors(torch.device("cpu"))]
+            found = [part.data_ptr() for part in self._native]
+            self._addresses = (found[0], found[1], found[2] if len(found) > 2 else 0)
+        return self._addresses
 
     def outside(self, lengths: Tensor) -> Tensor:
         """bool like lengths: rows that are not empty and have no threshold."""

@@ -7,6 +7,7 @@ checked here.
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 WIDTHS = range(8, 257, 8)
 MOST_KEYS = 2**24  # positions are compared as floats
+
+# As csrc/attention.h numbers them.
+COMPENSATION = {name: number for number, name in enumerate(COMPENSATIONS)}
+DENOMINATOR = {name: number for number, name in enumerate(DENOMINATORS)}
+PLACEMENT = {name: number for number, name in enumerate(PLACEMENTS, start=1)}  # 0: exact top-k
 
 Method = TopK | TopTheta
 
@@ -72,30 +78,33 @@ def attend(
     What is kept differs only where two scores tie within rounding. Counts of several queries have no V rows.
     """
     library = native()
-    query, key, value = (_rows(tensor) for tensor in (inputs.query, inputs.key, inputs.value))
+    query, key, value = _rows(inputs.query), _rows(inputs.key), _rows(inputs.value)
     batch, heads, queries, width = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    out = torch.empty(batch, queries, heads, value.shape[3], dtype=value.dtype).transpose(1, 2)
-    visibility = inputs.visibility
-    first, last = visibility.first.contiguous(), visibility.last.contiguous()
-    share = Fraction(0) if method.keep is None else Fraction(str(method.keep)).limit_denominator(10**9)
+    groups, keys, value_width = key.shape[1], key.shape[2], value.shape[3]
+    if queries == 1:
+        run, out = library.step, value.new_empty(batch, heads, 1, value_width)
+    else:  # as the caller wants it: rows of all heads side by side
+        run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
+    first, last = _contiguous(inputs.visibility.first), _contiguous(inputs.visibility.last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
     bias = None if inputs.bias is None else _rows(inputs.bias.expand(batch, heads, queries, keys))
+    value_sum = inputs.value_sum
+    if value_sum is not None and value_sum.dtype is not torch.float64:
+        value_sum = value_sum.double()
     kept = flags = v_rows = None
     if count:
         kept = torch.empty(batch, heads, queries, dtype=torch.int32)
         flags = torch.empty(batch, heads, queries, dtype=torch.uint8)
         v_rows = torch.empty(batch, groups, 1, dtype=torch.int32) if queries == 1 else None
-    value_sum = None if inputs.value_sum is None else inputs.value_sum.double().contiguous()
-    (library.step if queries == 1 else library.rows)(
+    run(
         batch,
         heads,
         groups,
         queries,
         keys,
         width,
-        value.shape[3],
-        query.dtype == torch.bfloat16,
+        value_width,
+        query.dtype is torch.bfloat16,
         *_strided(query),
         *_strided(key),
         *_strided(value),
@@ -106,15 +115,14 @@ def attend(
         _address(sinks),
         first.data_ptr(),
         last.data_ptr(),
-        queries if len(first) > 1 else 0,
+        queries if first.shape[0] > 1 else 0,
         method.k or 0,
-        share.numerator,
-        share.denominator,
+        *_share(method.keep),
         *_table(method, thresholds),
-        COMPENSATIONS.index(method.compensation),
-        DENOMINATORS.index(method.denominator) if isinstance(method, TopTheta) else 0,
+        COMPENSATION[method.compensation],
+        DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
         method.v_mean == "dropped",
-        _address(value_sum),
+        0 if value_sum is None else _contiguous(value_sum).data_ptr(),
         _address(kept),
         _address(flags),
         _address(v_rows),
@@ -126,25 +134,22 @@ def attend(
     return out, counts
 
 
+@cache
+def _share(keep: float | None) -> tuple[int, int]:
+    """A kept fraction in whole numbers, as Kept.rows_k takes it."""
+    return (0, 1) if keep is None else Fraction(str(keep)).limit_denominator(10**9).as_integer_ratio()
+
+
 def _table(method: Method, thresholds: ModuleThresholds | None) -> tuple[int, ...]:
     """Placement (0: none), min_keep and the threshold table."""
     if not isinstance(method, TopTheta):
         return 0, 0, 0, 0, 0, 0, 0, 0
-    placement = PLACEMENTS.index(method.placement) + 1
+    placement = PLACEMENT[method.placement]
     if thresholds is None:
         return placement, method.min_keep, 0, 0, 0, 0, 0, 0
-    lengths, theta, dropped = thresholds.native_tables()
-    offline = method.denominator == "offline"
-    return (
-        placement,
-        method.min_keep,
-        lengths.data_ptr(),
-        theta.data_ptr(),
-        _address(dropped if offline else None),
-        len(lengths),
-        thresholds.shortest,
-        thresholds.longest,
-    )
+    lengths, theta, dropped = thresholds.addresses()
+    columns = thresholds.lengths.shape[0]
+    return placement, method.min_keep, lengths, theta, dropped, columns, thresholds.shortest, thresholds.longest
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -152,10 +157,15 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()
 
 
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 def _strided(tensor: Tensor | None) -> tuple[int, int, int, int]:
     if tensor is None:
         return 0, 0, 0, 0
-    return tensor.data_ptr(), *tensor.stride()[:3]
+    batch, head, row, _ = tensor.stride()
+    return tensor.data_ptr(), batch, head, row
 
 
 def _address(tensor: Tensor | None) -> int:
