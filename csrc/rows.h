@@ -18,29 +18,33 @@
 constexpr int64_t kRun = 32;
 
 // Scores of so many keys are made before candidates are taken from them: the more, the closer the limits are to what
-// they will be. With a block's rows they fit in half of the second-level cache.
-constexpr int kSpanKeys = 21 * kTileKeys;
+// they will be. With a block's rows they take some 400 kB of the second-level cache.
+constexpr int kSpanKeys = 32 * kTileKeys;
+
+// Keys whose candidates are listed at a time.
+constexpr int kListed = 64;
 
 // So many candidates a row collects before they are thinned out to about k.
 inline int64_t most_candidates(int64_t k) { return 3 * k + 64; }
 
-// What a thread works with. Candidates are left uninitialised, so that only pages that are used are ever touched.
+// What a thread works with. The large parts are left uninitialised, so that only pages that are used are ever touched.
 struct Scratch {
-  std::vector<float> queries, keys, scores, maxima, column, sums, plain, mean;
+  std::vector<float> queries, keys, sums, plain, mean;
+  std::vector<int32_t> list;
   int64_t room;  // for candidates of one row
-  std::unique_ptr<float[]> values;
+  std::unique_ptr<float[]> scores, maxima, values;
   std::unique_ptr<int32_t[]> positions;
 
   Scratch(const Attention& a, int64_t room)
       : queries(a.width * kBlockRows),
         keys(a.bf16 ? kTileKeys * a.width : 0),
-        scores((kSpanKeys + kKeysAtOnce) * kBlockRows),
-        maxima(kSpanKeys / 2 * kBlockRows),
-        column(kSpanKeys / 2 + kSlack),
         sums(kBlockRows * a.value_width),
         plain(a.mean_of_dropped ? kBlockRows * a.value_width : 0),
         mean(a.value_width),
+        list(kListed * kBlockRows + 4),
         room(room),
+        scores(new float[(std::min<int64_t>(a.keys, kSpanKeys) + kTileKeys) * kBlockRows]),
+        maxima(new float[(std::min<int64_t>(a.keys, kSpanKeys) / 2 + 1) * kBlockRows]),
         values(new float[kBlockRows * room]),
         positions(new int32_t[kBlockRows * room]) {}
 };
@@ -114,7 +118,7 @@ class Block {
       const int span = static_cast<int>(std::min<int64_t>(kSpanKeys, high_ - key));
       for (int at = 0; at < span; at += kTileKeys) {
         const int count = std::min(kTileKeys, span - at);
-        float* scores = s_.scores.data() + at * kBlockRows;
+        float* scores = s_.scores.get() + at * kBlockRows;
         score(key + at, count, scores);
         if (key + at < common_low_ || key + at + count > common_high_) hide(key + at, count, scores);
         if (maxima_) follow(count, scores);
@@ -197,26 +201,48 @@ class Block {
     }
     if (!groups || !fresh) return;
     find_maxima(size, groups);
-    for (int r = 0; r < rows_; ++r) {
-      const int k = static_cast<int>(rules_[r].k);
-      if (!k || floor_[r] == simd::kInfinity || counts_[r] >= k) continue;
-      float* column = s_.column.data();
-      for (int g = 0; g < groups; ++g) column[g] = s_.maxima[g * kBlockRows + r];
-      // A NaN cannot be bisected; its row is spoiled anyhow.
-      bool broken = false;
-      for (int g = 0; g < groups; ++g) broken |= column[g] != column[g];
-      if (!broken) floor_[r] = std::nextafter(limit_for(column, groups, k).at, -simd::kInfinity);
+    alignas(64) float limits[kBlockRows];
+    for (int v = 0; v < kBlockVectors; ++v) limits_below(groups, v * simd::kLanes, limits + v * simd::kLanes);
+    for (int r = 0; r < rows_; ++r)
+      if (rules_[r].k && floor_[r] < simd::kInfinity && counts_[r] < rules_[r].k) floor_[r] = limits[r];
+  }
+
+  // For the rows of one vector a limit that k of their maxima exceed, by bisection; -infinity where fewer are finite.
+  void limits_below(int groups, int at, float* limits) const {
+    const float* maxima = s_.maxima.get() + at;
+    alignas(64) float wanted[simd::kLanes];
+    for (int i = 0; i < simd::kLanes; ++i) wanted[i] = at + i < rows_ ? static_cast<float>(rules_[at + i].k) : 0.0f;
+    const simd::Vec k = simd::load(wanted), nothing = simd::set(-simd::kInfinity);
+    simd::Vec low = simd::set(simd::kInfinity), high = nothing;
+    for (int g = 0; g < groups; ++g) {
+      const simd::Vec v = simd::load(maxima + g * kBlockRows);
+      low = simd::choose(simd::above(v, nothing), simd::lower(v, low), low);
+      high = simd::higher(v, high);
     }
+    low = simd::sub(low, simd::set(1.0f));  // every finite one exceeds it
+    simd::Vec best = nothing;
+    for (int step = 0; step < 14; ++step) {
+      const simd::Vec middle = step ? simd::mul(simd::add(low, high), simd::set(0.5f)) : low;
+      simd::Vec found = simd::zero();
+      for (int g = 0; g < groups; ++g)
+        found = simd::add(found, simd::choose(simd::above(simd::load(maxima + g * kBlockRows), middle), simd::set(1.0f),
+                                              simd::zero()));
+      const simd::Bits enough = simd::at_least(found, k);
+      best = simd::choose(enough, middle, best);
+      low = simd::choose(enough, middle, low);
+      high = simd::choose(enough, high, middle);
+    }
+    simd::store(limits, best);
   }
 
   void find_maxima(int size, int groups) {
-    const float* scores = s_.scores.data();
+    const float* scores = s_.scores.get();
     for (int g = 0; g < groups; ++g)
       for (int v = 0; v < kBlockVectors; ++v) {
         const float* score = scores + g * size * kBlockRows + v * simd::kLanes;
         simd::Vec top = simd::load(score);
         for (int j = 1; j < size; ++j) top = simd::higher(simd::load(score + j * kBlockRows), top);
-        simd::store(s_.maxima.data() + g * kBlockRows + v * simd::kLanes, top);
+        simd::store(s_.maxima.get() + g * kBlockRows + v * simd::kLanes, top);
       }
   }
 
@@ -238,38 +264,66 @@ class Block {
     return static_cast<float>(bits - 0x3f800000) * (0.693147f / 8388608.0f) - 1e-5f;
   }
 
+  // Takes what is above the limits. Where that is comes first, as a list, because to ask of each word of bits whether it
+  // has one more costs a mispredicted branch.
   void collect(int64_t key, int count) {
     alignas(64) float limits[kBlockRows];
     set_limits(limits);
-    const float* scores = s_.scores.data();
-    simd::Vec limit[kBlockVectors];
-    for (int v = 0; v < kBlockVectors; ++v) limit[v] = simd::load(limits + v * simd::kLanes);
-    for (int j = 0; j < count; ++j, scores += kBlockRows) {
-      uint64_t bits = 0;
-      for (int v = 0; v < kBlockVectors; ++v)
-        bits |= static_cast<uint64_t>(simd::not_at_most(simd::load(scores + v * simd::kLanes), limit[v]))
-                << v * simd::kLanes;
-      for (; bits; bits &= bits - 1) {
-        const int r = __builtin_ctzll(bits);
-        if (!take(r, scores[r], static_cast<int32_t>(key + j))) continue;
-        set_limits(limits);
-        for (int v = 0; v < kBlockVectors; ++v) limit[v] = simd::load(limits + v * simd::kLanes);
-      }
+    for (int from = 0; from < count; from += kListed) {
+      const int found = list(s_.scores.get(), limits, from, std::min(from + kListed, count));
+      if (take(found, static_cast<int32_t>(key))) set_limits(limits);
     }
   }
 
-  // One more candidate; true if that moved the row's limit.
-  bool take(int r, float score, int32_t key) {
-    if (!(score < simd::kInfinity)) {
-      spoiled_[r] = true;  // softmax makes NaN of the row
-      return false;
+  // Where scores of the keys from..to are above the limits, as key * kBlockRows + row; returns how many.
+  int list(const float* scores, const float* limits, int from, int to) {
+    simd::Vec limit[kBlockVectors];
+    for (int v = 0; v < kBlockVectors; ++v) limit[v] = simd::load(limits + v * simd::kLanes);
+    int32_t* list = s_.list.data();
+    int found = 0;
+    for (int j = from; j < to; ++j) {
+      uint64_t bits = 0;
+      for (int v = 0; v < kBlockVectors; ++v)
+        bits |= static_cast<uint64_t>(
+                    simd::not_at_most(simd::load(scores + j * kBlockRows + v * simd::kLanes), limit[v]))
+                << v * simd::kLanes;
+      const int all = __builtin_popcountll(bits);
+      int next = found;
+      do {  // four at a time, of which those past the last are overwritten
+        for (int i = 0; i < 4; ++i) {
+          list[next++] = j * kBlockRows + __builtin_ctzll(bits | 1ull << 63);
+          bits &= bits - 1;
+        }
+      } while (next - found < all);
+      found += all;
     }
-    const int n = counts_[r]++;
-    values_of(r)[n] = score;
-    positions_of(r)[n] = key;
-    if (n + 1 < full_[r]) return false;
-    floor_[r] = thin_out(values_of(r), positions_of(r), counts_[r], static_cast<int>(rules_[r].k));
-    return true;
+    return found;
+  }
+
+  // Adds what was listed to the candidates; key: that of the first score. True if that moved a limit.
+  bool take(int found, int32_t key) {
+    const float* scores = s_.scores.get();
+    const int32_t* list = s_.list.data();
+    float* values = s_.values.get();
+    int32_t* positions = s_.positions.get();
+    const int64_t room = s_.room;
+    bool moved = false;
+    for (int i = 0; i < found; ++i) {
+      const int at = list[i], r = at % kBlockRows;
+      const float score = scores[at];
+      if (!(score < simd::kInfinity)) {
+        spoiled_[r] = true;  // softmax makes NaN of the row
+        continue;
+      }
+      const int n = counts_[r];
+      values[r * room + n] = score;
+      positions[r * room + n] = key + at / kBlockRows;
+      counts_[r] = n + 1;
+      if (n + 1 < full_[r]) continue;
+      floor_[r] = thin_out(values_of(r), positions_of(r), counts_[r], static_cast<int>(rules_[r].k));
+      moved = true;
+    }
+    return moved;
   }
 
   // Exactly what is kept.
