@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from math import gcd
 from typing import Any, ClassVar
 
 import torch
@@ -175,12 +174,17 @@ class _WeightRows:
 
     def __init__(self, weight: Tensor) -> None:
         self.rows = weight.detach().t().contiguous()
-        self.source, self.state, self.sample = weight, _state(weight), _sample(weight).clone()
+        self.source, self.state = weight, _state(weight)
+        self.sample = [part.clone() for part in _sample(weight)]
 
     def fresh(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied. Changes through `weight.data` (merging an adapter) leave no
         trace but the values, so some of every row and column are compared."""
-        return weight is self.source and _state(weight) == self.state and torch.equal(_sample(weight), self.sample)
+        return (
+            weight is self.source
+            and _state(weight) == self.state
+            and all(map(torch.equal, _sample(weight), self.sample))
+        )
 
 
 def _state(weight: Tensor) -> tuple[int, int]:
@@ -188,13 +192,15 @@ def _state(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def _sample(weight: Tensor) -> Tensor:
-    """Elements of [d_model, d_ff], at least one of every row and every column."""
-    columns = weight.shape[1]
-    step = min(weight.shape[0], columns)
-    while gcd(step, columns) > 1:  # else only some columns were met
-        step -= 1
-    return weight.detach().reshape(-1)[::step]
+def _sample(weight: Tensor) -> list[Tensor]:
+    """Elements of [d_model, d_ff], at least one of every row and every column: of each row the next few columns, which
+    lie side by side and so are quick to read. Of each column the next few rows where there are more rows."""
+    wide = weight.detach() if weight.shape[0] <= weight.shape[1] else weight.detach().t()
+    (rows, columns), (down, right) = wide.shape, wide.stride()
+    each = columns // rows
+    steps = wide.as_strided((rows, each), (down + each * right, right))
+    rest = wide[0, rows * each :]
+    return [steps, rest] if len(rest) else [steps]
 
 
 def feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:
