@@ -10,6 +10,7 @@
 #endif
 
 #include "attention.h"
+#include "feed_forward.h"
 #include "rows.h"
 #include "step.h"
 
@@ -111,6 +112,18 @@ PyObject* step(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return released([&] { a.bf16 ? attend_step<uint16_t>(a) : attend_step<float>(a); });
 }
 
+PyObject* project(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  FeedForward f;
+  f.tokens = in.integer(), f.d_ff = in.integer(), f.d_model = in.integer(), f.bf16 = in.integer();
+  f.hidden.data = in.address<const char>(), f.hidden.row = in.integer();
+  f.rows.data = in.address<const char>(), f.rows.row = in.integer();
+  f.bias = in.address<const char>(), f.out = in.address<char>();
+  f.k = in.integer(), f.threads = static_cast<int>(in.integer());
+  if (!in.complete()) return nullptr;
+  return released([&] { f.bf16 ? feed_forward::project<uint16_t>(f) : feed_forward::project<float>(f); });
+}
+
 PyObject* lanes(PyObject*, PyObject*) { return PyLong_FromLong(simd::kLanes); }
 
 // METH_FASTCALL functions have another type than the table's.
@@ -121,6 +134,7 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 PyMethodDef kMethods[] = {
     {"rows", fast(rows), METH_FASTCALL, "Attention of many queries."},
     {"step", fast(step), METH_FASTCALL, "Attention of one query per sequence."},
+    {"feed_forward", fast(project), METH_FASTCALL, "Down-projection of the largest activations."},
     {"lanes", lanes, METH_NOARGS, "Floats per vector."},
     {nullptr, nullptr, 0, nullptr},
 };

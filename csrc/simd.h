@@ -51,6 +51,12 @@ inline Vec load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+// Twice as many at once, those at even and those at odd places apart.
+inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 
 // Lane i of the result is the sum of the lanes of v[i].
 inline Vec sums(const Vec* v) {
@@ -120,6 +126,11 @@ inline Vec times_power_of_two(Vec v, Vec n) {
 inline Vec load_bf16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 inline Vec sums(const Vec* v) {
@@ -197,6 +208,11 @@ inline Vec times_power_of_two(Vec v, Vec n) {
 inline Vec load_bf16(const uint16_t* p) {
   const Ints wide = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<Vec>(wide << 16);
+}
+inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+  Ints low, high;
+  for (int i = 0; i < 4; ++i) low[i] = static_cast<int32_t>(p[2 * i] << 16), high[i] = static_cast<int32_t>(p[2 * i + 1] << 16);
+  even = reinterpret_cast<Vec>(low), odd = reinterpret_cast<Vec>(high);
 }
 inline Vec sums(const Vec* v) { return Vec{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 inline void compress(float* to, Vec v, Bits bits) {

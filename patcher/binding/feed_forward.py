@@ -7,8 +7,8 @@ input is what top-k feed-forward selects from, so its name is all that differs b
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
-from math import gcd
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import NotPatchableError
+from ..kernels import feed_forward as native
 from ..meter import Meter
 from ..methods.top_k_feed_forward import ActivationCounts, TopKFeedForward
 from .modules import AttentionModule, attention_modules, layer_number
@@ -28,7 +29,8 @@ DOWN_PROJECTION = re.compile(
     r"|\.fc2)$"  # BART, OPT, Whisper, Marian, Pegasus, CLIP
 )
 
-# Reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about here.
+# In torch, reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about
+# here; the native kernel does so for any number of tokens.
 GATHER_TOKENS = 4
 GATHER_SHARE = 8  # at most one activation in so many kept
 
@@ -49,13 +51,17 @@ class FeedForwardModule:
 @dataclass
 class FeedForwardPatch:
     """Stands in for the forward of a down-projection while its model is patched: an object that deepcopy and pickle
-    can carry along, unlike a closure."""
+    can carry along, unlike a closure.
+
+    paths: how many calls went which way: "native", or "torch: " and why.
+    """
 
     name: str
     module: nn.Module = field(repr=False)
     method: TopKFeedForward
     meter: Meter | None = None
     calls: int = 0
+    paths: Counter[str] = field(default_factory=Counter)
     replaced: Any = None  # what stood in for the forward before, e.g. a hook of Accelerate
     active: bool = False
     installed: bool = False
@@ -90,8 +96,14 @@ class FeedForwardPatch:
         if self.meter is not None:
             tokens, width = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
             self.meter.add_activations(self.name, ActivationCounts(tokens * width, tokens * self.method.width(width)))
-        if self._gathers(hidden):
-            return self.method.project(hidden, self._weight_rows(), self.module.bias)  # type: ignore[arg-type]
+        obstacle = self._obstacle(hidden)
+        reason = obstacle or self._native_refusal(hidden)
+        self.paths["native" if reason is None else f"torch: {reason}"] += 1
+        bias: Tensor | None = getattr(self.module, "bias", None)
+        if reason is None:
+            return native.project(hidden, self._weight_rows(), bias, self.method.width(hidden.shape[-1]))
+        if obstacle is None and self._gathers(hidden):
+            return self.method.project(hidden, self._weight_rows(), bias)
         return self._dense(self.method.mask(hidden), *args, **kwargs)
 
     def _dense(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -100,23 +112,43 @@ class FeedForwardPatch:
             return self.replaced(hidden, *args, **kwargs)
         return type(self.module).forward(self.module, hidden, *args, **kwargs)
 
-    def _gathers(self, hidden: Tensor) -> bool:
-        """Whether reading only the kept rows of the weight is possible and pays.
+    def _obstacle(self, hidden: Tensor) -> str | None:
+        """Why the rows of the weight cannot be read one by one; None if they can.
 
         Weights that a library packs are classes of their own, of the module or of its parameter.
         """
-        if type(self.module) not in (nn.Linear, Conv1D) or self.replaced is not None:
-            return False
-        weight, width = self.module.weight, hidden.shape[-1]
-        return (
-            type(weight) is nn.Parameter
-            and 0 < hidden.numel() <= GATHER_TOKENS * width
-            and hidden.device.type == weight.device.type == "cpu"
-            and hidden.dtype == weight.dtype
-            and not torch.is_autocast_enabled("cpu")
-            and not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
-            and self.method.width(width) * GATHER_SHARE <= width
-        )
+        if type(self.module) not in (nn.Linear, Conv1D):
+            return f"a {type(self.module).__name__}"
+        weight = self.module.weight
+        if self.replaced is not None:
+            return "a hook on the module"
+        if type(weight) is not nn.Parameter:
+            return f"a weight of class {type(weight).__name__}"
+        if not hidden.numel():
+            return "no tokens"
+        if hidden.shape[-1] != weight.shape[0 if isinstance(self.module, Conv1D) else 1]:
+            return "sizes that do not match"
+        if not hidden.device.type == weight.device.type == "cpu":
+            return f"on {hidden.device.type}" if hidden.device == weight.device else "on several devices"
+        if hidden.dtype != weight.dtype:
+            return "activations and weight of different types"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast"
+        if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+            return "gradients"
+        return None
+
+    def _native_refusal(self, hidden: Tensor) -> str | None:
+        """Why the native kernel does not take a call that could read the rows; None if it does."""
+        weight, bias = self.module.weight, self.module.bias
+        if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
+            return "gradients"
+        return native.refusal(hidden, weight if isinstance(self.module, Conv1D) else weight.t(), self.method)
+
+    def _gathers(self, hidden: Tensor) -> bool:
+        """Whether it pays to read the kept rows alone in torch."""
+        width = hidden.shape[-1]
+        return hidden.numel() <= GATHER_TOKENS * width and self.method.width(width) * GATHER_SHARE <= width
 
     def _weight_rows(self) -> Tensor:
         """The weight as [d_ff, d_model], contiguous: Conv1D's own, a transposed copy of a Linear's."""
@@ -142,12 +174,17 @@ class _WeightRows:
 
     def __init__(self, weight: Tensor) -> None:
         self.rows = weight.detach().t().contiguous()
-        self.source, self.state, self.sample = weight, _state(weight), _sample(weight).clone()
+        self.source, self.state = weight, _state(weight)
+        self.sample = [part.clone() for part in _sample(weight)]
 
     def fresh(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied. Changes through `weight.data` (merging an adapter) leave no
         trace but the values, so some of every row and column are compared."""
-        return weight is self.source and _state(weight) == self.state and torch.equal(_sample(weight), self.sample)
+        return (
+            weight is self.source
+            and _state(weight) == self.state
+            and all(map(torch.equal, _sample(weight), self.sample))
+        )
 
 
 def _state(weight: Tensor) -> tuple[int, int]:
@@ -155,13 +192,15 @@ def _state(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def _sample(weight: Tensor) -> Tensor:
-    """Elements of [d_model, d_ff], at least one of every row and every column."""
-    columns = weight.shape[1]
-    step = min(weight.shape[0], columns)
-    while gcd(step, columns) > 1:  # else only some columns were met
-        step -= 1
-    return weight.detach().reshape(-1)[::step]
+def _sample(weight: Tensor) -> list[Tensor]:
+    """Elements of [d_model, d_ff], at least one of every row and every column: of each row the next few columns, which
+    lie side by side and so are quick to read. Of each column the next few rows where there are more rows."""
+    wide = weight.detach() if weight.shape[0] <= weight.shape[1] else weight.detach().t()
+    (rows, columns), (down, right) = wide.shape, wide.stride()
+    each = columns // rows
+    steps = wide.as_strided((rows, each), (down + each * right, right))
+    rest = wide[0, rows * each :]
+    return [steps, rest] if len(rest) else [steps]
 
 
 def feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:

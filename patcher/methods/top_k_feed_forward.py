@@ -43,7 +43,9 @@ class TopKFeedForward(Kept):
     def mask(self, hidden: Tensor) -> Tensor:
         """Activations [..., d_ff] -> the same with zeros for all but the kept ones; among equals the first are kept."""
         kept = self.width(hidden.shape[-1])
-        return hidden if kept == hidden.shape[-1] else hidden.masked_fill(~keep_largest(hidden, kept), 0)
+        if kept == hidden.shape[-1] or not hidden.numel():
+            return hidden
+        return hidden.masked_fill(~keep_largest(hidden, kept), 0)
 
     def project(self, hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         """The down-projection of the kept activations alone: [..., d_ff] -> [..., d_model], reading k rows per token.
