@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
@@ -25,7 +25,7 @@ demo: install  ## patch, calibrate and evaluate the trained model that comes wit
 	$(BIN)/sparsify eval $(DEMO) --dataset demo
 
 test: install  ## all tests, offline; the ones marked `real` skip without the files that they need
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 lint: install  ## ruff on the sources, mypy on the installed wheel
 	$(BIN)/ruff check .

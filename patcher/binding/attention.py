@@ -172,7 +172,7 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
 def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
     """The method's output and counts, by its native kernel where that takes the call."""
     method, count = patch.method, patch.meter is not None
-    kernel = kernel_of(method.name)
+    kernel = kernel_of(method)
     if kernel is None:
         refusal = "no kernel for this method"
     elif count and patch.meter.last_rows_are_steps and inputs.query.shape[2] > 1:  # type: ignore[union-attr]

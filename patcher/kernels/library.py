@@ -10,7 +10,8 @@ from types import ModuleType
 
 import torch
 
-# Builds by what torch itself uses on this processor, so that ATEN_CPU_CAPABILITY sets both; each falls back on the next.
+# Builds by what torch itself uses on this processor, so that ATEN_CPU_CAPABILITY sets both; a missing one falls back on
+# the next.
 BUILDS = {"AVX512": "_avx512", "AVX2": "_avx2", "DEFAULT": "_portable"}
 SWITCH = "SPARSIFY_NATIVE"
 BUILD_NOTE = Path(__file__).with_name("build-note.txt")

@@ -20,7 +20,7 @@ from hf_sparsify.evaluation.spans import (
     best_span,
     span_kl,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -126,6 +126,7 @@ def test_the_best_answer_may_be_in_a_later_window() -> None:
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.booleans())
+@example(440, False, False)  # the best span is the second best of another window, too
 @settings(max_examples=60, deadline=None)
 def test_the_margin_is_to_the_second_best_of_all_pairs(seed: int, ties: bool, version_2: bool) -> None:
     windows = encoder(max_length=17, stride=4).windows(QUESTION)
@@ -133,16 +134,14 @@ def test_the_margin_is_to_the_second_best_of_all_pairs(seed: int, ties: bool, ve
     logits = [torch.randn(2, len(window), generator=generator) * 3 for window in windows]
     if ties:
         logits = [some.round() for some in logits]
-    spans = sorted(
-        (
-            float(some[0, first] + some[1, last])
-            for some, window in zip(logits, windows, strict=True)
-            for first in range(len(window))
-            for last in range(first, len(window))
-            if window.context[first] and window.context[last]
-        ),
-        reverse=True,
-    )
+    best: dict[tuple[int, int], float] = {}  # by place in the passage: two windows may hold the same span
+    for some, window in zip(logits, windows, strict=True):
+        for first in range(len(window)):
+            for last in range(first, len(window)):
+                if window.context[first] and window.context[last]:
+                    place = int(window.offsets[first, 0]), int(window.offsets[last, 1])
+                    best[place] = max(best.get(place, -torch.inf), float(some[0, first] + some[1, last]))
+    spans = sorted(best.values(), reverse=True)
     null = min(float(some[:, 0].sum()) for some in logits)
     text, margin = answer_span(PASSAGE, windows, logits, version_2=version_2)
     if version_2 and null > spans[0]:

@@ -10,16 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-
 from hf_sparsify.patcher.kernels import rows
 from hf_sparsify.patcher.kernels.library import native
 from hf_sparsify.patcher.methods import TopK, TopTheta
 from hf_sparsify.patcher.methods.chunk import AttentionInputs
 from hf_sparsify.patcher.methods.visibility import RowRanges
 from hf_sparsify.patcher.thresholds import ModuleThresholds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built, or switched off")
 
@@ -55,8 +54,9 @@ def calls(draw: st.DrawFn) -> AttentionInputs:
     width, value_width = draw(st.sampled_from([8, 32, 40, 64, 96])), draw(st.sampled_from([8, 24, 64, 80]))
     heads = groups * per_group
     query = whole((batch, heads, queries, width), generator)
-    key, value = whole((batch, groups, keys, width), generator), torch.randn(
-        batch, groups, keys, value_width, generator=generator
+    key, value = (
+        whole((batch, groups, keys, width), generator),
+        torch.randn(batch, groups, keys, value_width, generator=generator),
     )
     layout = draw(st.sampled_from(["plain", "tokens first", "part of a cache"]))
     if layout == "tokens first":
@@ -79,9 +79,10 @@ def calls(draw: st.DrawFn) -> AttentionInputs:
 
 @st.composite
 def methods(draw: st.DrawFn) -> TopK | TopTheta:
-    compensation, v_mean = draw(st.sampled_from(["none", "sdc", "sdc+vmc"])), draw(st.sampled_from(["visible", "dropped"]))
-    budget = draw(st.one_of(st.integers(3, 40).map(lambda k: {"k": k}), st.just({"keep": 0.07}), st.just({"keep": 0.5})))
-    common = {**budget, "compensation": compensation, "v_mean": v_mean}
+    compensation = draw(st.sampled_from(["none", "sdc", "sdc+vmc"]))
+    budgets = st.one_of(st.integers(3, 40).map(lambda k: {"k": k}), st.sampled_from([{"keep": 0.07}, {"keep": 0.5}]))
+    v_mean = draw(st.sampled_from(["visible", "dropped"]))
+    common = {**draw(budgets), "compensation": compensation, "v_mean": v_mean}
     if draw(st.booleans()):
         return TopK(**common)
     placement = draw(st.sampled_from(list(THETA)))
@@ -109,9 +110,7 @@ def table(inputs: AttentionInputs, method: TopK | TopTheta, longest: int = 250) 
 def exact(inputs: AttentionInputs) -> AttentionInputs:
     """The same in float64."""
     bias = None if inputs.bias is None else inputs.bias.double()
-    return replace(
-        inputs, query=inputs.query.double(), key=inputs.key.double(), value=inputs.value.double(), bias=bias
-    )
+    return replace(inputs, query=inputs.query.double(), key=inputs.key.double(), value=inputs.value.double(), bias=bias)
 
 
 @settings(max_examples=300, deadline=None)
