@@ -30,7 +30,7 @@ DOWN_PROJECTION = re.compile(
 )
 
 # In torch, reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about
-# here; the native kernel does so for any number of tokens.
+# here; the native kernel beats torch for any number of tokens.
 GATHER_TOKENS = 4
 GATHER_SHARE = 8  # at most one activation in so many kept
 

@@ -172,7 +172,7 @@ def test_what_goes_the_torch_way_says_why() -> None:
     assert refusal(hidden, rows[:, :12], some) == "size 40 to 12"
     assert refusal(hidden, rows[:39], some) == "sizes that do not match"
     assert refusal(hidden, rows.clone().requires_grad_(), some) == "gradients"
-    assert "activations kept" in str(refusal(hidden, rows, TopKFeedForward(keep=0.9)))
+    assert refusal(hidden, rows, TopKFeedForward(k=40)) == "all activations kept"
 
 
 def test_without_the_library_everything_goes_the_torch_way(monkeypatch: pytest.MonkeyPatch) -> None:
