@@ -296,4 +296,14 @@ void project(const FeedForward& f) {
   }
 }
 
+// Whether pieces of `size` bytes, `step` bytes apart, are those of a copy that lies side by side.
+inline bool same_pieces(const char* pieces, int64_t step, int64_t count, int64_t size, const char* copy) {
+  constexpr int64_t kAhead = 24;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kAhead < count) __builtin_prefetch(pieces + (i + kAhead) * step, 0, 2);
+    if (std::memcmp(pieces + i * step, copy + i * size, size) != 0) return false;
+  }
+  return true;
+}
+
 }  // namespace feed_forward

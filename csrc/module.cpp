@@ -124,6 +124,15 @@ PyObject* project(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return released([&] { f.bf16 ? feed_forward::project<uint16_t>(f) : feed_forward::project<float>(f); });
 }
 
+PyObject* same_pieces(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const char* pieces = in.address<const char>();
+  const int64_t step = in.integer(), number = in.integer(), size = in.integer();
+  const char* copy = in.address<const char>();
+  if (!in.complete()) return nullptr;
+  return PyBool_FromLong(feed_forward::same_pieces(pieces, step, number, size, copy));
+}
+
 PyObject* lanes(PyObject*, PyObject*) { return PyLong_FromLong(simd::kLanes); }
 
 // METH_FASTCALL functions have another type than the table's.
@@ -135,6 +144,7 @@ PyMethodDef kMethods[] = {
     {"rows", fast(rows), METH_FASTCALL, "Attention of many queries."},
     {"step", fast(step), METH_FASTCALL, "Attention of one query per sequence."},
     {"feed_forward", fast(project), METH_FASTCALL, "Down-projection of the largest activations."},
+    {"same_pieces", fast(same_pieces), METH_FASTCALL, "Whether some memory is still what a copy of it says."},
     {"lanes", lanes, METH_NOARGS, "Floats per vector."},
     {nullptr, nullptr, 0, nullptr},
 };

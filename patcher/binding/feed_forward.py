@@ -30,7 +30,7 @@ DOWN_PROJECTION = re.compile(
 )
 
 # In torch, reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about
-# here; the native kernel does so for any number of tokens.
+# here; the native kernel beats torch for any number of tokens.
 GATHER_TOKENS = 4
 GATHER_SHARE = 8  # at most one activation in so many kept
 
@@ -87,23 +87,32 @@ class FeedForwardPatch:
             self.module.forward = self.replaced
         self.installed = False
 
-    @torch.compiler.disable  # the data decide what is read, and the calls are counted
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The module's output for the kept activations of hidden [..., d_ff]."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._outside_graphs(hidden, *args, **kwargs)
+        return self._call(hidden, *args, **kwargs)
+
+    @torch.compiler.disable  # the data decide what is read, and the calls are counted
+    def _outside_graphs(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._call(hidden, *args, **kwargs)
+
+    def _call(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self._dense(hidden, *args, **kwargs)
         self.calls += 1
+        width = hidden.shape[-1]
+        kept = self.method.width(width)
         if self.meter is not None:
-            tokens, width = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
-            self.meter.add_activations(self.name, ActivationCounts(tokens * width, tokens * self.method.width(width)))
+            tokens = hidden.numel() // width
+            self.meter.add_activations(self.name, ActivationCounts(tokens * width, tokens * kept))
         obstacle = self._obstacle(hidden)
         reason = obstacle or self._native_refusal(hidden)
         self.paths["native" if reason is None else f"torch: {reason}"] += 1
-        bias: Tensor | None = getattr(self.module, "bias", None)
         if reason is None:
-            return native.project(hidden, self._weight_rows(), bias, self.method.width(hidden.shape[-1]))
+            return native.project(hidden, self._weight_rows(), self.module.bias, kept)  # type: ignore[arg-type]
         if obstacle is None and self._gathers(hidden):
-            return self.method.project(hidden, self._weight_rows(), bias)
+            return self.method.project(hidden, self._weight_rows(), self.module.bias)  # type: ignore[arg-type]
         return self._dense(self.method.mask(hidden), *args, **kwargs)
 
     def _dense(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -113,42 +122,45 @@ class FeedForwardPatch:
         return type(self.module).forward(self.module, hidden, *args, **kwargs)
 
     def _obstacle(self, hidden: Tensor) -> str | None:
-        """Why the rows of the weight cannot be read one by one; None if they can.
+        """Why the module is not one whose weight can be read row by row; None if it is.
 
         Weights that a library packs are classes of their own, of the module or of its parameter.
         """
         if type(self.module) not in (nn.Linear, Conv1D):
             return f"a {type(self.module).__name__}"
-        weight = self.module.weight
         if self.replaced is not None:
             return "a hook on the module"
-        if type(weight) is not nn.Parameter:
-            return f"a weight of class {type(weight).__name__}"
+        if type(self.module.weight) is not nn.Parameter:
+            return f"a weight of class {type(self.module.weight).__name__}"
         if not hidden.numel():
             return "no tokens"
-        if hidden.shape[-1] != weight.shape[0 if isinstance(self.module, Conv1D) else 1]:
-            return "sizes that do not match"
-        if not hidden.device.type == weight.device.type == "cpu":
-            return f"on {hidden.device.type}" if hidden.device == weight.device else "on several devices"
-        if hidden.dtype != weight.dtype:
-            return "activations and weight of different types"
         if torch.is_autocast_enabled("cpu"):
             return "autocast"
-        if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-            return "gradients"
         return None
 
     def _native_refusal(self, hidden: Tensor) -> str | None:
-        """Why the native kernel does not take a call that could read the rows; None if it does."""
-        weight, bias = self.module.weight, self.module.bias
-        if torch.is_grad_enabled() and bias is not None and bias.requires_grad:
+        """Why the native kernel does not take a call of such a module; None if it does."""
+        bias = self.module.bias
+        if bias is not None and bias.requires_grad and torch.is_grad_enabled():
             return "gradients"
-        return native.refusal(hidden, weight if isinstance(self.module, Conv1D) else weight.t(), self.method)
+        return native.refusal(hidden, self._rows_view(), self.method)
 
     def _gathers(self, hidden: Tensor) -> bool:
-        """Whether it pays to read the kept rows alone in torch."""
-        width = hidden.shape[-1]
-        return hidden.numel() <= GATHER_TOKENS * width and self.method.width(width) * GATHER_SHARE <= width
+        """Whether reading only the kept rows of such a module's weight is possible in torch, and pays."""
+        weight, width = self._rows_view(), hidden.shape[-1]
+        return (
+            hidden.numel() <= GATHER_TOKENS * width
+            and hidden.device.type == weight.device.type == "cpu"
+            and hidden.dtype == weight.dtype
+            and width == weight.shape[0]
+            and not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
+            and self.method.width(width) * GATHER_SHARE <= width
+        )
+
+    def _rows_view(self) -> Tensor:
+        """The weight as [d_ff, d_model], wherever its elements lie."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight if type(self.module) is Conv1D else weight.t()
 
     def _weight_rows(self) -> Tensor:
         """The weight as [d_ff, d_model], contiguous: Conv1D's own, a transposed copy of a Linear's."""
@@ -175,32 +187,31 @@ class _WeightRows:
     def __init__(self, weight: Tensor) -> None:
         self.rows = weight.detach().t().contiguous()
         self.source, self.state = weight, _state(weight)
-        self.sample = [part.clone() for part in _sample(weight)]
+        self.witness = native.Witness(_sample(weight.detach()))
 
     def fresh(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied. Changes through `weight.data` (merging an adapter) leave no
         trace but the values, so some of every row and column are compared."""
-        return (
-            weight is self.source
-            and _state(weight) == self.state
-            and all(map(torch.equal, _sample(weight), self.sample))
-        )
+        return weight is self.source and _state(weight) == self.state and self.witness.unchanged()
 
 
-def _state(weight: Tensor) -> tuple[int, int]:
+def _state(weight: Tensor) -> tuple[Any, ...]:
     """Changes when the weight gets other memory or an operation writes to it."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    version = 0 if weight.is_inference() else weight._version
+    return weight.data_ptr(), version, weight.shape, weight.stride(), weight.dtype
 
 
 def _sample(weight: Tensor) -> list[Tensor]:
     """Elements of [d_model, d_ff], at least one of every row and every column: of each row the next few columns, which
-    lie side by side and so are quick to read. Of each column the next few rows where there are more rows."""
-    wide = weight.detach() if weight.shape[0] <= weight.shape[1] else weight.detach().t()
-    (rows, columns), (down, right) = wide.shape, wide.stride()
+    lie side by side and so are quick to read, or else diagonals."""
+    rows, columns = weight.shape
+    if rows > columns:
+        return [weight[start : start + columns].diagonal()[:, None] for start in range(0, rows, columns)]
+    down, right = weight.stride()
+    if right != 1:
+        return [weight[:, start : start + rows].diagonal()[:, None] for start in range(0, columns, rows)]
     each = columns // rows
-    steps = wide.as_strided((rows, each), (down + each * right, right))
-    rest = wide[0, rows * each :]
-    return [steps, rest] if len(rest) else [steps]
+    return [weight.as_strided((rows, each), (down + each, 1)), weight[:1, rows * each :]]
 
 
 def feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from feed_forward_models import call_of, every_layer, make, output
-from hf_sparsify.patcher.binding.feed_forward import FeedForwardPatch
+from hf_sparsify.patcher.binding.feed_forward import FeedForwardPatch, _sample
 from hf_sparsify.patcher.binding.patching import apply_plan
 from hf_sparsify.patcher.kernels import feed_forward as kernel
 from hf_sparsify.patcher.kernels.feed_forward import project, refusal
@@ -172,7 +172,7 @@ def test_what_goes_the_torch_way_says_why() -> None:
     assert refusal(hidden, rows[:, :12], some) == "size 40 to 12"
     assert refusal(hidden, rows[:39], some) == "sizes that do not match"
     assert refusal(hidden, rows.clone().requires_grad_(), some) == "gradients"
-    assert "activations kept" in str(refusal(hidden, rows, TopKFeedForward(keep=0.9)))
+    assert refusal(hidden, rows, TopKFeedForward(k=40)) == "all activations kept"
 
 
 def test_without_the_library_everything_goes_the_torch_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +180,24 @@ def test_without_the_library_everything_goes_the_torch_way(monkeypatch: pytest.M
     assert refusal(torch.ones(3, 40), torch.ones(40, 16), TopKFeedForward(k=4)) == "no native library"
     with pytest.raises(ValueError, match="not available"):
         project(torch.ones(3, 40), torch.ones(40, 16), None, 4)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (7, 7), (1, 9), (9, 1), (5, 13)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("library", [False, True])
+def test_a_change_of_any_row_or_column_of_a_weight_is_seen(
+    shape: tuple[int, int], transposed: bool, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not library:
+        monkeypatch.setattr(kernel, "native", lambda: None)
+    weight = torch.randn(shape[::-1]).t() if transposed else torch.randn(shape)
+    witness = kernel.Witness(_sample(weight))
+    for part in (*weight, *weight.t()):
+        assert witness.unchanged()
+        before = part.clone()
+        part += 1
+        assert not witness.unchanged()
+        part.copy_(before)
 
 
 # In a patched model
@@ -216,7 +234,7 @@ def test_every_other_way_is_counted_with_its_reason() -> None:
         ("autocast", nn.Linear(40, 16), torch.randn(2, 40)),
         ("gradients", nn.Linear(40, 16), torch.randn(2, 40)),
         ("no tokens", nn.Linear(40, 16), torch.randn(0, 40)),
-        ("activations and weight of different types", Conv1D(16, 40).double(), torch.randn(2, 40)),
+        ("float32 activations, float64 weights", Conv1D(16, 40).double(), torch.randn(2, 40)),
         ("a Bilinear", nn.Bilinear(40, 40, 16), torch.randn(2, 40)),
     ):
         patch = FeedForwardPatch("layer", module, TopKFeedForward(k=4))
@@ -225,7 +243,7 @@ def test_every_other_way_is_counted_with_its_reason() -> None:
             try:
                 patch(hidden, *([hidden] if reason == "a Bilinear" else []))
             except RuntimeError:  # as the dense layer fails
-                assert "types" in reason
+                assert "float64" in reason
         reasons[reason] = dict(patch.paths)
     assert reasons == {reason: {f"torch: {reason}": 1} for reason in reasons}
 
