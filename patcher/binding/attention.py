@@ -180,8 +180,9 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
     else:
         refusal = kernel.refusal(inputs, method, patch.observer)
     patch.paths["native" if refusal is None else f"torch: {refusal}"] += 1
-    if refusal is None:
-        return kernel.attend(inputs, method, patch.thresholds, count=count)  # type: ignore[union-attr,no-any-return]
+    if kernel is not None and refusal is None:
+        out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
+        return out, counts
     try:
         return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
     except NotPatchableError as error:

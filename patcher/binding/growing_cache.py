@@ -55,7 +55,7 @@ class GrowingLayer(DynamicLayer):
         made = []
         for old, new in ((self.keys, key_states), (self.values, value_states)):
             buffer = new.new_empty(*new.shape[:2], self.capacity, new.shape[3])
-            if used:
+            if used and old is not None:
                 buffer[:, :, :used] = old
             made.append(buffer)
         self._buffers = (made[0], made[1])
@@ -66,9 +66,10 @@ class GrowingLayer(DynamicLayer):
         self._buffers = None
 
 
-def _part_of(tensor: Tensor, buffer: Tensor) -> bool:
+def _part_of(tensor: Tensor | None, buffer: Tensor) -> bool:
     return (
-        tensor.data_ptr() == buffer.data_ptr()
+        tensor is not None
+        and tensor.data_ptr() == buffer.data_ptr()
         and tensor.shape[0] == buffer.shape[0]
         and tensor.stride() == buffer.stride()
     )

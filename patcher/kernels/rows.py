@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...errors import UsageError
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
 from ..methods.compensation import COMPENSATIONS
 from ..methods.top_k import TopK
@@ -73,11 +74,13 @@ def attend(
     count: bool = False,
     threads: int | None = None,
 ) -> tuple[Tensor, RowCounts | None]:
-    """As method.attend, for a call that `refusal` has nothing against.
+    """As method.attend, for a call that `refusal` has nothing against; UsageError where there is no library for it.
 
     What is kept differs only where two scores tie within rounding. Counts of several queries have no V rows.
     """
-    library = native()
+    library, visibility = native(), inputs.visibility
+    if library is None or not isinstance(visibility, RowRanges):
+        raise UsageError(f"the native library does not take this call: {refusal(inputs, method)}")
     query, key, value = _rows(inputs.query), _rows(inputs.key), _rows(inputs.value)
     batch, heads, queries, width = query.shape
     groups, keys, value_width = key.shape[1], key.shape[2], value.shape[3]
@@ -85,7 +88,7 @@ def attend(
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
-    first, last = _contiguous(inputs.visibility.first), _contiguous(inputs.visibility.last)
+    first, last = _contiguous(visibility.first), _contiguous(visibility.last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
     bias = None if inputs.bias is None else _rows(inputs.bias.expand(batch, heads, queries, keys))
     value_sum = inputs.value_sum
