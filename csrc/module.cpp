@@ -10,6 +10,8 @@
 #endif
 
 #include "attention.h"
+#include "clusters.h"
+#include "k_means.h"
 #include "rows.h"
 #include "step.h"
 
@@ -82,6 +84,20 @@ Attention read_attention(Arguments& in) {
   return a;
 }
 
+Clustering read_clustering(Arguments& in) {
+  Clustering a;
+  a.batches = in.integer(), a.heads = in.integer(), a.groups = in.integer();
+  a.width = in.integer(), a.value_width = in.integer(), a.bf16 = in.integer();
+  a.query = in.strided(), a.key = in.strided(), a.value = in.strided(), a.out = in.strided();
+  a.scale = static_cast<float>(in.number()), a.softcap = static_cast<float>(in.number());
+  a.positions = in.address<const int32_t>(), a.starts = in.address<const int64_t>();
+  a.clusters = in.integer(), a.refined = in.integer(), a.iterations = in.integer(), a.training = in.integer();
+  a.direction = in.address<const float>();
+  a.assigned = in.address<int32_t>();
+  a.threads = static_cast<int>(in.integer());
+  return a;
+}
+
 // Runs work without the GIL; a failed allocation becomes MemoryError.
 template <typename Work>
 PyObject* released(Work work) {
@@ -111,6 +127,20 @@ PyObject* step(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return released([&] { a.bf16 ? attend_step<uint16_t>(a) : attend_step<float>(a); });
 }
 
+PyObject* k_means(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Clustering a = read_clustering(in);
+  if (!in.complete()) return nullptr;
+  return released([&] { a.bf16 ? assign_clusters<uint16_t>(a) : assign_clusters<float>(a); });
+}
+
+PyObject* clusters(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Clustering a = read_clustering(in);
+  if (!in.complete()) return nullptr;
+  return released([&] { a.bf16 ? attend_clusters<uint16_t>(a) : attend_clusters<float>(a); });
+}
+
 PyObject* lanes(PyObject*, PyObject*) { return PyLong_FromLong(simd::kLanes); }
 
 // METH_FASTCALL functions have another type than the table's.
@@ -121,6 +151,8 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 PyMethodDef kMethods[] = {
     {"rows", fast(rows), METH_FASTCALL, "Attention of many queries."},
     {"step", fast(step), METH_FASTCALL, "Attention of one query per sequence."},
+    {"k_means", fast(k_means), METH_FASTCALL, "The cluster of every query."},
+    {"clusters", fast(clusters), METH_FASTCALL, "Attention by clusters of queries."},
     {"lanes", lanes, METH_NOARGS, "Floats per vector."},
     {nullptr, nullptr, 0, nullptr},
 };
