@@ -99,7 +99,8 @@ class Clusters {
                    simd::store(scores_.get() + c * kSpan + at + lane, capped(sum));
                  });
       }
-      for (int64_t c = 0; c < count_; ++c) digest(c, key, span);
+      for (int i = 0; i < kSpan; ++i) numbers_[i] = static_cast<int32_t>(key + i);
+      for (int64_t c = 0; c < count_; ++c) digest(c, span);
       for (int at = 0; at < span; at += kValues) {
         const int depth = std::min(kValues, span - at);
         pack_rows(values_.from(key + at), depth, a_.value_width, nullptr, values.data());
@@ -118,11 +119,11 @@ class Clusters {
   }
 
   // New scores become candidates, and weights relative to the highest so far.
-  void digest(int64_t c, int64_t key, int span) {
+  void digest(int64_t c, int span) {
     State& state = states_[c];
     float* scores = scores_.get() + c * kSpan;
     for (int i = span; i % simd::kLanes; ++i) scores[i] = -simd::kInfinity;
-    if (refined_) collect(c, key, span);
+    if (refined_) collect(c, span);
     simd::Vec highest = simd::set(state.top);
     for (int i = 0; i < span; i += simd::kLanes) highest = simd::higher(simd::load(scores + i), highest);
     const float top = simd::highest(highest);
@@ -144,7 +145,7 @@ class Clusters {
   }
 
   // What may be among the strongest keys. NaN is not; it spoils the sum, and with that the row.
-  void collect(int64_t c, int64_t key, int span) {
+  void collect(int64_t c, int span) {
     State& state = states_[c];
     const float* scores = scores_.get() + c * kSpan;
     float* strongest = strongest_.get() + c * room_;
@@ -153,13 +154,13 @@ class Clusters {
     if (state.floor == -simd::kInfinity && span > k)
       state.floor = std::nextafter(limit_for(scores, span, k).at, -simd::kInfinity);
     for (int i = 0; i < span; i += simd::kLanes) {
-      const simd::Vec v = simd::load(scores + i);
-      simd::Bits bits = simd::above(v, simd::set(state.floor)) & simd::first_bits(span - i);
-      if (!bits) continue;
       if (state.found + simd::kLanes > room_)
         state.floor = std::max(state.floor, thin_out(strongest, places, state.found, k));
+      const simd::Vec v = simd::load(scores + i);
+      const simd::Bits bits = simd::above(v, simd::set(state.floor)) & simd::first_bits(span - i);
       simd::compress(strongest + state.found, v, bits);
-      for (; bits; bits &= bits - 1) places[state.found++] = static_cast<int32_t>(key + i + simd::lowest(bits));
+      simd::compress(places + state.found, numbers_ + i, bits);
+      state.found += simd::count(bits);
     }
   }
 
@@ -270,6 +271,7 @@ class Clusters {
   std::vector<State> states_;
   std::unique_ptr<float[]> scores_, strongest_;
   std::unique_ptr<int32_t[]> places_;
+  int32_t numbers_[kSpan];  // of the keys of a span
   // Of the cluster that is being refined.
   const int32_t* chosen_ = nullptr;
   int taken_ = 0;

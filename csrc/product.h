@@ -107,17 +107,38 @@ struct Picked {
   Picked from(int64_t i) const { return {base, stride, places + i}; }
 };
 
-// to[d * kBlockRows + r] = factor * (row r - origin)[d] for at most kBlockRows rows, 0 past the last.
+// Asks for rows that lie apart all at once; one after the other each would be waited for.
+template <typename T>
+inline void fetch_rows(const Picked<T>& rows, int64_t count, int64_t width) {
+  for (int64_t r = 0; r < count; ++r) {
+    const char* row = reinterpret_cast<const char*>(rows.row(r));
+    for (int64_t at = 0; at < width * static_cast<int64_t>(sizeof(T)); at += 64) __builtin_prefetch(row + at);
+  }
+}
+
+// to[d * kBlockRows + r] = factor * (row r - origin)[d] for at most kBlockRows rows, 0 past the last. An origin has
+// whole vectors.
 template <typename T>
 inline void pack_lanes(const Picked<T>& rows, int count, int64_t width, const float* origin, float factor, float* to) {
-  if (count < kBlockRows) std::fill_n(to, width * kBlockRows, 0.0f);
-  for (int r = 0; r < count; ++r) {
-    const T* row = rows.row(r);
-    if (origin)
-      for (int64_t d = 0; d < width; ++d) to[d * kBlockRows + r] = factor * (Stored<T>::get(row + d) - origin[d]);
-    else
-      for (int64_t d = 0; d < width; ++d) to[d * kBlockRows + r] = factor * Stored<T>::get(row + d);
-  }
+  fetch_rows(rows, count, width);
+  const simd::Vec by = simd::set(factor);
+  for (int first = 0; first < kBlockRows; first += simd::kLanes)
+    for (int64_t d = 0; d < width; d += simd::kLanes) {
+      const int columns = static_cast<int>(std::min<int64_t>(simd::kLanes, width - d));
+      const simd::Vec zero = origin ? simd::load(origin + d) : simd::zero();
+      simd::Vec square[simd::kLanes];
+      for (int r = 0; r < simd::kLanes; ++r) {
+        if (first + r >= count) {
+          square[r] = simd::zero();
+          continue;
+        }
+        const T* row = rows.row(first + r) + d;
+        const simd::Vec x = columns == simd::kLanes ? Stored<T>::load(row) : Stored<T>::load_first(row, columns);
+        square[r] = simd::mul(simd::sub(x, zero), by);
+      }
+      simd::transpose(square);
+      for (int e = 0; e < columns; ++e) simd::store(to + (d + e) * kBlockRows + first, square[e]);
+    }
 }
 
 // to[r * whole_vectors(width) + d] = (row r - origin)[d], 0 past the width.
@@ -125,6 +146,7 @@ template <typename T>
 inline void pack_rows(const Picked<T>& rows, int64_t count, int64_t width, const float* origin, float* to) {
   const int64_t whole = whole_vectors(width);
   for (int64_t r = 0; r < count; ++r, to += whole) {
+    if (r % kBlockRows == 0) fetch_rows(rows.from(r), std::min<int64_t>(kBlockRows, count - r), width);
     const T* row = rows.row(r);
     if (origin)
       for (int64_t d = 0; d < width; ++d) to[d] = Stored<T>::get(row + d) - origin[d];
@@ -144,9 +166,9 @@ inline void sum_rows(const Picked<T>& rows, int64_t count, int64_t width, float*
   float run[256];
   std::fill_n(sum, width, 0.0f);
   for (int64_t at = 0; at < count; at += kSumRun) {
+    const int64_t some = std::min(kSumRun, count - at);
     std::fill_n(run, width, 0.0f);
-    gather<T>(run, nullptr, ones.values, rows.places + at, static_cast<int>(std::min(kSumRun, count - at)), rows.base,
-              rows.stride, width);
+    gather<T>(run, nullptr, ones.values, rows.places + at, static_cast<int>(some), rows.base, rows.stride, width);
     for (int64_t d = 0; d < width; ++d) sum[d] += run[d];
   }
 }

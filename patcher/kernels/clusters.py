@@ -20,6 +20,7 @@ from .rows import _rows, _strided
 
 WIDTHS = range(8, 257, 8)
 MOST_TOKENS = 2**24  # clusters are counted in floats
+LARGE = 2**25  # bytes; so much at once is memory that is new from the system
 
 
 def refusal(inputs: AttentionInputs, method: ClusteredPlain, observer: Observer | None = None) -> str | None:
@@ -37,8 +38,9 @@ def refusal(inputs: AttentionInputs, method: ClusteredPlain, observer: Observer 
         return f"stored as {', '.join(sorted({str(t.dtype).removeprefix('torch.') for t in (query, key, value)}))}"
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return "gradients"
-    if query.shape[3] not in WIDTHS or value.shape[3] not in WIDTHS:
-        return f"head size {query.shape[3]}" if query.shape[3] not in WIDTHS else f"head size {value.shape[3]}"
+    for width in (query.shape[3], value.shape[3]):
+        if width not in WIDTHS:
+            return f"head size {width}"
     if query.shape[2] != key.shape[2]:
         return "queries of other tokens than the keys"
     if key.shape[2] >= MOST_TOKENS:
@@ -58,8 +60,12 @@ def attend(
     """As method.attend, for a call that `refusal` has nothing against.
 
     Points that are as near to one centroid as to another, within rounding, may be in either's cluster; of keys that
-    score the same within rounding either may be refined. Raises NotPatchableError as method.attend does.
+    score the same within rounding either may be refined. Raises NotPatchableError as method.attend does, and ValueError
+    for a call that the library does not take.
     """
+    reason = refusal(inputs, method)
+    if reason is not None:
+        raise ValueError(f"not a call for the native library: {reason}")
     work = prepared(inputs, method, threads)
     find_clusters(work)
     attend_clusters(work)
@@ -76,9 +82,9 @@ def attend(
 class Work:
     """A call as the library works on it.
 
-    out: [B, H, N, E], zeros for what is not computed. lengths: tokens of each sequence without padding. dense: sequences
-    that stay dense, and their tokens. positions: of the tokens of all other sequences, one sequence after another, from
-    starts[b] to starts[b + 1]. assigned: the cluster of each of those tokens, for each sequence [H, its length] in a row.
+    out: [B, H, N, E], zeros for padding. lengths: tokens of each sequence without padding. dense: sequences that stay
+    dense, and their tokens. positions: of the tokens of all other sequences, one sequence after another, from starts[b]
+    to starts[b + 1]. assigned: the cluster of each of those tokens, for each sequence [H, its length] in a row.
     """
 
     inputs: AttentionInputs
@@ -93,7 +99,7 @@ class Work:
 
 
 def prepared(inputs: AttentionInputs, method: ClusteredPlain, threads: int | None = None) -> Work:
-    """Raises ValueError for fewer threads than one."""
+    """Raises ValueError for no threads, and NotPatchableError where queries of a sequence see different keys."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     query, key, value = (_rows(tensor.detach()) for tensor in (inputs.query, inputs.key, inputs.value))
@@ -107,6 +113,9 @@ def prepared(inputs: AttentionInputs, method: ClusteredPlain, threads: int | Non
     starts[1:] = valid.sum(-1).cumsum(0)
     make = torch.empty if min(lengths, default=0) == tokens else torch.zeros
     out = make(batch, tokens, heads, value.shape[3], dtype=value.dtype).transpose(1, 2)
+    library = native()
+    if library is not None and out.nbytes >= LARGE:
+        library.large_pages(out.data_ptr(), out.nbytes)
     return Work(
         inputs=replace(inputs, query=query, key=key, value=value),
         method=method,

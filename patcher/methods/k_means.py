@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 # The centroids' updates look at no more points per cluster; more of them move a mean by less and less.
 POINTS_PER_CLUSTER = 20
 
