@@ -154,7 +154,7 @@ class Clusters {
     if (state.floor == -simd::kInfinity && span > k)
       state.floor = std::nextafter(limit_for(scores, span, k).at, -simd::kInfinity);
     for (int i = 0; i < span; i += simd::kLanes) {
-      if (state.found + simd::kLanes > room_)
+      if (state.found + 2 * kSlack > room_)  // room to write a vector, and to read whole ones later
         state.floor = std::max(state.floor, thin_out(strongest, places, state.found, k));
       const simd::Vec v = simd::load(scores + i);
       const simd::Bits bits = simd::above(v, simd::set(state.floor)) & simd::first_bits(span - i);
