@@ -8,9 +8,14 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "attention.h"
+#include "clusters.h"
 #include "feed_forward.h"
+#include "k_means.h"
 #include "rows.h"
 #include "step.h"
 
@@ -83,6 +88,20 @@ Attention read_attention(Arguments& in) {
   return a;
 }
 
+Clustering read_clustering(Arguments& in) {
+  Clustering a;
+  a.batches = in.integer(), a.heads = in.integer(), a.groups = in.integer();
+  a.width = in.integer(), a.value_width = in.integer(), a.bf16 = in.integer();
+  a.query = in.strided(), a.key = in.strided(), a.value = in.strided(), a.out = in.strided();
+  a.scale = static_cast<float>(in.number()), a.softcap = static_cast<float>(in.number());
+  a.positions = in.address<const int32_t>(), a.starts = in.address<const int64_t>();
+  a.clusters = in.integer(), a.refined = in.integer(), a.iterations = in.integer(), a.training = in.integer();
+  a.direction = in.address<const float>();
+  a.assigned = in.address<int32_t>();
+  a.threads = static_cast<int>(in.integer());
+  return a;
+}
+
 // Runs work without the GIL; a failed allocation becomes MemoryError.
 template <typename Work>
 PyObject* released(Work work) {
@@ -133,6 +152,37 @@ PyObject* same_pieces(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return PyBool_FromLong(feed_forward::same_pieces(pieces, step, number, size, copy));
 }
 
+PyObject* k_means(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Clustering a = read_clustering(in);
+  if (!in.complete()) return nullptr;
+  return released([&] { a.bf16 ? assign_clusters<uint16_t>(a) : assign_clusters<float>(a); });
+}
+
+PyObject* clusters(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Clustering a = read_clustering(in);
+  if (!in.complete()) return nullptr;
+  return released([&] { a.bf16 ? attend_clusters<uint16_t>(a) : attend_clusters<float>(a); });
+}
+
+// Asks for large pages in memory that nothing was written to yet: the system's clearing of small ones, one at a time,
+// takes a tenth of the time of a long sequence.
+PyObject* large_pages(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const int64_t address = in.integer(), bytes = in.integer();
+  if (!in.complete()) return nullptr;
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t kPage = 1 << 21;
+  const int64_t first = (address + kPage - 1) / kPage * kPage, last = (address + bytes) / kPage * kPage;
+  // Where it is refused, small pages do as well.
+  if (last > first) madvise(reinterpret_cast<void*>(static_cast<intptr_t>(first)), last - first, MADV_HUGEPAGE);
+#else
+  static_cast<void>(address), static_cast<void>(bytes);
+#endif
+  Py_RETURN_NONE;
+}
+
 PyObject* lanes(PyObject*, PyObject*) { return PyLong_FromLong(simd::kLanes); }
 
 // METH_FASTCALL functions have another type than the table's.
@@ -145,6 +195,9 @@ PyMethodDef kMethods[] = {
     {"step", fast(step), METH_FASTCALL, "Attention of one query per sequence."},
     {"feed_forward", fast(project), METH_FASTCALL, "Down-projection of the largest activations."},
     {"same_pieces", fast(same_pieces), METH_FASTCALL, "Whether some memory is still what a copy of it says."},
+    {"k_means", fast(k_means), METH_FASTCALL, "The cluster of every query."},
+    {"clusters", fast(clusters), METH_FASTCALL, "Attention by clusters of queries."},
+    {"large_pages", fast(large_pages), METH_FASTCALL, "Large pages for new memory."},
     {"lanes", lanes, METH_NOARGS, "Floats per vector."},
     {nullptr, nullptr, 0, nullptr},
 };

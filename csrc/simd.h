@@ -71,6 +71,26 @@ inline Vec sums(const Vec* v) {
   return _mm512_shuffle_f32x4(d, d, 0xd8);  // quarters were in the order 0, 8, 4, 12
 }
 
+// Row i becomes lane i of every row.
+inline void transpose(Vec* v) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2)
+    a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const __m512d even = _mm512_castps_pd(a[i + j]), odd = _mm512_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
+    }
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even0 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88), odd0 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
+    const __m512 even1 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
+    const __m512 odd1 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
+    v[j] = _mm512_shuffle_f32x4(even0, even1, 0x88), v[j + 8] = _mm512_shuffle_f32x4(even0, even1, 0xdd);
+    v[j + 4] = _mm512_shuffle_f32x4(odd0, odd1, 0x88), v[j + 12] = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+  }
+}
+
 // Writes the chosen lanes one after the other; may write up to kLanes places.
 inline void compress(float* to, Vec v, Bits bits) {
   _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v));
@@ -137,6 +157,22 @@ inline Vec sums(const Vec* v) {
   const Vec a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
   const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+inline void transpose(Vec* v) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2)
+    a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const __m256d even = _mm256_castps_pd(a[i + j]), odd = _mm256_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(even, odd));
+      b[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(even, odd));
+    }
+  for (int j = 0; j < 4; ++j) {
+    v[j] = _mm256_permute2f128_ps(b[j], b[j + 4], 0x20);
+    v[j + 4] = _mm256_permute2f128_ps(b[j], b[j + 4], 0x31);
+  }
 }
 
 // For every mask of 8 lanes the lanes that it chooses, in order.
@@ -213,6 +249,10 @@ inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   Ints low, high;
   for (int i = 0; i < 4; ++i) low[i] = static_cast<int32_t>(p[2 * i] << 16), high[i] = static_cast<int32_t>(p[2 * i + 1] << 16);
   even = reinterpret_cast<Vec>(low), odd = reinterpret_cast<Vec>(high);
+}
+inline void transpose(Vec* v) {
+  const Vec a = v[0], b = v[1], c = v[2], d = v[3];
+  for (int i = 0; i < 4; ++i) v[i] = Vec{a[i], b[i], c[i], d[i]};
 }
 inline Vec sums(const Vec* v) { return Vec{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 inline void compress(float* to, Vec v, Bits bits) {

@@ -180,10 +180,10 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
     else:
         refusal = kernel.refusal(inputs, method, patch.observer)
     patch.paths["native" if refusal is None else f"torch: {refusal}"] += 1
-    if kernel is not None and refusal is None:
-        out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
-        return out, counts
     try:
+        if kernel is not None and refusal is None:
+            out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
+            return out, counts
         return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
     except NotPatchableError as error:
         raise NotPatchableError(f"{patch.name}: {error}") from None

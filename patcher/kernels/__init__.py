@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from ..methods import TopK, TopTheta
-from . import rows
+from ..methods import Clustered, ClusteredPlain, TopK, TopTheta
+from . import clusters, rows
 
-KERNELS: dict[type, ModuleType] = {TopK: rows, TopTheta: rows}
+KERNELS: dict[type, ModuleType] = {
+    TopK: rows,
+    TopTheta: rows,
+    Clustered: clusters,
+    ClusteredPlain: clusters,
+}
 
 
 def kernel_of(method: object) -> ModuleType | None:

@@ -19,6 +19,7 @@ from ..methods.compensation import COMPENSATIONS
 from ..methods.top_k import TopK
 from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
+from .arguments import address, as_rows, contiguous, strided
 from .library import native
 
 if TYPE_CHECKING:
@@ -81,16 +82,16 @@ def attend(
     library, visibility = native(), inputs.visibility
     if library is None or not isinstance(visibility, RowRanges):
         raise UsageError(f"the native library does not take this call: {refusal(inputs, method)}")
-    query, key, value = _rows(inputs.query), _rows(inputs.key), _rows(inputs.value)
+    query, key, value = as_rows(inputs.query), as_rows(inputs.key), as_rows(inputs.value)
     batch, heads, queries, width = query.shape
     groups, keys, value_width = key.shape[1], key.shape[2], value.shape[3]
     if queries == 1:
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
-    first, last = _contiguous(visibility.first), _contiguous(visibility.last)
+    first, last = contiguous(visibility.first), contiguous(visibility.last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
-    bias = None if inputs.bias is None else _rows(inputs.bias.expand(batch, heads, queries, keys))
+    bias = None if inputs.bias is None else as_rows(inputs.bias.expand(batch, heads, queries, keys))
     value_sum = inputs.value_sum
     if value_sum is not None and value_sum.dtype is not torch.float64:
         value_sum = value_sum.double()
@@ -108,14 +109,14 @@ def attend(
         width,
         value_width,
         query.dtype is torch.bfloat16,
-        *_strided(query),
-        *_strided(key),
-        *_strided(value),
-        *_strided(out),
+        *strided(query),
+        *strided(key),
+        *strided(value),
+        *strided(out),
         inputs.scale,
         inputs.softcap or 0.0,
-        *_strided(bias),
-        _address(sinks),
+        *strided(bias),
+        address(sinks),
         first.data_ptr(),
         last.data_ptr(),
         queries if first.shape[0] > 1 else 0,
@@ -125,10 +126,10 @@ def attend(
         COMPENSATION[method.compensation],
         DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
         method.v_mean == "dropped",
-        0 if value_sum is None else _contiguous(value_sum).data_ptr(),
-        _address(kept),
-        _address(flags),
-        _address(v_rows),
+        0 if value_sum is None else contiguous(value_sum).data_ptr(),
+        address(kept),
+        address(flags),
+        address(v_rows),
         threads or torch.get_num_threads(),
     )
     if kept is None or flags is None:
@@ -153,23 +154,3 @@ def _table(method: Method, thresholds: ModuleThresholds | None) -> tuple[int, ..
     lengths, theta, dropped = thresholds.addresses()
     columns = thresholds.lengths.shape[0]
     return placement, method.min_keep, lengths, theta, dropped, columns, thresholds.shortest, thresholds.longest
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The same tensor, with elements of a row side by side."""
-    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
-
-
-def _contiguous(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def _strided(tensor: Tensor | None) -> tuple[int, int, int, int]:
-    if tensor is None:
-        return 0, 0, 0, 0
-    batch, head, row, _ = tensor.stride()
-    return tensor.data_ptr(), batch, head, row
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

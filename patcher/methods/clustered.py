@@ -18,7 +18,7 @@ from ...errors import NotPatchableError, UsageError
 from .budget import require_count
 from .chunk import AttentionInputs, Observer
 from .cluster_rows import attend_clusters, working
-from .k_means import k_means
+from .k_means import k_means, training_points
 from .rows import attend_rows
 from .visibility import FullMask, RowRanges, Visibility
 
@@ -113,7 +113,7 @@ class ClusteredPlain:
             positions = valid[min(index, len(valid) - 1)].nonzero().squeeze(-1)
             if not len(positions):
                 continue
-            part, counts = self._attend_whole(_sequence(inputs, index, positions))
+            part, counts = self._attend_whole(sequence_at(inputs, index, positions))
             out[index].index_copy_(1, positions, part[0])
             total = ClusterCounts(*(a + b for a, b in zip(total, counts, strict=True)))
         return out, total
@@ -121,17 +121,25 @@ class ClusteredPlain:
     def _attend_whole(self, inputs: AttentionInputs) -> tuple[Tensor, ClusterCounts]:
         """Sequences without padding."""
         batch, heads, length = inputs.query.shape[:3]
-        dense = batch * heads * length * length
+        counts = self.counts_of(batch * heads, length)
         if length < self.min_length:
             whole = replace(inputs, visibility=RowRanges.all_keys(length, length, inputs.query.device))
-            return attend_rows(whole)[0], ClusterCounts(dense, dense, 0)
+            return attend_rows(whole)[0], counts
         clusters, refined = min(self.clusters, length), min(self.refined, length)
         generator = torch.Generator().manual_seed(self.seed)
         assigned = k_means(score_space(inputs, generator), clusters, self.iterations, generator)
-        out = attend_clusters(inputs, assigned, clusters, refined)
-        rows = batch * heads * length
-        distances = rows * clusters * (self.iterations + 1) if clusters < length else 0
-        return out, ClusterCounts(rows * (clusters + refined), dense, distances)
+        return attend_clusters(inputs, assigned, clusters, refined), counts
+
+    def counts_of(self, heads: int, length: int) -> ClusterCounts:
+        """What so many heads compute for a sequence without padding."""
+        rows, dense = heads * length, heads * length * length
+        if length < self.min_length:
+            return ClusterCounts(dense, dense, 0)
+        clusters, refined = min(self.clusters, length), min(self.refined, length)
+        measured = self.iterations * min(training_points(clusters), length) + length
+        return ClusterCounts(
+            rows * (clusters + refined), dense, heads * clusters * measured if clusters < length else 0
+        )
 
 
 @dataclass(frozen=True)
@@ -195,14 +203,15 @@ def _shared_by_mask(mask: FullMask) -> tuple[Tensor, Tensor]:
     return valid, same.all()
 
 
-def _sequence(inputs: AttentionInputs, index: int, positions: Tensor) -> AttentionInputs:
-    """The tokens at `positions` of one sequence."""
+def sequence_at(inputs: AttentionInputs, index: int, positions: Tensor) -> AttentionInputs:
+    """The tokens at `positions` of one sequence, all of which see each other."""
     bias = inputs.bias
     if bias is not None:
         bias = bias[min(index, len(bias) - 1)][:, positions][:, :, positions].unsqueeze(0)
     picked = (tensor[index : index + 1, :, positions] for tensor in (inputs.query, inputs.key, inputs.value))
     query, key, value = picked
-    return replace(inputs, query=query, key=key, value=value, bias=bias)
+    visibility = RowRanges.all_keys(len(positions), len(positions), query.device)
+    return replace(inputs, query=query, key=key, value=value, visibility=visibility, bias=bias)
 
 
 @torch.no_grad()

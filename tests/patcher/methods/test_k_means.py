@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hf_sparsify.patcher.methods.k_means import cluster_means, cluster_sizes, k_means, k_means_along, spread_out
+from hf_sparsify.patcher.methods import k_means as module
+from hf_sparsify.patcher.methods.k_means import (
+    cluster_means,
+    cluster_sizes,
+    k_means,
+    k_means_along,
+    spread_out,
+    training_points,
+)
 from torch import Tensor
 
 
@@ -114,15 +122,11 @@ def test_more_clusters_than_distinct_points_leave_some_empty() -> None:
 
 
 def test_no_more_distinct_starts_than_there_are_and_evenly_spread() -> None:
-    """On a line the chosen points are the middles of equal shares."""
-    line = torch.arange(12.0).view(1, 1, 12, 1)
-    shuffled = torch.randperm(12, generator=seeded())
-    for direction in (1.0, -1.0):
-        chosen = spread_out(line[:, :, shuffled], 4, torch.tensor([direction]))
-        values = line[0, 0, shuffled, 0][chosen[0, 0]]
-        assert sorted(values.tolist()) == ([1.0, 4.0, 7.0, 10.0])
-    repeated = line[:, :, torch.arange(12) // 4]
-    assert set(repeated[0, 0, spread_out(repeated, 5, torch.ones(1))[0, 0], 0].tolist()) == {0.0, 1.0, 2.0}
+    """On a line the chosen numbers are the middles of equal shares."""
+    line = torch.arange(12.0)
+    assert line[spread_out(line, 4)].tolist() == [1.0, 4.0, 7.0, 10.0]
+    repeated = line // 4
+    assert set(repeated[spread_out(repeated, 5)].tolist()) == {0.0, 1.0, 2.0}
 
 
 def test_the_same_seed_gives_the_same_and_the_global_state_stays() -> None:
@@ -147,3 +151,31 @@ def test_compiles_as_one_graph(clusters: int) -> None:
     points, direction = random_points(), torch.randn(4, generator=seeded(), dtype=torch.float64)
     compiled = torch.compile(k_means_along, backend="eager", fullgraph=True)
     assert torch.equal(compiled(points, clusters, 3, direction), k_means_along(points, clusters, 3, direction))
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_many_points_in_any_order(iterations: int) -> None:
+    """Invariant 11, in k-means: what updates look at depends on the points' values, never on where they stand."""
+    points, order = random_points(500), torch.randperm(500, generator=seeded(5))
+    assert training_points(6) < 500
+    assigned = k_means(points, 6, iterations, seeded())
+    assert torch.equal(k_means(points[:, :, order], 6, iterations, seeded()), assigned[:, :, order])
+
+
+@pytest.mark.parametrize("clusters", [7, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rare_points_keep_a_cluster_of_their_own(dtype: torch.dtype, clusters: int) -> None:
+    """Invariant 1, in k-means: updates of many points miss those, whose centroids then stay where they are."""
+    which = torch.zeros(2000, dtype=torch.int64)
+    which[torch.randperm(2000, generator=seeded())[:6]] = torch.arange(1, 7)
+    assigned = k_means(random_points(7, dtype=dtype)[:, :, which], clusters, 3, seeded())
+    assert not (together(assigned) & (which.unsqueeze(-1) != which)).any()
+
+
+def test_updates_of_a_part_come_close_to_those_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = random_points(4000, width=8)
+    part = inertia(points, k_means(points, 10, 3, seeded()), 10)
+    monkeypatch.setattr(module, "POINTS_PER_CLUSTER", 10**6)
+    every = inertia(points, k_means(points, 10, 3, seeded()), 10)
+    assert not torch.equal(part, every)
+    assert bool((part < 1.05 * every).all())
