@@ -44,7 +44,7 @@ def _wording(text: str) -> list[str]:
     """The words of a transcript; figures and the widths that follow from them are masked, but what was set is not."""
     words = text.split()
     return [
-        word if before == "=" else re.sub(r"[-+]?\d[\d.]*(e-?\d+)?|─+", "#", word)
+        word if before == "=" else re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?|─+", "#", word)
         for before, word in zip(["", *words], words, strict=False)
     ]
 
