@@ -95,6 +95,12 @@ inline Rule rule_of(const Attention& a, int64_t head, int64_t length) {
   return rule;
 }
 
+// Soft-capped scores; the same where there is no cap.
+inline simd::Vec capped(simd::Vec scores, float softcap) {
+  if (!(softcap > 0)) return scores;
+  return simd::mul(simd::set(softcap), simd::tanh(simd::mul(scores, simd::set(1.0f / softcap))));
+}
+
 inline float from_bf16(uint16_t half) {
   const uint32_t bits = static_cast<uint32_t>(half) << 16;
   float x;

@@ -10,6 +10,9 @@
 // Room that a buffer needs past its last candidate, because compress writes whole vectors.
 constexpr int kSlack = simd::kLanes;
 
+// So many candidates a row collects before they are thinned out to about k.
+inline int64_t most_candidates(int64_t k) { return 3 * k + 64; }
+
 // Floats as integers in the same order.
 inline uint32_t ordered(float x) {
   uint32_t bits;
@@ -78,7 +81,7 @@ inline Limit limit_for(const float* scores, int n, int k) {
   return {from_ordered(low), reached};
 }
 
-// Leaves what is chosen of 16 or fewer candidates at a time, in order; returns how many are left.
+// Leaves what is chosen of a vector of candidates at a time, in order; returns how many are left.
 template <typename Choose>
 inline int keep_if(float* scores, int32_t* keys, int n, Choose chosen) {
   int kept = 0;

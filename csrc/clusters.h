@@ -26,7 +26,7 @@ class Clusters {
         every_(refined_ == tokens_),
         whole_(whole_vectors(a.width)),
         whole_values_(whole_vectors(a.value_width)),
-        room_(std::min(3 * refined_ + 64, tokens_) + 2 * kSlack),
+        room_(std::min(most_candidates(refined_), tokens_) + 2 * kSlack),
         keys_(a.tokens<T>(a.key, batch, head / (a.heads / a.groups))),
         values_(a.tokens<T>(a.value, batch, head / (a.heads / a.groups))),
         queries_(a.tokens<T>(a.query, batch, head)) {}
@@ -96,7 +96,7 @@ class Clusters {
         pack_lanes(keys_.from(key + at), std::min(kBlockRows, span - at), a_.width, nullptr, 1.0f, keys.data());
         multiply(centroids_.data(), whole_, count_, keys.data(), kBlockRows, a_.width, kBlockRows,
                  [&](int64_t c, int64_t lane, simd::Vec sum) {
-                   simd::store(scores_.get() + c * kSpan + at + lane, capped(sum));
+                   simd::store(scores_.get() + c * kSpan + at + lane, capped(sum, a_.softcap));
                  });
       }
       for (int i = 0; i < kSpan; ++i) numbers_[i] = static_cast<int32_t>(key + i);
@@ -111,11 +111,6 @@ class Clusters {
                  });
       }
     }
-  }
-
-  simd::Vec capped(simd::Vec scores) const {
-    if (!(a_.softcap > 0)) return scores;
-    return simd::mul(simd::set(a_.softcap), simd::tanh(simd::mul(scores, simd::set(1.0f / a_.softcap))));
   }
 
   // New scores become candidates, and weights relative to the highest so far.
@@ -229,7 +224,7 @@ class Clusters {
     for (int b = 0; b < blocks; ++b)
       multiply_rows(rows, LeftRows{left}, own_keys_.data() + b * kBlockRows * a_.width, kBlockRows, a_.width, kBlockRows,
                     [&](int r, int64_t lane, simd::Vec sum) {
-                      simd::store(own_scores_.data() + r * padded + b * kBlockRows + lane, capped(sum));
+                      simd::store(own_scores_.data() + r * padded + b * kBlockRows + lane, capped(sum, a_.softcap));
                     });
     for (int r = 0; r < rows; ++r) {
       to_own_weights(own_scores_.data() + r * padded);

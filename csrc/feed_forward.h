@@ -7,12 +7,9 @@
 #include <memory>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "attention.h"
 #include "candidates.h"
+#include "parallel.h"
 
 struct FeedForward {
   int64_t tokens, d_ff, d_model;
@@ -250,14 +247,6 @@ class Block {
   const T* rows_;
   const int64_t stride_, column_, width_;
 };
-
-inline int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 inline int64_t parts_of(int64_t all, int64_t part) { return (all + part - 1) / part; }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "candidates.h"
+#include "parallel.h"
 #include "product.h"
 
 // One call, as it crosses from Python. Every sequence is clustered by itself, without its padding.

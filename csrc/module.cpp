@@ -5,9 +5,6 @@
 
 #include <new>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -102,13 +99,26 @@ Clustering read_clustering(Arguments& in) {
   return a;
 }
 
-// Runs work without the GIL; a failed allocation becomes MemoryError.
-template <typename Work>
-PyObject* released(Work work) {
+FeedForward read_feed_forward(Arguments& in) {
+  FeedForward f;
+  f.tokens = in.integer(), f.d_ff = in.integer(), f.d_model = in.integer(), f.bf16 = in.integer();
+  f.hidden.data = in.address<const char>(), f.hidden.row = in.integer();
+  f.rows.data = in.address<const char>(), f.rows.row = in.integer();
+  f.bias = in.address<const char>(), f.out = in.address<char>();
+  f.k = in.integer(), f.threads = static_cast<int>(in.integer());
+  return f;
+}
+
+// Reads a call and runs it as it is stored, without the GIL; a failed allocation becomes MemoryError.
+template <typename Call, Call read(Arguments&), void run_float(const Call&), void run_bf16(const Call&)>
+PyObject* run(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  Arguments in(values, count);
+  const Call call = read(in);
+  if (!in.complete()) return nullptr;
   bool failed = false;
   PyThreadState* state = PyEval_SaveThread();
   try {
-    work();
+    call.bf16 ? run_bf16(call) : run_float(call);
   } catch (const std::bad_alloc&) {
     failed = true;
   }
@@ -117,31 +127,12 @@ PyObject* released(Work work) {
   Py_RETURN_NONE;
 }
 
-PyObject* rows(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments in(values, count);
-  const Attention a = read_attention(in);
-  if (!in.complete()) return nullptr;
-  return released([&] { a.bf16 ? attend_rows<uint16_t>(a) : attend_rows<float>(a); });
-}
-
-PyObject* step(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments in(values, count);
-  const Attention a = read_attention(in);
-  if (!in.complete()) return nullptr;
-  return released([&] { a.bf16 ? attend_step<uint16_t>(a) : attend_step<float>(a); });
-}
-
-PyObject* project(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments in(values, count);
-  FeedForward f;
-  f.tokens = in.integer(), f.d_ff = in.integer(), f.d_model = in.integer(), f.bf16 = in.integer();
-  f.hidden.data = in.address<const char>(), f.hidden.row = in.integer();
-  f.rows.data = in.address<const char>(), f.rows.row = in.integer();
-  f.bias = in.address<const char>(), f.out = in.address<char>();
-  f.k = in.integer(), f.threads = static_cast<int>(in.integer());
-  if (!in.complete()) return nullptr;
-  return released([&] { f.bf16 ? feed_forward::project<uint16_t>(f) : feed_forward::project<float>(f); });
-}
+constexpr auto rows = run<Attention, read_attention, attend_rows<float>, attend_rows<uint16_t>>;
+constexpr auto step = run<Attention, read_attention, attend_step<float>, attend_step<uint16_t>>;
+constexpr auto k_means = run<Clustering, read_clustering, assign_clusters<float>, assign_clusters<uint16_t>>;
+constexpr auto clusters = run<Clustering, read_clustering, attend_clusters<float>, attend_clusters<uint16_t>>;
+constexpr auto project =
+    run<FeedForward, read_feed_forward, feed_forward::project<float>, feed_forward::project<uint16_t>>;
 
 PyObject* same_pieces(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
@@ -150,20 +141,6 @@ PyObject* same_pieces(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const char* copy = in.address<const char>();
   if (!in.complete()) return nullptr;
   return PyBool_FromLong(feed_forward::same_pieces(pieces, step, number, size, copy));
-}
-
-PyObject* k_means(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments in(values, count);
-  const Clustering a = read_clustering(in);
-  if (!in.complete()) return nullptr;
-  return released([&] { a.bf16 ? assign_clusters<uint16_t>(a) : assign_clusters<float>(a); });
-}
-
-PyObject* clusters(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  Arguments in(values, count);
-  const Clustering a = read_clustering(in);
-  if (!in.complete()) return nullptr;
-  return released([&] { a.bf16 ? attend_clusters<uint16_t>(a) : attend_clusters<float>(a); });
 }
 
 // Asks for large pages in memory that nothing was written to yet: the system's clearing of small ones, one at a time,

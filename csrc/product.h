@@ -4,29 +4,18 @@
 // is up to the caller, so that nothing that is only looked at once goes through memory.
 #pragma once
 
-#include <new>
-
-#include "score_tile.h"
 #include "weigh.h"
 
-constexpr int kRowsAtOnce = kKeysAtOnce;
+constexpr int kBlockVectors = 2;
+constexpr int kBlockRows = kBlockVectors * simd::kLanes;
+#if defined(__AVX512F__)
+constexpr int kRowsAtOnce = 12;  // 24 sums, 2 vectors of the right side and a broadcast in 32 registers
+#elif defined(__AVX2__)
+constexpr int kRowsAtOnce = 6;  // 12, 2 and 1 in 16
+#else
+constexpr int kRowsAtOnce = 4;
+#endif
 constexpr int64_t kSumRun = 64;  // rows that are added up before they join a longer sum, which keeps its rounding small
-
-// work(i) for every item, on some threads. A failed allocation is thrown where it can be caught.
-template <typename Work>
-void for_each_item(int64_t count, int threads, Work work) {
-  bool failed = false;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t i = 0; i < count; ++i) {
-    try {
-      work(i);
-    } catch (const std::bad_alloc&) {
-#pragma omp atomic write
-      failed = true;
-    }
-  }
-  if (failed) throw std::bad_alloc();
-}
 
 inline int64_t whole_vectors(int64_t width) { return (width + simd::kLanes - 1) / simd::kLanes * simd::kLanes; }
 

@@ -2,20 +2,24 @@
 //
 // A block of rows meets span after span of keys. Each row holds candidates and a limit below which nothing can be kept
 // any more: for top-k the k-th highest so far; for top-theta the threshold plus the row's running maximum or
-// log-sum-exp. Both only grow, so the candidates are a superset that one cut at the end makes exact. Then the kept value rows are gathered, key range by key range for all rows of the block, so that they
-// are shared in the cache.
+// log-sum-exp. Both only grow, so the candidates are a superset that one cut at the end makes exact. Then the
+// kept value rows are gathered, key range by key range for all rows of the block, so that they are shared in the cache.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "candidates.h"
-#include "score_tile.h"
+#include "parallel.h"
+#include "product.h"
 #include "weigh.h"
 
 // Value rows are added up in runs of so many, from which the sum over any range is quick to make. Sums are never
 // subtracted: a row that sees no NaN must not meet one.
 constexpr int64_t kRun = 32;
+
+// Keys that meet a block at a time: their scores and rows stay in the first-level cache, together with the queries.
+constexpr int kTileKeys = 96;
 
 // Scores of so many keys are made before candidates are taken from them: the more, the closer the limits are to what
 // they will be. With a block's rows they take some 400 kB of the second-level cache.
@@ -23,9 +27,6 @@ constexpr int kSpanKeys = 32 * kTileKeys;
 
 // Keys whose candidates are listed at a time.
 constexpr int kListed = 64;
-
-// So many candidates a row collects before they are thinned out to about k.
-inline int64_t most_candidates(int64_t k) { return 3 * k + 64; }
 
 // What a thread works with. The large parts are left uninitialised, so that only pages that are used are ever touched.
 struct Scratch {
@@ -43,7 +44,7 @@ struct Scratch {
         mean(a.value_width),
         list(kListed * kBlockRows + 4),
         room(room),
-        scores(new float[(std::min<int64_t>(a.keys, kSpanKeys) + kTileKeys) * kBlockRows]),
+        scores(new float[std::min<int64_t>(a.keys, kSpanKeys) * kBlockRows]),
         maxima(new float[(std::min<int64_t>(a.keys, kSpanKeys) / 2 + 1) * kBlockRows]),
         values(new float[kBlockRows * room]),
         positions(new int32_t[kBlockRows * room]) {}
@@ -131,14 +132,19 @@ class Block {
   void score(int64_t key, int count, float* scores) {
     const T* keys = row_of<T>(a_.key, batch_, group_, key);
     if constexpr (sizeof(T) == sizeof(float)) {
-      score_tile(keys, a_.key.row, count, s_.queries.data(), a_.width, scores);
+      multiply_keys(keys, a_.key.row, count, scores);
     } else {
       for (int j = 0; j < count; ++j)
         for (int64_t d = 0; d < a_.width; ++d) s_.keys[j * a_.width + d] = from_bf16(keys[j * a_.key.row + d]);
-      score_tile(s_.keys.data(), a_.width, count, s_.queries.data(), a_.width, scores);
+      multiply_keys(s_.keys.data(), a_.width, count, scores);
     }
     if (a_.bias.data) add_bias(key, count, scores);
     if (a_.softcap > 0) cap(count, scores);
+  }
+
+  void multiply_keys(const float* keys, int64_t stride, int count, float* scores) const {
+    multiply(keys, stride, count, s_.queries.data(), kBlockRows, a_.width, kBlockRows,
+             [&](int64_t j, int64_t row, simd::Vec sum) { simd::store(scores + j * kBlockRows + row, sum); });
   }
 
   void add_bias(int64_t key, int count, float* scores) const {
@@ -149,9 +155,8 @@ class Block {
   }
 
   void cap(int count, float* scores) const {
-    const simd::Vec cap = simd::set(a_.softcap), inverse = simd::set(1.0f / a_.softcap);
     for (int i = 0; i < count * kBlockRows; i += simd::kLanes)
-      simd::store(scores + i, simd::mul(cap, simd::tanh(simd::mul(simd::load(scores + i), inverse))));
+      simd::store(scores + i, capped(simd::load(scores + i), a_.softcap));
   }
 
   void hide(int64_t key, int count, float* scores) const {
@@ -472,21 +477,17 @@ std::vector<float> sum_runs(const Attention& a) {
 template <typename T>
 void attend_rows(const Attention& a) {
   const int64_t rows = a.queries * (a.heads / a.groups), blocks = (rows + kBlockRows - 1) / kBlockRows;
-  const int64_t longest = a.keys;
   // Thresholds may keep any number of keys; dense rows keep no more than their budget.
-  int64_t room = a.placement == kTopK ? std::min(most_candidates(budget_of(a, longest)), longest) : longest;
+  int64_t room = a.placement == kTopK ? std::min(most_candidates(budget_of(a, a.keys)), a.keys) : a.keys;
   room += 2 * kSlack;
   std::vector<float> runs;
   if (a.compensation == kSdcVmc) runs = sum_runs<T>(a);
-#pragma omp parallel num_threads(a.threads)
-  {
-    Scratch scratch(a, room);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < a.batches * a.groups * blocks; ++i) {
-      // The last blocks first: under a causal mask they are the longest.
-      const int64_t block = blocks - 1 - i % blocks, group = i / blocks % a.groups, batch = i / blocks / a.groups;
-      const float* of_group = runs.data() + (batch * a.groups + group) * (a.keys / kRun) * a.value_width;
-      Block<T>(a, scratch, of_group, batch, group, block * kBlockRows).run();
-    }
-  }
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < a.threads; ++thread) scratch.emplace_back(a, room);
+  for_each_item(a.batches * a.groups * blocks, a.threads, [&](int64_t i) {
+    // The last blocks first: under a causal mask they are the longest.
+    const int64_t block = blocks - 1 - i % blocks, group = i / blocks % a.groups, batch = i / blocks / a.groups;
+    const float* of_group = runs.data() + (batch * a.groups + group) * (a.keys / kRun) * a.value_width;
+    Block<T>(a, scratch[thread_number()], of_group, batch, group, block * kBlockRows).run();
+  });
 }

@@ -140,9 +140,7 @@ class Step {
       const float* bias = row_of<float>(a_.bias, batch, head, 0) + key;
       scores = simd::add(scores, count == simd::kLanes ? simd::load(bias) : simd::load_first(bias, count));
     }
-    if (a_.softcap > 0)
-      scores = simd::mul(simd::set(a_.softcap), simd::tanh(simd::mul(scores, simd::set(1.0f / a_.softcap))));
-    return scores;
+    return capped(scores, a_.softcap);
   }
 
   // Maximum and sum of exp(score - maximum) of a row's chunk of scores.
