@@ -47,7 +47,6 @@ class ModuleThresholds:
     dropped: Tensor | None = None
     _on_device: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _native: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
-    _addresses: tuple[int, int, int] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.theta.ndim != 2 or self.lengths.ndim != 1 or self.theta.shape[1] != len(self.lengths):
@@ -63,10 +62,6 @@ class ModuleThresholds:
             raise DataError(f"a threshold table cannot have placement {self.placement!r} and scale {self.scale!r}")
         if self.dropped is not None and (self.dropped.shape != self.theta.shape or not bool((self.dropped >= 0).all())):
             raise DataError("the dropped mass of a threshold table needs the shape of theta and no negative value")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy lies elsewhere."""
-        return {**self.__dict__, "_native": [], "_addresses": None}
 
     @property
     def heads(self) -> int:
@@ -84,11 +79,10 @@ class ModuleThresholds:
 
     def addresses(self) -> tuple[int, int, int]:
         """Where log lengths, theta and dropped mass (0: none) lie, contiguous float32 on the CPU, for a kernel."""
-        if self._addresses is None:
+        if not self._native:
             self._native = [part.float().contiguous() for part in self._tensors(torch.device("cpu"))]
-            found = [part.data_ptr() for part in self._native]
-            self._addresses = (found[0], found[1], found[2] if len(found) > 2 else 0)
-        return self._addresses
+        lengths, theta, *dropped = self._native
+        return lengths.data_ptr(), theta.data_ptr(), dropped[0].data_ptr() if dropped else 0
 
     def outside(self, lengths: Tensor) -> Tensor:
         """bool like lengths: rows that are not empty and have no threshold."""

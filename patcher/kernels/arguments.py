@@ -1,8 +1,42 @@
-"""Tensors as the native library reads them: addresses and strides."""
+"""Tensors as the native library reads them, and what it takes of an attention call whatever the method."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from ..methods.chunk import AttentionInputs, Observer
+from .library import native
+
+DTYPES = (torch.float32, torch.bfloat16)
+WIDTHS = range(8, 257, 8)
+MOST_KEYS = 2**24  # positions and clusters are counted in floats
+
+
+def attention_refusal(inputs: AttentionInputs, observer: Observer | None) -> str | None:
+    """Why a call of any method goes the torch way, in a few words; None if nothing of what they share is against it."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    if native() is None:
+        return "no native library"
+    if observer is not None:
+        return "calibration looks at the scores"
+    if inputs.dropout:
+        return "dropout"
+    if query.device.type != "cpu":
+        return f"on {query.device.type}"
+    if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
+        return f"stored as {', '.join(sorted({dtype_name(tensor.dtype) for tensor in (query, key, value)}))}"
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return "gradients"
+    for width in (query.shape[3], value.shape[3]):
+        if width not in WIDTHS:
+            return f"head size {width}"
+    return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def as_rows(tensor: Tensor) -> Tensor:

@@ -15,37 +15,23 @@ from torch import Tensor
 from ..methods.chunk import AttentionInputs, Observer
 from ..methods.clustered import ClusterCounts, ClusteredPlain, sequence_at, shared_keys
 from ..methods.k_means import random_direction, training_points
-from .arguments import as_rows, strided
+from .arguments import MOST_KEYS, as_rows, attention_refusal, strided
 from .library import native
 
-WIDTHS = range(8, 257, 8)
-MOST_TOKENS = 2**24  # clusters are counted in floats
 LARGE = 2**25  # bytes; so much at once is memory that is new from the system
 
 
 def refusal(inputs: AttentionInputs, method: ClusteredPlain, observer: Observer | None = None) -> str | None:
     """Why a call goes the torch way, in a few words; None if the native library takes it."""
-    query, key, value = inputs.query, inputs.key, inputs.value
-    if native() is None:
-        return "no native library"
-    if observer is not None:
-        return "calibration looks at the scores"
-    if inputs.dropout:
-        return "dropout"
-    if query.device.type != "cpu":
-        return f"on {query.device.type}"
-    if query.dtype not in (torch.float32, torch.bfloat16) or not query.dtype == key.dtype == value.dtype:
-        return f"stored as {', '.join(sorted({str(t.dtype).removeprefix('torch.') for t in (query, key, value)}))}"
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return "gradients"
-    for width in (query.shape[3], value.shape[3]):
-        if width not in WIDTHS:
-            return f"head size {width}"
-    if query.shape[2] != key.shape[2]:
+    shared = attention_refusal(inputs, observer)
+    if shared is not None:
+        return shared
+    tokens = inputs.key.shape[2]
+    if inputs.query.shape[2] != tokens:
         return "queries of other tokens than the keys"
-    if key.shape[2] >= MOST_TOKENS:
-        return f"{key.shape[2]} tokens"
-    if key.shape[2] < method.min_length:
+    if tokens >= MOST_KEYS:
+        return f"{tokens} tokens"
+    if tokens < method.min_length:
         return f"fewer than {method.min_length} tokens, which stay dense"
     if inputs.bias is not None:
         return "a position bias"
@@ -89,7 +75,8 @@ class Work:
 
     out: [B, H, N, E], zeros for padding. lengths: tokens of each sequence without padding. dense: sequences that stay
     dense, and their tokens. positions: of the tokens of all other sequences, one sequence after another, from starts[b]
-    to starts[b + 1]. assigned: the cluster of each of those tokens, for each sequence [H, its length] in a row.
+    to starts[b + 1]. direction: [D], along which the first centroids spread. assigned: the cluster of each of those
+    tokens, for each sequence [H, its length] in a row.
     """
 
     inputs: AttentionInputs
@@ -100,6 +87,7 @@ class Work:
     dense: list[tuple[int, Tensor]]
     positions: Tensor
     starts: Tensor
+    direction: Tensor
     assigned: Tensor
 
 
@@ -130,6 +118,7 @@ def prepared(inputs: AttentionInputs, method: ClusteredPlain, threads: int | Non
         dense=dense,
         positions=valid.nonzero()[:, 1].to(torch.int32),
         starts=starts,
+        direction=random_direction(query.shape[3], torch.Generator().manual_seed(method.seed)),
         assigned=torch.empty(heads * int(starts[-1]), dtype=torch.int32),
     )
 
@@ -157,7 +146,6 @@ def _call(name: str, work: Work) -> None:
         raise RuntimeError("no native library")
     inputs, method = work.inputs, work.method
     query, key, value = inputs.query, inputs.key, inputs.value
-    direction = random_direction(query.shape[3], torch.Generator().manual_seed(method.seed))
     getattr(library, name)(
         query.shape[0],
         query.shape[1],
@@ -173,11 +161,11 @@ def _call(name: str, work: Work) -> None:
         inputs.softcap or 0.0,
         work.positions.data_ptr(),
         work.starts.data_ptr(),
-        min(method.clusters, MOST_TOKENS),
-        min(method.refined, MOST_TOKENS),
+        min(method.clusters, MOST_KEYS),
+        min(method.refined, MOST_KEYS),
         method.iterations,
-        training_points(min(method.clusters, MOST_TOKENS)),
-        direction.data_ptr(),
+        training_points(min(method.clusters, MOST_KEYS)),
+        work.direction.data_ptr(),
         work.assigned.data_ptr(),
         work.threads,
     )

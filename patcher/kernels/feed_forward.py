@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..methods.top_k_feed_forward import TopKFeedForward
+from .arguments import DTYPES, dtype_name
 from .library import native
 
-DTYPES = (torch.float32, torch.bfloat16)
 MOST_ACTIVATIONS = 2**31 - 1024  # positions are 32 bits wide
 
 
@@ -21,9 +21,9 @@ def refusal(hidden: Tensor, rows: Tensor, method: TopKFeedForward) -> str | None
     if hidden.device.type != "cpu" or rows.device.type != "cpu":
         return f"on {hidden.device.type}"
     if hidden.dtype != rows.dtype:
-        return f"{_name(hidden.dtype)} activations, {_name(rows.dtype)} weights"
+        return f"{dtype_name(hidden.dtype)} activations, {dtype_name(rows.dtype)} weights"
     if hidden.dtype not in DTYPES:
-        return f"stored as {_name(hidden.dtype)}"
+        return f"stored as {dtype_name(hidden.dtype)}"
     if torch.is_grad_enabled() and (hidden.requires_grad or rows.requires_grad):
         return "gradients"
     if rows.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != rows.shape[0]:
@@ -51,7 +51,7 @@ def project(hidden: Tensor, rows: Tensor, bias: Tensor | None, k: int, *, thread
     if hidden.shape[-1] != d_ff or d_model % 8 or d_ff > MOST_ACTIVATIONS:
         raise ValueError(f"activations {tuple(hidden.shape)} and rows {tuple(rows.shape)} do not fit the kernel")
     if dtype != rows.dtype or dtype not in DTYPES:
-        raise ValueError(f"{_name(dtype)} activations and {_name(rows.dtype)} rows do not fit the kernel")
+        raise ValueError(f"{dtype_name(dtype)} activations and {dtype_name(rows.dtype)} rows do not fit the kernel")
     if k < 1 or (threads is not None and threads < 1):
         raise ValueError("k and threads must be at least 1")
     if bias is not None:
@@ -97,7 +97,3 @@ class Witness:
         if library is None:
             return all(map(torch.equal, self.parts, self.copies))
         return all(library.same_pieces(*place) for place in self.places)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -6,27 +6,23 @@ checked here.
 
 from __future__ import annotations
 
-from fractions import Fraction
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from ..methods.budget import exact_share
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
 from ..methods.compensation import COMPENSATIONS
 from ..methods.top_k import TopK
 from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
-from .arguments import address, as_rows, contiguous, strided
+from .arguments import MOST_KEYS, address, as_rows, attention_refusal, contiguous, strided
 from .library import native
 
 if TYPE_CHECKING:
     from ..thresholds import ModuleThresholds
-
-WIDTHS = range(8, 257, 8)
-MOST_KEYS = 2**24  # positions are compared as floats
 
 # As csrc/attention.h numbers them.
 COMPENSATION = {name: number for number, name in enumerate(COMPENSATIONS)}
@@ -38,27 +34,15 @@ Method = TopK | TopTheta
 
 def refusal(inputs: AttentionInputs, method: Method, observer: Observer | None = None) -> str | None:
     """Why a call goes the torch way, in a few words; None if the native library takes it."""
-    query, key, value = inputs.query, inputs.key, inputs.value
-    if native() is None:
-        return "no native library"
-    if observer is not None:
-        return "calibration looks at the scores"
-    if inputs.dropout:
-        return "dropout"
-    if query.device.type != "cpu":
-        return f"on {query.device.type}"
-    if query.dtype not in (torch.float32, torch.bfloat16) or not query.dtype == key.dtype == value.dtype:
-        return f"stored as {', '.join(sorted({str(t.dtype).removeprefix('torch.') for t in (query, key, value)}))}"
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return "gradients"
+    shared = attention_refusal(inputs, observer)
+    if shared is not None:
+        return shared
     if not isinstance(inputs.visibility, RowRanges):
         return "a mask that is no range of keys per row"
-    if query.shape[3] not in WIDTHS or value.shape[3] not in WIDTHS:
-        return f"head size {query.shape[3]}"
     if method.protect_first or method.protect_recent:
         return "protected keys"
-    if key.shape[2] >= MOST_KEYS:
-        return f"{key.shape[2]} keys"
+    if inputs.key.shape[2] >= MOST_KEYS:
+        return f"{inputs.key.shape[2]} keys"
     bias = inputs.bias
     if bias is not None and (bias.requires_grad or (bias.dtype != torch.float32)):
         return "a position bias that is trained or not float32"
@@ -121,7 +105,7 @@ def attend(
         last.data_ptr(),
         queries if first.shape[0] > 1 else 0,
         method.k or 0,
-        *_share(method.keep),
+        *((0, 1) if method.keep is None else exact_share(method.keep).as_integer_ratio()),
         *_table(method, thresholds),
         COMPENSATION[method.compensation],
         DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
@@ -136,12 +120,6 @@ def attend(
         return out, None
     counts = RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), None if v_rows is None else v_rows.long())
     return out, counts
-
-
-@cache
-def _share(keep: float | None) -> tuple[int, int]:
-    """A kept fraction in whole numbers, as Kept.rows_k takes it."""
-    return (0, 1) if keep is None else Fraction(str(keep)).limit_denominator(10**9).as_integer_ratio()
 
 
 def _table(method: Method, thresholds: ModuleThresholds | None) -> tuple[int, ...]:

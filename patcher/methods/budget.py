@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -13,6 +14,12 @@ from torch import Tensor
 from ...errors import UsageError
 from .chunk import Chunk
 from .compensation import check_compensation
+
+
+@cache
+def exact_share(keep: float) -> Fraction:
+    """A kept fraction as it was written: 0.07 x 100 is 7, not 7.000000000000001 rounded up to 8."""
+    return Fraction(str(keep)).limit_denominator(10**9)
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,7 @@ class Kept:
         """What rows of these lengths keep: min(k, length), or max(1, ceil(keep x length)); int64 like lengths."""
         if self.k is not None:
             return lengths.clamp(max=self.k)
-        # In whole numbers: 0.07 x 100 is 7, not 7.000000000000001 rounded up to 8.
-        share = Fraction(str(self.keep)).limit_denominator(10**9)
+        share = exact_share(self.keep)  # type: ignore[arg-type]  # one of the two is given
         rounded_up = (lengths * share.numerator + share.denominator - 1) // share.denominator
         return torch.minimum(rounded_up.clamp(min=1), lengths)
 
