@@ -42,7 +42,7 @@ class Kept:
         """What rows of these lengths keep: min(k, length), or max(1, ceil(keep x length)); int64 like lengths."""
         if self.k is not None:
             return lengths.clamp(max=self.k)
-        share = exact_share(self.keep)  # type: ignore[arg-type]  # one of the two is given
+        share = exact_share(self.keep)
         rounded_up = (lengths * share.numerator + share.denominator - 1) // share.denominator
         return torch.minimum(rounded_up.clamp(min=1), lengths)
 
