@@ -20,7 +20,7 @@ K = 64
 PLACEMENTS = ("pre-softmax", "max-relative", "post-softmax")
 CHECKED_ROWS = 64
 # What takes turns, so that none of it stays in the cache: so many bytes of KV caches, so many feed-forward layers.
-CACHE_BYTES = 2**26
+CACHE_BYTES = 2**27
 LAYERS = 6
 
 
@@ -62,18 +62,20 @@ def cases(quick: bool) -> Iterator[Case]:
     if quick:
         yield bidirectional(512, None, None)
         yield causal(512, None)
-        yield decode(1024, 9, 3, None)
-        yield decode(1024, 4, 4, None)
+        yield decode(1024, 9, 3, None, in_turn=True)
+        yield decode(1024, 4, 4, None, in_turn=False)
         yield prefill(512, None)
         yield feed_forward_layer(4, None)
         return
     for tokens, floor, clustered_floor in ((1024, 1.2, 2.0), (4096, 1.6, 9.0), (16384, 1.8, 30.0)):
         yield bidirectional(tokens, floor, clustered_floor)
         yield causal(tokens, floor)
-    for heads, groups, tokens, floor in ((9, 3, 1024, 2.2), (9, 3, 4096, 2.7), (9, 3, 16384, 3.5)):
-        yield decode(tokens, heads, groups, floor)
-    for tokens, floor in ((4096, 1.6), (16384, 1.8)):
-        yield decode(tokens, 12, 12, floor)
+    for keys, floor in ((1024, 2.2), (4096, 2.7), (16384, 3.5)):
+        yield decode(keys, 9, 3, floor, in_turn=False)
+        yield decode(keys, 9, 3, floor, in_turn=True)
+    yield decode(4096, 12, 12, 1.6, in_turn=False)
+    yield decode(4096, 12, 12, 1.6, in_turn=True)
+    yield decode(16384, 12, 12, 1.8, in_turn=True)
     for tokens, floor in ((1024, 1.8), (4096, 1.5), (8192, 1.3)):
         yield prefill(tokens, floor)
     for tokens, floor in ((1, 1.7), (16, 1.5), (512, 1.3)):
@@ -112,9 +114,9 @@ def prefill(tokens: int, floor: float | None) -> Case:
     return Case(length(tokens), lambda: dense(inputs, causal=True), score_product(inputs), arms)
 
 
-def decode(keys: int, heads: int, groups: int, floor: float | None) -> Case:
-    """One query against KV caches that take turns, as those of a model's layers do."""
-    caches = max(1, CACHE_BYTES // (2 * groups * keys * WIDTH * 4))
+def decode(keys: int, heads: int, groups: int, floor: float | None, *, in_turn: bool) -> Case:
+    """One query against one KV cache, or against several in turn, as a model's layers have them."""
+    caches = max(1, CACHE_BYTES // (2 * groups * keys * WIDTH * 4)) if in_turn else 1
     calls = [attention(1, keys, heads, groups, seed=seed) for seed in range(caches)]
     method = TopTheta(keep=SHARE)
     tables = [thresholds(inputs, method) for inputs in calls]
@@ -136,7 +138,7 @@ def decode(keys: int, heads: int, groups: int, floor: float | None) -> Case:
         Arm(f"top-theta decode, {name}", sparse, lambda: checked_step(calls[0], method, tables[0]), floor),
         Arm(f"same kernel, all kept, {name}", all_kept, lambda: checked_step(calls[0], method.as_dense(), None)),
     ]
-    return Case(length(keys, "key"), sdpa, all_kept, arms)
+    return Case(f"{length(keys, 'key')}, {caches} cache{'s in turn' if caches > 1 else ''}", sdpa, all_kept, arms)
 
 
 def feed_forward_layer(tokens: int, floor: float | None, d_model: int = 768, d_ff: int = 3072, k: int = 192) -> Case:
@@ -198,8 +200,10 @@ def checked_step(inputs: AttentionInputs, method: TopTheta, table: ModuleThresho
     out, counts = rows.attend(inputs, method, table, count=True)
     expected, _ = method.attend(exact(inputs), thresholds=table)
     groups, keys = inputs.key.shape[1:3]
-    read = 1.0 if counts is None or counts.v_rows is None else float(counts.v_rows.sum()) / (groups * keys)
-    return Checked(_rows(out), _rows(expected), _kept_share(counts, inputs), (1 + read) / 2)
+    least = None
+    if table is not None and counts is not None and counts.v_rows is not None:
+        least = (1 + float(counts.v_rows.sum()) / (groups * keys)) / 2
+    return Checked(_rows(out), _rows(expected), _kept_share(counts, inputs), least)
 
 
 def clustered_arm(inputs: AttentionInputs, floor: float | None) -> Arm:
