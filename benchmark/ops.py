@@ -217,11 +217,12 @@ def main(
 
 
 def long_sequences(threads: int) -> tuple[Spread, dict[str, int]]:
-    """Prints and returns how time grows, and the peaks of memory; without these where a process is not told its own."""
+    """Prints and returns how time grows, and the peaks of memory, where a process is told its own."""
     grown = growth(rounds=9)
     print(f"\nClustered attention, 16k tokens: {shown(grown)} times the time of 8k, at most {MOST_GROWTH}", flush=True)
     memory = {way: extra_bytes(way, MEMORY_TOKENS, threads) for way in WAYS} if STATUS.exists() else {}
-    print("\n".join(memory_lines(memory)), flush=True)
+    if memory:
+        print("\n".join(memory_lines(memory)), flush=True)
     return grown, memory
 
 
