@@ -1,0 +1,1 @@
+"""Honest latency and memory, side by side with the dense model."""
