@@ -55,8 +55,8 @@ class ModulePatch:
     """What one attention module does while its model is patched. kind: "self" or "cross".
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
-    sums: where the method compensates with means of values. paths: how many calls went to the native library, and how
-    many the torch way and why.
+    sums: where the method compensates with means of values. paths: how many calls went to the native library, how many
+    the torch way and how many stayed dense, and why.
     """
 
     name: str
@@ -110,7 +110,7 @@ def attention_forward(
     if is_causal is None:
         # Modules without the attribute (Splinter, MarkupLM ...) are bidirectional.
         is_causal = bool(getattr(module, "is_causal", False))
-    if patch is None and softcap is None and s_aux is None:
+    if softcap is None and s_aux is None and (patch is None or _stays_dense(patch, key.shape[2])):
         mask, causal = ordinary_mask(attention_mask, query.shape[2], key.shape[2])
         return sdpa_attention_forward(
             module,
@@ -142,6 +142,16 @@ def attention_forward(
     )
     out = attend_rows(inputs)[0] if patch is None else _attend(patch, inputs)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _stays_dense(patch: ModulePatch, keys: int) -> bool:
+    """Whether every row of a call is too short for its method, and nobody counts or observes rows; counts the call."""
+    shortest = patch.method.min_length if isinstance(patch.method, Budget) else 0
+    if keys >= shortest or patch.meter is not None or patch.observer is not None:
+        return False
+    patch.calls += 1
+    patch.paths[f"dense: fewer than {shortest} keys"] += 1
+    return True
 
 
 def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:

@@ -106,6 +106,7 @@ def attend(
         queries if first.shape[0] > 1 else 0,
         method.k or 0,
         *((0, 1) if method.keep is None else exact_share(method.keep).as_integer_ratio()),
+        min(method.min_length, MOST_KEYS),
         *_table(method, thresholds),
         COMPENSATION[method.compensation],
         DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
