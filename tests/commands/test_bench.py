@@ -117,3 +117,13 @@ def test_refusals(sparsify: Sparsify, recipe: Path) -> None:
 def test_write_needs_attention(sparsify: Sparsify, recipe: Path) -> None:
     assert sparsify("patch", "llama", "--attention", "none", "--ffn", "top-k", "-o", "ffn", "--no-verify").code == 0
     refused(sparsify("bench", "ffn", "--write"), 2, "patches no attention")
+
+
+def test_ctrl_c_leaves_nothing(sparsify: Sparsify, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_sparsify.benchmark.run.shares_of", stop)
+    before = contents(recipe)
+    assert sparsify("bench", *SHORT).code == 130
+    assert contents(recipe) == before
