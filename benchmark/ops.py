@@ -35,8 +35,8 @@ from .timing import Spread, interleaved, ratios
 TOLERANCE = 1e-4  # of an element of an output row; outputs are about 1
 # Where two scores tie within rounding, either may be kept, and the row is another; more rows than these are wrong.
 MOST_ROWS_OFF = 0.05
-FEWEST, MOST = 3, 25  # rounds
-SECONDS, QUICK_SECONDS = 6.0, 0.3  # of rounds, per case and number of threads
+FEWEST, MOST = 3, 100  # rounds
+SECONDS, QUICK_SECONDS = 5.0, 0.3  # of rounds, per case and number of threads
 LEAST = "least"
 
 GROWTH, MOST_GROWTH = (8192, 16384), 2.2
@@ -128,6 +128,7 @@ def header(threads: int) -> Iterator[str]:
     for name in ("processor", "cpu capability", "attention kernels", "hf-sparsify", "torch", "python", "platform"):
         if name in found:
             yield f"- {name}: {found[name]}"
+    yield f"- load average of the last minute: {os.getloadavg()[0]:.1f}"
     yield f"- OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}"
     columns = [
         "operation",
@@ -187,6 +188,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     "against its definition in float64."
 )
 @exit_codes
+@torch.no_grad()
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, no floors, no memory.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of the second figure.")] = min(2, os.cpu_count() or 1),
@@ -195,7 +197,6 @@ def main(
     require_at_least_one(threads=threads)
     if native() is None:
         raise SparsifyError(f"there are no native kernels to measure: attention runs in {describe()}")
-    torch.set_grad_enabled(False)
     torch.set_num_threads(threads)
     print("\n".join(header(threads)), flush=True)
     results: list[Result] = []
@@ -203,19 +204,11 @@ def main(
         for result in measured(case, threads, QUICK_SECONDS if quick else SECONDS):
             results.append(result)
             print(line(result), flush=True)
-    calls = overhead(rounds=FEWEST if quick else MOST)
+    calls = overhead(rounds=3 if quick else 25)
     print("\n".join(overhead_lines(calls)), flush=True)
-    memory: dict[str, int] = {}
-    grown = None
-    if not quick:
-        grown = growth(rounds=9)
-        print(
-            f"\nClustered attention, 16k tokens: {shown(grown)} times the time of 8k, at most {MOST_GROWTH}", flush=True
-        )
-        # Elsewhere than on Linux a process does not tell its peak.
-        memory = {way: extra_bytes(way, MEMORY_TOKENS, threads) for way in WAYS} if STATUS.exists() else {}
-        print("\n".join(memory_lines(memory)))
-    print(f"\nBelow the floor: {'; '.join(shortfalls(results, threads, memory, grown)) or 'nothing'}")
+    grown, memory = (None, {}) if quick else long_sequences(threads)
+    below = shortfalls(results, threads, memory, grown) or ["nothing"]
+    print("\n".join(["", "Below the floor:", *(f"- {each}" for each in below)]))
     if json_file is not None:
         write_json(json_file, results, calls, memory, grown)
     wrong = [f"{result.name}, {result.size}" for result in results if not result.right]
@@ -223,18 +216,30 @@ def main(
         raise SparsifyError(f"not what the definition says: {'; '.join(wrong)}")
 
 
-def shortfalls(results: list[Result], threads: int, memory: dict[str, int], grown: Spread | None) -> Iterator[str]:
+def long_sequences(threads: int) -> tuple[Spread, dict[str, int]]:
+    """Prints and returns how time grows, and the peaks of memory, where a process is told its own."""
+    grown = growth(rounds=9)
+    print(f"\nClustered attention, 16k tokens: {shown(grown)} times the time of 8k, at most {MOST_GROWTH}", flush=True)
+    memory = {way: extra_bytes(way, MEMORY_TOKENS, threads) for way in WAYS} if STATUS.exists() else {}
+    if memory:
+        print("\n".join(memory_lines(memory)), flush=True)
+    return grown, memory
+
+
+def shortfalls(results: list[Result], threads: int, memory: dict[str, int], grown: Spread | None) -> list[str]:
     """What is slower or larger than it is to be."""
+    found = []
     for result in results:
         figures = {"1 thread": result.one, f"{threads} threads": result.many}
         low = [f"{at} {figure.median:.2f}" for at, figure in figures.items() if figure.median < (result.floor or 0)]
         if low:
-            yield f"{result.name}, {result.size} ({', '.join(low)} of {result.floor:g})"
+            found.append(f"{result.name}, {result.size} ({', '.join(low)} of {result.floor:g})")
     for way, size in memory.items():
         if size > MOST_MEMORY * memory[DENSE]:
-            yield f"memory of {way}"
+            found.append(f"memory of {way}")
     if grown is not None and grown.median > MOST_GROWTH:
-        yield "growth of clustered attention"
+        found.append("growth of clustered attention")
+    return found
 
 
 def write_json(
