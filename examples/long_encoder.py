@@ -2,7 +2,7 @@
 
     python examples/long_encoder.py long-encoder
     sparsify patch long-encoder --attention clustered --no-verify -o long-clustered
-    sparsify bench long-clustered --lengths 1k,2k,4k,8k --dataset squad
+    sparsify bench long-clustered --lengths 1k,2k,4k,8k
 
 Times do not depend on what the weights are; accuracy does, so there is nothing else to learn from this model. Its
 tokenizer is the one of demo-bert.
