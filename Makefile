@@ -8,7 +8,7 @@ DEMO := demo-run
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint real-models golden clean
+.PHONY: install demo test lint bench real-models golden clean
 
 install: $(READY)
 
@@ -34,6 +34,9 @@ lint: install  ## ruff on the sources, mypy on the installed wheel
 	$(BIN)/python -m build --quiet --wheel --outdir build/wheel .
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed build/wheel/*.whl
 	MYPYPATH=build/installed $(BIN)/mypy -p hf_sparsify
+
+bench: install  ## times of the native kernels beside torch's dense operations; BENCH=--quick for small sizes
+	$(BIN)/python -m hf_sparsify.benchmark.ops $(BENCH)
 
 real-models: install  ## SmolLM2-135M-Instruct and all-MiniLM-L6-v2 as ordinary model folders, for the tests marked `real`
 	$(BIN)/python tests/fetch_real_models.py

@@ -36,14 +36,15 @@ def sentence(
         found = f"{times}: no speed-up at this length"
     else:
         found = f"{times}: no difference that shows ({ratio.low:.2f}x to {ratio.high:.2f}x)"
-    return f"{phase} at {length:,} tokens: {found}; {_even_text(lengths, even)}; {_most(ceiling)}"
+    parts = [found, *([_even_text(lengths, even)] if len(lengths) > 1 else []), _most(ceiling)]
+    return f"{phase} at {length:,} tokens: {'; '.join(parts)}"
 
 
 def _even_text(lengths: Sequence[int], even: float | None) -> str:
     if even is None:
         return f"no break-even up to {lengths[-1]:,} tokens"
     if even == 0:
-        return f"not slower at {lengths[0]:,} tokens, the shortest measured" if len(lengths) > 1 else "not slower"
+        return f"not slower from {lengths[0]:,} tokens, the shortest measured, on"
     return f"break-even about {rounded(even):,} tokens"
 
 

@@ -35,7 +35,7 @@ def _arms(results: dict[str, Any]) -> list[str]:
 
 def _times(results: dict[str, Any]) -> RenderableType:
     arms = _arms(results)
-    header = ["phase", "length", *(f"{arm}, ms" for arm in arms), "dense / patched", *(f"{a}, tokens/s" for a in arms)]
+    header = ["phase", "length", *(f"{arm}, ms" for arm in arms), "dense / patched", "tokens/s"]
     rows = []
     for phase in results["lengths"][0]["phases"]:
         for entry in results["lengths"]:
@@ -45,9 +45,9 @@ def _times(results: dict[str, Any]) -> RenderableType:
             rates = found["tokens_per_second"]
             ratio = found["ratio"]
             between = f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-            speeds = [f"{rates[arm]:,.0f}" if arm in rates else "-" for arm in arms]
-            name = "decode, per token" if phase == DECODE else phase
-            rows.append([name, f"{entry['tokens']:,}", *cells, between, *speeds])
+            speeds = " -> ".join(_number(rates[arm]) for arm in (DENSE, PATCHED))
+            name = "decode, a token" if phase == DECODE else phase
+            rows.append([name, f"{entry['tokens']:,}", *cells, between, speeds])
     return grid(header, rows)
 
 
@@ -71,7 +71,7 @@ def _shares(results: dict[str, Any]) -> RenderableType:
             found = entry["phases"][phase]
             shares, most = found["shares"], found["ceiling"]
             parts = [percent(shares[name]) for name in ("attention", "feed_forward", "patched")]
-            kept = percent(entry["kept"]["kept_share"])
+            kept = percent(entry["kept_share"])
             rows.append([phase, f"{entry['tokens']:,}", *parts, f"{most:.2f}x" if most else "-", kept])
     return grid(header, rows)
 

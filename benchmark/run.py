@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,8 +15,8 @@ from ..patcher.recipe import Plan, Recipe
 from .arms import DENSE, EAGER, PATCHED, Arms
 from .break_even import break_even, sentence
 from .memory import eager_bytes, free_bytes
-from .shares import shares_of
-from .timing import Spread, ratios
+from .shares import Shares, shares_of
+from .timing import Spread, order, ratios
 from .workload import Workload, workload
 
 # Eager attention that is this much slower and takes seconds is timed once.
@@ -26,14 +27,17 @@ MEMORY_SHARE = 0.7
 
 @dataclass
 class LengthResult:
-    """Of one length. seconds: arm -> phase -> one time for each round. left_out: arms that were not run, and why."""
+    """Of one length. seconds: arm -> phase -> one time for each round. calls: of patched modules, by the way they took.
+    kept: share of attention elements. left_out: arms that were not run, and why. load: processes that wanted to run
+    before it began, on average over a minute. peak_memory: arm -> bytes above the loaded model."""
 
     work: Workload
     seconds: dict[str, dict[str, list[float]]]
     calls: dict[str, int]
-    kept: dict[str, Any]
-    shares: dict[str, Any]
+    kept: float | None
+    shares: dict[str, Shares]
     left_out: dict[str, str]
+    load: float
     peak_memory: dict[str, int | None] = field(default_factory=dict)
 
 
@@ -46,7 +50,8 @@ def measure(
     planned: set[str],
     advance: Callable[[int], None],
 ) -> LengthResult:
-    """Times all contenders on tokens [B, n]. advance is called with 1 for every pass of `repeats` rounds."""
+    """Times all contenders on tokens [B, n]. planned: the patched modules. advance is called with 1 for every pass of
+    `repeats` rounds."""
     work = workload(loaded.model, loaded.base.task, tokens, new_tokens)
     names, left_out = list(arms.names), {}
     needed, free = eager_bytes(loaded.model, *tokens.shape), free_bytes(work.tokens.device)
@@ -54,13 +59,24 @@ def measure(
         names.remove(EAGER)
         left_out[EAGER] = f"its scores take about {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free"
         advance(repeats)
+    load = os.getloadavg()[0]
     arms.clear_calls()
+    seconds = _rounds(work, arms, names, repeats, advance)
+    calls = dict(arms.calls())
+    with arms.use(PATCHED), arms.patch.metered(Meter()) as meter:
+        work.run()
+    kept = meter.summary()["total"]["kept_share"]
+    return LengthResult(work, seconds, calls, kept, shares_of(work, planned), left_out, load)
+
+
+def _rounds(
+    work: Workload, arms: Arms, names: list[str], repeats: int, advance: Callable[[int], None]
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds: contender -> phase -> one time for each round."""
     seconds: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in work.phases} for name in names}
-    counted = 0
-    while counted < repeats:
-        turn = counted % len(names)
+    for index in range(repeats):
         spent = {}
-        for name in names[turn:] + names[:turn]:
+        for name in order(names, index):
             with arms.use(name):
                 work.warm_up()
                 found = work.run()
@@ -68,14 +84,10 @@ def measure(
             for phase, time in found.items():
                 seconds[name][phase].append(time)
             advance(1)
-        counted += 1
         if EAGER in names and spent[EAGER] > max(SECONDS, SLOW * spent[DENSE]):
-            names.remove(EAGER)
-            advance(repeats - counted)
-    calls = dict(arms.calls())
-    with arms.use(PATCHED), arms.patch.metered(Meter()) as meter:
-        work.run()
-    return LengthResult(work, seconds, calls, meter.summary()["total"], shares_of(work, planned), left_out)
+            names = [name for name in names if name != EAGER]
+            advance(repeats - 1 - index)
+    return seconds
 
 
 def with_min_length(recipe: Recipe, length: int) -> Recipe:
@@ -126,8 +138,9 @@ def _length(result: LengthResult) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "phases": phases,
-        "kept": result.kept,
+        "kept_share": result.kept,
         "calls": result.calls,
         "left_out": result.left_out,
+        "load_average": result.load,
         "peak_memory": result.peak_memory,
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from ..benchmark.text import documentation, texts_of, tokens_of
 from ..benchmark.workload import GENERATING
 from ..environment import describe_environment, package_versions
 from ..errors import UsageError, require_at_least_one
-from ..evaluation.inputs import text_limit
+from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..patcher.binding.loading import LoadOptions
 from ..patcher.binding.modules import input_device
@@ -31,7 +33,11 @@ from ..patcher.recipe import Recipe, check_place, save_recipe
 from .bench_process import Job
 from .target import Target
 
+logger = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1
+# A machine with so much work per core before we begin is no place to take times.
+BUSY = 0.75
 RESULTS, PLOT = "bench.json", "ratio.png"
 DEFAULT_LENGTHS = (512, 2048, 8192)
 
@@ -90,16 +96,14 @@ def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
     if options.write:
         _check_write(target)
     loaded = target.loaded
-    limit = text_limit(loaded.model, loaded.tokenizer)
+    limit = position_limit(loaded.model)
     least = 1 + (options.new_tokens if loaded.base.task == "causal-lm" else 0)
     if options.lengths is None:
         lengths = tuple(length for length in DEFAULT_LENGTHS if limit is None or length <= limit) or (limit or 0,)
     else:
         lengths = options.lengths
     if limit is not None and lengths[-1] > limit:
-        raise UsageError(
-            f"--lengths: {lengths[-1]} is more than the {limit} tokens that {loaded.base.id} reads at once"
-        )
+        raise UsageError(f"--lengths: {lengths[-1]} is more than the {limit} positions of {loaded.base.id}")
     if lengths[0] < least:
         raise UsageError(
             f"--lengths: {lengths[0]} tokens leave no prompt before {options.new_tokens} new ones: lower --new-tokens"
@@ -150,6 +154,9 @@ def bench(
     advance: Callable[[int], None],
 ) -> list[LengthResult]:
     """Measures all lengths. job: makes the Job of an arm and lengths."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > BUSY * cores:
+        logger.warning("warning: the machine is busy (load %.1f on %d cores): times will scatter", load, cores)
     planned = set(target.recipe.plan)
     results = [
         measure(target.loaded, arms, tokens[:, :length], options.new_tokens, options.repeats, planned, advance)

@@ -17,7 +17,7 @@ class Step {
         per_group_(a.heads / a.groups),
         room_(a.keys + 2 * kSlack),
         chunks_((a.keys + kChunk - 1) / kChunk),
-        parts_(std::max<int64_t>(1, std::min(a.threads / (a.batches * a.groups), chunks_))),
+        parts_(std::max<int64_t>(1, std::min(a.threads / std::max<int64_t>(a.batches * a.groups, 1), chunks_))),
         rows_(a.batches * a.heads),
         states_(a.batches * a.heads),
         chunk_top_(rows_.size() * chunks_),

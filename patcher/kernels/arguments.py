@@ -22,7 +22,7 @@ def attention_refusal(inputs: AttentionInputs, observer: Observer | None) -> str
         return "calibration looks at the scores"
     if inputs.dropout:
         return "dropout"
-    if query.device.type != "cpu":
+    if not query.is_cpu:
         return f"on {query.device.type}"
     if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
         return f"stored as {', '.join(sorted({dtype_name(tensor.dtype) for tensor in (query, key, value)}))}"
@@ -41,7 +41,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def as_rows(tensor: Tensor) -> Tensor:
     """[B, H, n, D] with the elements of a row side by side: the same tensor where they are, else a copy."""
-    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+    return tensor if tensor.stride()[3] == 1 else tensor.contiguous()
 
 
 def contiguous(tensor: Tensor) -> Tensor:

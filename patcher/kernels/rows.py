@@ -70,7 +70,7 @@ def attend(
         raise UsageError(f"the native library does not take this call: {refusal(inputs, method)}")
     query, key, value = as_rows(inputs.query), as_rows(inputs.key), as_rows(inputs.value)
     batch, heads, queries, width = query.shape
-    groups, keys, value_width = key.shape[1], key.shape[2], value.shape[3]
+    _, groups, keys, value_width = value.shape
     if queries == 1:
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side

@@ -261,6 +261,15 @@ def test_no_keys_at_all_give_zeros() -> None:
     assert not bool(out.any())
 
 
+@each_method
+@pytest.mark.parametrize("queries", [1, 70])
+def test_no_sequence_at_all_gives_no_rows(method: TopK | TopTheta, queries: int) -> None:
+    inputs = example(queries)
+    nothing = replace(inputs, query=inputs.query[:0], key=inputs.key[:0], value=inputs.value[:0])
+    out, _ = rows.attend(nothing, method, table(nothing, method), threads=2)
+    assert out.shape == (0, 4, queries, 32)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
