@@ -26,7 +26,10 @@ MovedModel = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Picks which items are used.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Also what libraries log, and which kernels ran.", rich_help_panel=OUTPUT),
+]
 Attention = Annotated[
     str, typer.Option(help="top-k, top-theta, clustered, clustered-plain or none.", rich_help_panel=METHOD)
 ]
@@ -197,7 +200,13 @@ Denominator = Annotated[
 Clusters = Annotated[
     int | None, typer.Option(help="Clusters of queries per head (default: 100).", rich_help_panel=METHOD)
 ]
-MinLength = Annotated[int | None, typer.Option(help="Clustered: shorter sequences stay dense.", rich_help_panel=METHOD)]
+MinLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Top-k and top-theta: rows that see fewer keys stay dense. Clustered: shorter sequences do.",
+        rich_help_panel=METHOD,
+    ),
+]
 Ffn = Annotated[str, typer.Option(help="Feed-forward layers: top-k or none.", rich_help_panel=METHOD)]
 FfnK = Annotated[int | None, typer.Option("--ffn-k", help="Kept activations per token.", rich_help_panel=METHOD)]
 FfnKeep = Annotated[

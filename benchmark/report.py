@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from ..patcher.binding.patching import describe_paths
 from ..tables import grid, percent, titled
 from .arms import ARMS, DENSE, PATCHED
 from .workload import DECODE
@@ -88,11 +89,7 @@ def _memory(results: dict[str, Any]) -> RenderableType:
 
 def _calls(results: dict[str, Any]) -> list[str]:
     """How many calls of patched modules took which way."""
-    lines = []
-    for entry in results["lengths"]:
-        ways = sorted(entry["calls"].items(), key=lambda item: -item[1])
-        lines.append(f"calls at {entry['tokens']:,} tokens: " + "; ".join(f"{count:,} {way}" for way, count in ways))
-    return lines
+    return [f"calls at {entry['tokens']:,} tokens: {describe_paths(entry['calls'])}" for entry in results["lengths"]]
 
 
 def _left_out(results: dict[str, Any]) -> list[str]:

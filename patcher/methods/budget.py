@@ -65,8 +65,8 @@ class Budget(Kept):
 
     protect_first, protect_recent: the first and the last visible keys of a row that are always kept, within k.
     compensation: "none", "sdc" or "sdc+vmc", what becomes of the dropped keys' mass (see compensation.py). v_mean: the
-    mean of value rows that "sdc+vmc" uses, over all "visible" keys or over the "dropped" ones. min_length: rows that see
-    fewer keys keep all of them.
+    mean of value rows that "sdc+vmc" uses, over all "visible" keys or over the "dropped" ones. min_length: rows that
+    see fewer keys keep them all.
     Raises UsageError for values outside their range.
     """
 
