@@ -11,7 +11,15 @@ import typer
 
 from . import options as o
 from .opening import items_of, load, open_target, open_targets, start
-from .option_groups import GATHERED, takes_asking, takes_calibrating, takes_loading, takes_patching, typed
+from .option_groups import (
+    GATHERED,
+    takes_asking,
+    takes_benching,
+    takes_calibrating,
+    takes_loading,
+    takes_patching,
+    typed,
+)
 from .terminal import command_line, exit_codes, progress, results_console, resumable, say
 
 app = typer.Typer(
@@ -172,8 +180,8 @@ def calibrate(
         results_console().print(calibration_report(calibrated, directory))
 
 
-# Module names are long; on a narrower terminal its own line breaks beat cut names.
-BY_MODULE_WIDTH = 120
+# Of tables with long names or many columns; on a narrower terminal its own line breaks beat cut words.
+WIDE = 120
 
 
 @app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 400 --max-drop 2")
@@ -230,11 +238,57 @@ def evaluate(
     if as_json:
         print(json.dumps(as_plain(outcomes), indent=2))
     else:
-        results_console(at_least=BY_MODULE_WIDTH if by_module else 0).print(evaluation_report(outcomes, by_module))
+        results_console(at_least=WIDE if by_module else 0).print(evaluation_report(outcomes, by_module))
     for outcome in outcomes:
         done = "was there already, judged anew:" if outcome.was_there else "wrote"
         say(f"{done} {outcome.directory}", quiet=quiet)
     raise typer.Exit(exit_code(outcomes, require_conclusion=require_conclusion))
+
+
+@app.command(epilog="Example: sparsify bench ./sparsified --lengths 512,2k,8k --new-tokens 64")
+@exit_codes
+@takes_loading
+@takes_benching
+def bench(
+    target: o.TargetArgument = None,
+    benching: Any = GATHERED,
+    dataset: o.BenchDataset = None,
+    split: o.Split = None,
+    as_json: o.Json = False,
+    output: o.BenchOutput = None,
+    model: o.MovedModel = None,
+    seed: o.HiddenSeed = 0,
+    loading: Any = GATHERED,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Time the dense and the patched model on the same tokens, and say from which length on the patch pays.
+
+    Prompt and generated tokens are timed apart, in one process, in turn; peak memory is measured in a process for each
+    contender. Writes bench.json and a plot to RECIPE/bench/TIME.
+    """
+    from .benchmark.arms import Arms
+    from .benchmark.report import bench_tables
+    from .commands import bench as command
+
+    command.check_output(output)
+    start(target, quiet, verbose)
+    items = items_of(dataset, split, "validation") if dataset is not None else None
+    opened = open_target(target, loading, model, quiet)
+    lengths = command.check_target(opened, benching)
+    tokens = command.input_tokens(opened, items, benching, lengths[-1])
+    arms = Arms(opened.loaded.model, command.recipe_to_measure(opened, benching))
+    job = command.make_job(target, model, loading, tokens, benching)
+    with progress(command.passes(benching, lengths, arms), "timing", quiet=quiet) as advance:
+        measured = command.bench(opened, arms, benching, lengths, tokens, job=job, advance=advance)
+    text = dataset or "the Python documentation"
+    done = command.finish(opened, benching, measured, text=text, command=command_line(), output=output)
+    if as_json:
+        print(json.dumps(done.results, indent=2))
+    else:
+        results_console(at_least=WIDE).print(bench_tables(done.results))
+    for line in command.closing_lines(done):
+        say(line, quiet=quiet)
 
 
 @app.command(epilog='Example: sparsify generate ./sparsified "What is the capital of France?"')

@@ -71,6 +71,15 @@ _ASKING: dict[str, tuple[Any, Any]] = {
     "min_recovery": (o.MinRecovery, None),
     "cache": (o.Cache, True),
 }
+# The options of what `bench` measures: as in commands.bench.make_options.
+_BENCHING: dict[str, tuple[Any, Any]] = {
+    "lengths": (o.Lengths, None),
+    "new_tokens": (o.NewTokens, 64),
+    "batch_size": (o.Sequences, 1),
+    "repeats": (o.Repeats, 5),
+    "memory": (o.Memory, True),
+    "write": (o.Write, False),
+}
 GATHERED: Any = None  # the default of an argument that a decorator below fills in
 
 
@@ -120,6 +129,17 @@ def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
         return make_options(**given)
 
     return _gathered(command, "asking", _ASKING, make)
+
+
+def takes_benching(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a benchmark in place of a command's argument `benching`, which gets BenchOptions."""
+
+    def make(**given: Any) -> Any:
+        from .commands.bench import make_options
+
+        return make_options(**given)
+
+    return _gathered(command, "benching", _BENCHING, make)
 
 
 def _gathered(

@@ -26,7 +26,10 @@ MovedModel = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Picks which items are used.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also what libraries log.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Also what libraries log, and which kernels ran.", rich_help_panel=OUTPUT),
+]
 Attention = Annotated[
     str, typer.Option(help="top-k, top-theta, clustered, clustered-plain or none.", rich_help_panel=METHOD)
 ]
@@ -197,7 +200,13 @@ Denominator = Annotated[
 Clusters = Annotated[
     int | None, typer.Option(help="Clusters of queries per head (default: 100).", rich_help_panel=METHOD)
 ]
-MinLength = Annotated[int | None, typer.Option(help="Clustered: shorter sequences stay dense.", rich_help_panel=METHOD)]
+MinLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Top-k and top-theta: rows that see fewer keys stay dense. Clustered: shorter sequences do.",
+        rich_help_panel=METHOD,
+    ),
+]
 Ffn = Annotated[str, typer.Option(help="Feed-forward layers: top-k or none.", rich_help_panel=METHOD)]
 FfnK = Annotated[int | None, typer.Option("--ffn-k", help="Kept activations per token.", rich_help_panel=METHOD)]
 FfnKeep = Annotated[
@@ -226,3 +235,35 @@ ResultsOutput = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)]
 HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]
+Lengths = Annotated[
+    str | None,
+    typer.Option(help="Tokens, e.g. 512,2k,8k (default: those of 512,2k,8k that the model has positions for)."),
+]
+NewTokens = Annotated[
+    int, typer.Option(help="Tokens to write one by one, for models that generate; 0 times the prompt alone.")
+]
+Sequences = Annotated[int, typer.Option("--batch-size", "-b", help="Sequences at a time.")]
+Repeats = Annotated[int, typer.Option(help="Rounds; in each every contender runs once.")]
+BenchDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset", "-d", help="Whose texts the model reads (default: the documentation that comes with Python)."
+    ),
+]
+Memory = Annotated[
+    bool, typer.Option(" /--no-memory", show_default=False, help="Do not measure memory, which loads the model anew.")
+]
+Write = Annotated[
+    bool,
+    typer.Option(
+        "--write",
+        help="Put the break-even into the recipe: attention to fewer keys stays dense.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+BenchOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
+    ),
+]

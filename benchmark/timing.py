@@ -46,7 +46,7 @@ def interleaved(
         raise ValueError("needs at least one arm, one round and one inner call, and no negative warm-up")
     times: dict[str, list[float]] = {name: [] for name in arms}
     for index in range(-warm_up, rounds):
-        for name in _order(list(arms), index):
+        for name in order(list(arms), index):
             run = arms[name]
             start = clock()
             for _ in range(inner):
@@ -57,7 +57,8 @@ def interleaved(
     return times
 
 
-def _order(names: list[str], index: int) -> list[str]:
+def order(names: list[str], index: int) -> list[str]:
+    """The order of round `index`; see interleaved."""
     cycle, first = divmod(index, len(names))
     turned = names[first:] + names[:first]
     return turned if cycle % 2 == 0 else turned[::-1]

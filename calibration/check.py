@@ -26,4 +26,5 @@ def measure_kept(
     with apply_plan(model, plan, thresholds) as patch, torch.inference_mode(), patch.metered(Meter()) as meter:
         for inputs in samples:
             model(**inputs, use_cache=False)
+        patch.log_paths()
     return meter

@@ -23,7 +23,8 @@ Counts = dict[int, Tensor]
 
 class ScoreHistogram:
     """Observes one module (it is an Observer): every row that sees at least two keys, whatever its budget is, so that
-    thresholds for any k can be read later. Padding queries are never counted.
+    thresholds for any k can be read later. Rows shorter than the budget's min_length are always dense: they are not
+    counted, and neither are padding queries.
 
     budget: of the module; its protected keys count as if they were above any threshold. placement: see TopTheta.
     scale, nature: see ModuleThresholds; the scale is that of the scores seen last. limits, mass: whether to count these
@@ -72,7 +73,7 @@ class ScoreHistogram:
         self.scale = float(chunk.scale)
         batch, heads, rows = chunk.scores.shape[:3]
         lengths = chunk.lengths.expand(batch, heads, rows)
-        wanted = lengths >= 2
+        wanted = lengths >= max(2, self.budget.min_length)
         counted = chunk.counted()
         if counted is not None:
             wanted = wanted & counted.unsqueeze(1)

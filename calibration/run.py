@@ -170,6 +170,7 @@ def _observe(
             for one in inputs:
                 model(**one, use_cache=False)
             observed.add(Observed(seen, [name]))
+        patch.log_paths()
 
 
 def _while_observed(method: Method, options: CalibrationOptions) -> Method:

@@ -43,6 +43,7 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
                 dense = generate_greedy(loaded.model, inputs, max_new_tokens, pad)
                 expected = answer_log_probs(loaded.model, inputs, dense)
             kl = kl_divergence(expected, answer_log_probs(loaded.model, inputs, dense))
+        patch.log_paths()
     finally:
         remove_patch(loaded.model)
     return {

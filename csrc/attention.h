@@ -36,6 +36,7 @@ struct Attention {
 
   int64_t k;                      // kept per row; 0: the fraction below
   int64_t share, share_of;        // keeps ceil(length * share / share_of)
+  int64_t min_length;             // shorter rows keep all
   int placement;                  // kTopK: no thresholds
   int64_t min_keep;
   const float *log_lengths, *theta, *dropped;  // table: [columns], [heads, columns], [heads, columns]
@@ -61,6 +62,7 @@ struct Rule {
 };
 
 inline int64_t budget_of(const Attention& a, int64_t length) {
+  if (length < a.min_length) return length;
   if (a.k) return std::min(a.k, length);
   return std::min(std::max<int64_t>((length * a.share + a.share_of - 1) / a.share_of, 1), length);
 }

@@ -74,6 +74,7 @@ Attention read_attention(Arguments& in) {
   a.sinks = in.address<const float>();
   a.first = in.address<const int64_t>(), a.last = in.address<const int64_t>(), a.range_batch = in.integer();
   a.k = in.integer(), a.share = in.integer(), a.share_of = in.integer();
+  a.min_length = in.integer();
   a.placement = static_cast<int>(in.integer()), a.min_keep = in.integer();
   a.log_lengths = in.address<const float>(), a.theta = in.address<const float>(), a.dropped = in.address<const float>();
   a.columns = in.integer(), a.shortest = in.integer(), a.longest = in.integer();

@@ -477,8 +477,9 @@ std::vector<float> sum_runs(const Attention& a) {
 template <typename T>
 void attend_rows(const Attention& a) {
   const int64_t rows = a.queries * (a.heads / a.groups), blocks = (rows + kBlockRows - 1) / kBlockRows;
-  // Thresholds may keep any number of keys; dense rows keep no more than their budget.
-  int64_t room = a.placement == kTopK ? std::min(most_candidates(budget_of(a, a.keys)), a.keys) : a.keys;
+  // Thresholds may keep any number of keys; dense rows keep no more than their budget, or are shorter than min_length.
+  const int64_t most = std::max(most_candidates(budget_of(a, a.keys)), a.min_length);
+  int64_t room = a.placement == kTopK ? std::min(most, a.keys) : a.keys;
   room += 2 * kSlack;
   std::vector<float> runs;
   if (a.compensation == kSdcVmc) runs = sum_runs<T>(a);

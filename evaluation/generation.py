@@ -65,14 +65,10 @@ def generate_greedy(
     if meter is not None:
         criteria.append(_EndedSequences(meter, eos_tokens(model)))
     prompt = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    extra = {}
-    if config.cache_implementation is None and config.use_cache is not False:
-        cache = growing_cache(model, prompt + max_new_tokens)
-        extra = {} if cache is None else {"past_key_values": cache}
     try:
         sequences = model.generate(
             **inputs,
-            **extra,
+            **cache_of(model, config, prompt + max_new_tokens),
             generation_config=config,
             stopping_criteria=StoppingCriteriaList(criteria),
             logits_processor=LogitsProcessorList([] if margins is None else [margins]),
@@ -81,6 +77,14 @@ def generate_greedy(
         if meter is not None:
             meter.active = None
     return sequences[:, prompt:]
+
+
+def cache_of(model: Any, config: Any, tokens: int) -> dict[str, Any]:
+    """An argument for `generate`: an empty cache with room for so many tokens; none where config asks for another."""
+    if config.cache_implementation is not None or config.use_cache is False:
+        return {}
+    cache = growing_cache(model, tokens)
+    return {} if cache is None else {"past_key_values": cache}
 
 
 def decoder_start(model: Any) -> int | None:

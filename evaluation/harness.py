@@ -96,7 +96,10 @@ class Harness:
             patches.append(apply_plan(loaded.model, contender.plan, contender.thresholds))
             remove_patch(loaded.model)
         with _aside(self.seed, self.trusted, self.online), _harness_model(loaded, batch_size, advance) as lm:
-            return [self._evaluate(lm, asked, task, patches) for asked, task in zip(self.tasks, tasks, strict=True)]
+            found = [self._evaluate(lm, asked, task, patches) for asked, task in zip(self.tasks, tasks, strict=True)]
+        for patch in patches:
+            patch.log_paths()
+        return found
 
     def _evaluate(self, lm: Any, asked: Asked, task: HarnessTask, patches: Sequence[Patch]) -> list[Evaluation]:
         dense = self._run(lm, asked, None)

@@ -16,7 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from ..errors import UsageError
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.meter import Meter
-from .generation import eos_tokens
+from .generation import cache_of, eos_tokens
 
 # A stop text may be written with more tokens than the tokenizer would take for it.
 SPARE_TOKENS = 2
@@ -144,9 +144,8 @@ class HarnessModel(HFLM):
         if not options.get("do_sample"):
             options.pop("temperature", None)
         beams = options.get("num_beams") or self.model.generation_config.num_beams or 1
-        ends = _Ends(
-            self, stop, 1 if self.backend == "seq2seq" else context.shape[1], self.meter if beams == 1 else None
-        )
+        prompt = 1 if self.backend == "seq2seq" else context.shape[1]
+        ends = _Ends(self, stop, prompt, self.meter if beams == 1 else None)
         try:
             sequences: Tensor = self.model.generate(
                 input_ids=context,
@@ -154,6 +153,7 @@ class HarnessModel(HFLM):
                 stopping_criteria=StoppingCriteriaList([ends]),
                 pad_token_id=self.tokenizer.pad_token_id,
                 use_cache=True,
+                **cache_of(self.model, self.model.generation_config, prompt + new_tokens),
                 **options,
             )
         finally:

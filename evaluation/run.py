@@ -124,10 +124,11 @@ class _Run:
             remove_patch(loaded.model)
 
     def close(self) -> None:
-        """Leaves the model dense, also after an error inside a patched pass."""
+        """Leaves the model dense, also after an error inside a patched pass, and logs which kernels ran."""
         for patch in self.patches:
             if patch.active:
                 patch.deactivate()
+            patch.log_paths()
 
     def batch(self, index: int, batch: Sequence[Any]) -> None:
         """Runs every contender that has not done this batch, and the dense model if there is one."""

@@ -11,6 +11,7 @@ from hf_sparsify.patcher.methods import AttentionMethod, TopK
 from tiny_models import DECODERS, ENCODER_DECODERS, build
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 WHOLE, FEW = TopK(k=64), TopK(k=3)
 PADDINGS = ("none", "left", "right")
@@ -26,6 +27,15 @@ def everything(model: nn.Module, method: AttentionMethod) -> dict[str, Attention
 def patched(name: str, method: AttentionMethod) -> PreTrainedModel:
     model = build(name)
     apply_plan(model, everything(model, method))
+    return model
+
+
+def one_layer(name: str) -> PreTrainedModel:
+    """A tiny model for a compiler: tracing takes a second per layer, and all layers are alike."""
+    model = build(name)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and isinstance(module[0], GradientCheckpointingLayer):
+            del module[1:]
     return model
 
 

@@ -65,7 +65,8 @@ def sparse_methods(**fields: Any) -> list[Sparse]:
     return found
 
 
-EVERY_METHOD = [method for fields in COMPENSATED for method in sparse_methods(**fields)]
+SHORT_ROWS_DENSE: dict[str, Any] = {"compensation": "sdc+vmc", "min_length": 4}
+EVERY_METHOD = [method for fields in [*COMPENSATED, SHORT_ROWS_DENSE] for method in sparse_methods(**fields)]
 
 
 def named(value: Any) -> str:
@@ -73,6 +74,7 @@ def named(value: Any) -> str:
     if not isinstance(value, TopK | TopTheta):
         return str(value)
     parts = [value.name, value.compensation, "" if value.v_mean == "visible" else value.v_mean]
+    parts += [f"dense below {value.min_length}"] if value.min_length else []
     if isinstance(value, TopTheta):
         parts += [value.placement, "" if value.denominator == "exact" else value.denominator]
     return " ".join(part for part in parts if part)
@@ -165,7 +167,7 @@ def _weights(
 
 def _chosen(row: Scores, method: Sparse, limit: float) -> set[int]:
     budget = method.k if method.k is not None else max(1, math.ceil(method.keep * len(row) - 1e-9))  # type: ignore[operator]
-    if len(row) <= budget:
+    if len(row) <= budget or len(row) < method.min_length:
         return {j for j, _ in row}
     first = min(method.protect_first, budget)
     recent = min(method.protect_recent, budget - first)

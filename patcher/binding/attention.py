@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,19 +11,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ...errors import NotPatchableError, RecipeMismatchError, UnsupportedAttentionArgument
+from ...errors import NotPatchableError, UnsupportedAttentionArgument
 from ..kernels import kernel_of
+from ..kernels.operator import call_text
 from ..meter import Meter
-from ..methods import AttentionInputs, AttentionMethod, TopTheta, attend_rows
+from ..methods import AttentionInputs, AttentionMethod, attend_rows
 from ..methods.budget import Budget
 from ..methods.chunk import Observer
 from ..methods.clustered import ClusterCounts
 from ..methods.visibility import FullMask, Visibility
+from ..table_check import check_table
 from ..thresholds import ModuleThresholds
-from .masks import build_mask, ordinary_mask, read_mask
+from .in_graph import attend_in_graph, leaves_graph
+from .masks import bias_of, build_mask, ordinary_mask, read_mask
 from .value_sums import ValueSums
-
-logger = logging.getLogger(__name__)
 
 # transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
 ATTENTION_NAME = "hf_sparsify"
@@ -55,8 +54,9 @@ class ModulePatch:
     """What one attention module does while its model is patched. kind: "self" or "cross".
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
-    sums: where the method compensates with means of values. paths: how many calls went to the native library, and how
-    many the torch way and why.
+    sums: where the method compensates with means of values. paths: how many calls took which way: "native", "torch: "
+    and why, or "dense: " and why. text: what a compiled graph holds of this patch (see call_text); calls inside the
+    graph are not counted.
     """
 
     name: str
@@ -69,6 +69,10 @@ class ModulePatch:
     meter: Meter | None = None
     calls: int = 0
     paths: Counter[str] = field(default_factory=Counter, repr=False)
+    text: str | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.text = call_text(self.name, self.method, self.thresholds)
 
 
 def register() -> None:
@@ -80,7 +84,6 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, build_mask)
 
 
-@torch.compiler.disable  # the data decide what is kept: compiled, it would fall apart into many small graphs
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -110,7 +113,7 @@ def attention_forward(
     if is_causal is None:
         # Modules without the attribute (Splinter, MarkupLM ...) are bidirectional.
         is_causal = bool(getattr(module, "is_causal", False))
-    if patch is None and softcap is None and s_aux is None:
+    if softcap is None and s_aux is None and (patch is None or _stays_dense(patch, key.shape[2])):
         mask, causal = ordinary_mask(attention_mask, query.shape[2], key.shape[2])
         return sdpa_attention_forward(
             module,
@@ -123,31 +126,66 @@ def attention_forward(
             is_causal=is_causal if causal is None else causal,
             position_bias=position_bias,
         )
-    visibility, added = read_mask(attention_mask, query.shape[2], key.shape[2], is_causal)
-    bias = position_bias
-    if bias is not None:
-        bias = bias[..., : key.shape[2]].expand(-1, -1, query.shape[2], -1)
-    if added is not None:
-        bias = added if bias is None else bias + added
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    call = (patch, query, key, value, attention_mask, position_bias, s_aux, is_causal, scale, softcap)
+    if not torch.compiler.is_compiling():
+        return _attend_call(*call, dropout), None
+    if leaves_graph(patch, dropout, query, key, value, position_bias, s_aux):
+        return _outside_graphs(*call, dropout), None
+    return attend_in_graph(*call), None
+
+
+@torch.compiler.disable
+def _outside_graphs(*call: Any) -> Tensor:
+    return _attend_call(*call)
+
+
+def _attend_call(
+    patch: ModulePatch | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    position_bias: Tensor | None,
+    sinks: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attention [B, q, H, E], contiguous."""
+    visibility, added = read_mask(mask, query.shape[2], key.shape[2], causal)
     inputs = AttentionInputs(
         query=query,
         key=key,
         value=value,
         visibility=visibility.to(query.device),
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        bias=bias,
+        scale=scale,
+        bias=bias_of(position_bias, added, query.shape[2], key.shape[2]),
         softcap=softcap,
-        sinks=s_aux,
+        sinks=sinks,
         dropout=dropout,
     )
     out = attend_rows(inputs)[0] if patch is None else _attend(patch, inputs)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
+
+
+def _stays_dense(patch: ModulePatch, keys: int) -> bool:
+    """Whether every row of a call is too short for its method, and nobody counts or observes rows; counts the call.
+
+    A compiled graph asks the method instead, which keeps all in such rows: it should not depend on the length."""
+    shortest = patch.method.min_length if isinstance(patch.method, Budget) else 0
+    if torch.compiler.is_compiling() or keys >= shortest or patch.meter is not None or patch.observer is not None:
+        return False
+    patch.calls += 1
+    patch.paths[f"dense: fewer than {shortest} keys"] += 1
+    return True
 
 
 def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     patch.calls += 1
     if patch.thresholds is not None:
-        _check_thresholds(patch, patch.thresholds, inputs)
+        check_table(patch.name, patch.method, patch.thresholds, inputs, patch.told)
     if patch.meter is not None or patch.observer is not None:
         inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
     if patch.sums is not None and not torch.is_grad_enabled() and not inputs.dropout:
@@ -187,28 +225,6 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
         return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
     except NotPatchableError as error:
         raise NotPatchableError(f"{patch.name}: {error}") from None
-
-
-def _check_thresholds(patch: ModulePatch, table: ModuleThresholds, inputs: AttentionInputs) -> None:
-    """RecipeMismatchError for scores of another scale; a warning, once, for rows that the table does not cover."""
-    if table.scale is not None and not math.isclose(table.scale, inputs.scale, rel_tol=1e-4):
-        raise RecipeMismatchError(
-            f"the thresholds of {patch.name} are for scores scaled by {table.scale:g}, and the model scales by "
-            f"{inputs.scale:g}: calibrate anew with `sparsify calibrate`"
-        )
-    if "outside" in patch.told or not isinstance(patch.method, TopTheta):
-        return
-    lengths = inputs.visibility.lengths()
-    if not bool((table.outside(lengths) & (patch.method.rows_k(lengths) < lengths)).any()):
-        return
-    patch.told.add("outside")
-    logger.warning(
-        "rows see fewer than %d or more than %d keys, the range that was calibrated (%s): they use their own exact "
-        "top-k; calibrate on longer data to have thresholds for them",
-        table.shortest,
-        table.longest,
-        patch.name,
-    )
 
 
 def _counting(kind: str, visibility: Visibility) -> Visibility:

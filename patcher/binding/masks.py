@@ -23,7 +23,6 @@ from ..methods.visibility import FullMask, RowRanges, Visibility
 HIDDEN_BELOW = -9000.0
 
 
-@torch.compiler.disable  # it looks at what is padding, once per forward pass
 def build_mask(
     batch_size: int,
     q_length: int,
@@ -34,11 +33,16 @@ def build_mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """The mask builder for `AttentionMaskInterface` (its arguments: transformers.masking_utils.sdpa_mask)."""
-    pattern = _recognise(mask_function, kwargs)
+    """The mask builder for `AttentionMaskInterface` (its arguments: transformers.masking_utils.sdpa_mask).
+
+    Traced by a compiler it cannot look at what is padding: padding then gets the ordinary mask, as in a model that is
+    not patched.
+    """
+    traced = torch.compiler.is_compiling()
+    pattern = None if traced and attention_mask is not None else _recognise(mask_function, kwargs)
     if pattern is not None:
         causal, window = pattern
-        offset = int(q_offset) - kv_offset
+        offset = q_offset - kv_offset
         ranges = _row_ranges(batch_size, q_length, kv_length, kv_offset, offset, attention_mask, causal, window, kwargs)
         if ranges is not None:
             return ranges
@@ -67,6 +71,8 @@ def _recognise(mask_function: Callable[..., Any], kwargs: dict[str, Any]) -> tup
         return None
     if mask_function is causal_mask_function:
         return True, None
+    if torch.compiler.is_compiling():
+        return None  # a compiler does not tell what a function closes over
     parts = _closure(mask_function, "and_masks").get("mask_functions", ())
     if len(parts) == 2 and parts[1] is causal_mask_function:
         window = _closure(parts[0], "sliding_window_overlay").get("sliding_window")
@@ -85,7 +91,7 @@ def _row_ranges(
     queries: int,
     keys: int,
     kv_offset: int,
-    offset: int,
+    offset: int | Tensor,
     attention_mask: Tensor | None,
     causal: bool,
     window: int | None,
@@ -106,7 +112,7 @@ def _row_ranges(
         high = torch.where(total > 0, keys - valid.flip(-1).argmax(-1, keepdim=True), 0)
         if bool((high - low != total).any()):
             return None
-    position = torch.arange(offset, offset + queries, device=device).unsqueeze(0)
+    position = (torch.arange(queries, device=device) + offset).unsqueeze(0)
     counted = (position >= low) & (position < high)
     first, last = low.expand(-1, queries), high.expand(-1, queries)
     if causal:
@@ -119,7 +125,7 @@ def _row_ranges(
 
 def is_row_ranges(mask: Tensor | None) -> bool:
     """Whether a mask is one that build_mask made of intervals."""
-    return mask is not None and mask.dtype == torch.int32 and mask.ndim == 4 and mask.shape[-1] == 3
+    return isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.ndim == 4 and mask.shape[-1] == 3
 
 
 def read_mask(mask: Tensor | None, queries: int, keys: int, causal: bool) -> tuple[Visibility, Tensor | None]:
@@ -128,25 +134,44 @@ def read_mask(mask: Tensor | None, queries: int, keys: int, causal: bool) -> tup
     causal: what the module says of itself; it counts only where there is no mask at all.
     """
     if mask is None:
-        if causal and queries > 1 and queries != keys:
-            raise NotPatchableError("a causal attention call with fewer queries than keys came without a mask")
-        return (RowRanges.causal if causal and queries > 1 else RowRanges.all_keys)(queries, keys), None
-    if not isinstance(mask, Tensor) or mask.ndim != 4:
-        raise NotPatchableError(
-            f"an attention mask of type {type(mask).__name__} is not supported: pass a 2-D or 4-D one"
-        )
+        return unmasked(queries, keys, causal), None
     if is_row_ranges(mask):
         if mask.shape[0] > 1 and bool((mask == mask[:1]).all()):
             mask = mask[:1]
         first, last, counted = mask[:, 0].to(torch.int64).unbind(-1)
         return RowRanges(first, last, None if bool(counted.all()) else counted.bool()), None
+    visible, added = visible_and_added(mask, queries, keys)
+    return FullMask(visible), added
+
+
+def unmasked(queries: int, keys: int, causal: bool) -> RowRanges:
+    """What rows see in a call without a mask."""
+    if causal and queries > 1 and queries != keys:
+        raise NotPatchableError("a causal attention call with fewer queries than keys came without a mask")
+    return (RowRanges.causal if causal and queries > 1 else RowRanges.all_keys)(queries, keys)
+
+
+def visible_and_added(mask: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor | None]:
+    """What an ordinary 4-D mask shows, bool [B or 1, H or 1, queries, keys], and adds (None: nothing), alike."""
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise NotPatchableError(
+            f"an attention mask of type {type(mask).__name__} is not supported: pass a 2-D or 4-D one"
+        )
     mask = mask[..., :keys]
     if mask.dtype == torch.bool:
-        return FullMask(mask.expand(-1, -1, queries, keys)), None
+        return mask.expand(-1, -1, queries, keys), None
     if not mask.is_floating_point():
         raise NotPatchableError(f"an attention mask of {mask.dtype} is not supported: pass a boolean or a float one")
     visible = mask > HIDDEN_BELOW
-    return FullMask(visible.expand(-1, -1, queries, keys)), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
+    return visible.expand(-1, -1, queries, keys), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
+
+
+def bias_of(position_bias: Tensor | None, added: Tensor | None, queries: int, keys: int) -> Tensor | None:
+    """All that is added to the scores, [B or 1, H or 1, queries, keys]: a model's position bias and a mask's own."""
+    if position_bias is None:
+        return added
+    bias = position_bias[..., :keys].expand(-1, -1, queries, -1)
+    return bias if added is None else bias + added
 
 
 def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, bool | None]:
@@ -156,6 +181,8 @@ def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor 
     """
     if mask is None or not is_row_ranges(mask):
         return mask, None
+    if torch.compiler.is_compiling():
+        return _spelled_out(mask, keys), False
     made = getattr(mask, "_hf_sparsify_ordinary", None)
     if made is None or (made[0] is not None and made[0].device != mask.device):
         made = _ordinary(mask, queries, keys)
@@ -171,5 +198,10 @@ def _ordinary(mask: Tensor, queries: int, keys: int) -> tuple[Tensor | None, boo
         steps = torch.arange(1, queries + 1, device=mask.device, dtype=mask.dtype).view(1, 1, -1, 1)
         if queries == keys and bool((last == steps).all()):
             return None, True
+    return _spelled_out(mask, keys), False
+
+
+def _spelled_out(mask: Tensor, keys: int) -> Tensor:
+    """Intervals as the boolean mask that they mean, [B, 1, q, keys]."""
     positions = torch.arange(keys, device=mask.device, dtype=mask.dtype)
-    return (positions >= first) & (positions < last), False
+    return (positions >= mask[:, :, :, 0:1]) & (positions < mask[:, :, :, 1:2])

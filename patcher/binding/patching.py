@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from .feed_forward import (
 )
 from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
 from .value_sums import ValueSums
+
+logger = logging.getLogger(__name__)
 
 # The attribute of a model that holds its Patch.
 MODEL_ATTRIBUTE = "_hf_sparsify"
@@ -69,6 +73,16 @@ class Patch:
     @property
     def module_patches(self) -> list[ModulePatch | FeedForwardPatch]:
         return [*self.attention_patches, *self.feed_forward]
+
+    @property
+    def paths(self) -> Counter[str]:
+        """How many calls of all modules took which way, and why (see ModulePatch)."""
+        return sum((module.paths for module in self.module_patches), Counter())
+
+    def log_paths(self) -> None:
+        """Tells whoever listens (--verbose) about the calls so far, if there were any."""
+        if paths := self.paths:
+            logger.info("calls: %s", describe_paths(paths))
 
     def activate(self) -> None:
         """Switches every planned module to its sparse method."""
@@ -257,6 +271,18 @@ def current_patch(model: nn.Module) -> Patch:
     if patch is None:
         raise UsageError("the model is not patched")
     return patch
+
+
+def call_paths(model: nn.Module) -> Counter[str]:
+    """How many attention and feed-forward calls of a patched model went to native kernels ("native"), and how many
+    another way and why ("torch: head size 20"). UsageError if it is not patched."""
+    return current_patch(model).paths
+
+
+def describe_paths(paths: Mapping[str, int]) -> str:
+    """'1,920 native; 64 torch: head size 20', the most frequent first."""
+    ways = sorted(paths.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{count:,} {way}" for way, count in ways)
 
 
 def remove_patch(model: nn.Module) -> None:

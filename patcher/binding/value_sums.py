@@ -47,9 +47,10 @@ class ValueSums:
         self.kind = state["kind"]
         self._state = _State()
 
-    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes whether the module's cache layer holds what was summed; the tensor itself is gone once it grows."""
+        if torch.compiler.is_compiling():
+            return  # a graph keeps nothing of a thread: the sum is made anew there
         state = self._state
         state.holds = False
         cache = next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), None)

@@ -20,6 +20,7 @@ from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
 from .arguments import MOST_KEYS, address, as_rows, attention_refusal, contiguous, strided
 from .library import native
+from .short_rows import fill_short_rows
 
 if TYPE_CHECKING:
     from ..thresholds import ModuleThresholds
@@ -61,7 +62,8 @@ def attend(
 ) -> tuple[Tensor, RowCounts | None]:
     """As method.attend, for a call that `refusal` has nothing against; UsageError where there is no library for it.
 
-    What is kept differs only where two scores tie within rounding. Counts of several queries have no V rows.
+    What is kept differs only where two scores tie within rounding. Counts of several queries have no V rows. Where
+    nothing is counted, torch's own attention may do the rows that are too short for the method.
     """
     library, visibility = native(), inputs.visibility
     if library is None or not isinstance(visibility, RowRanges):
@@ -73,7 +75,10 @@ def attend(
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
-    first, last = contiguous(visibility.first), contiguous(visibility.last)
+    done = 0 if count or queries == 1 else fill_short_rows(out, inputs, method.min_length)
+    if done == queries:
+        return out, None
+    first, last = contiguous(visibility.first[:, done:]), contiguous(visibility.last[:, done:])
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
     bias = None if inputs.bias is None else as_rows(inputs.bias.expand(batch, heads, queries, keys))
     value_sum = inputs.value_sum
@@ -88,24 +93,25 @@ def attend(
         batch,
         heads,
         groups,
-        queries,
+        queries - done,
         keys,
         width,
         value_width,
         query.dtype is torch.bfloat16,
-        *strided(query),
+        *strided(query[:, :, done:]),
         *strided(key),
         *strided(value),
-        *strided(out),
+        *strided(out[:, :, done:]),
         inputs.scale,
         inputs.softcap or 0.0,
         *strided(bias),
         address(sinks),
         first.data_ptr(),
         last.data_ptr(),
-        queries if first.shape[0] > 1 else 0,
+        queries - done if first.shape[0] > 1 else 0,
         method.k or 0,
         *((0, 1) if method.keep is None else exact_share(method.keep).as_integer_ratio()),
+        min(method.min_length, MOST_KEYS),
         *_table(method, thresholds),
         COMPENSATION[method.compensation],
         DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,

@@ -65,7 +65,8 @@ class Budget(Kept):
 
     protect_first, protect_recent: the first and the last visible keys of a row that are always kept, within k.
     compensation: "none", "sdc" or "sdc+vmc", what becomes of the dropped keys' mass (see compensation.py). v_mean: the
-    mean of value rows that "sdc+vmc" uses, over all "visible" keys or over the "dropped" ones.
+    mean of value rows that "sdc+vmc" uses, over all "visible" keys or over the "dropped" ones. min_length: rows that
+    see fewer keys keep them all.
     Raises UsageError for values outside their range.
     """
 
@@ -73,10 +74,11 @@ class Budget(Kept):
     protect_recent: int = 0
     compensation: str = "none"
     v_mean: str = "visible"
+    min_length: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("protect_first", "protect_recent"):
+        for name in ("protect_first", "protect_recent", "min_length"):
             require_count(name, getattr(self, name))
         if self.k is not None and self.protect_first + self.protect_recent > self.k:
             raise UsageError(
@@ -84,16 +86,26 @@ class Budget(Kept):
             )
         check_compensation(self.compensation, self.v_mean)
 
+    def rows_k(self, lengths: Tensor) -> Tensor:
+        """As in Kept, and the length itself for rows shorter than min_length."""
+        rows_k = super().rows_k(lengths)
+        return torch.where(lengths < self.min_length, lengths, rows_k) if self.min_length else rows_k
+
     def describe(self) -> str:
-        """For tables: 'k = 64, sdc+vmc'."""
-        return super().describe() + (f", {self.compensation}" if self.compensation != "none" else "")
+        """For tables: 'k = 64, dense below 512 keys, sdc+vmc'."""
+        below = f", dense below {self.min_length} keys" if self.min_length else ""
+        return super().describe() + below + (f", {self.compensation}" if self.compensation != "none" else "")
+
+    def as_dense(self) -> Self:
+        """As in Kept; short rows take the same way as all others."""
+        return replace(self, k=None, keep=1.0, min_length=0)
 
     def as_small(self, k: int) -> Self:
-        """As in Kept, with protected keys only where they fit."""
+        """As in Kept, for rows of any length, with protected keys only where they fit."""
         k = min(self.k or k, k)
-        if self.protect_first + self.protect_recent <= k:
-            return replace(self, k=k, keep=None)
-        return replace(self, k=k, keep=None, protect_first=0, protect_recent=0)
+        fit = self.protect_first + self.protect_recent <= k
+        first, recent = (self.protect_first, self.protect_recent) if fit else (0, 0)
+        return replace(self, k=k, keep=None, protect_first=first, protect_recent=recent, min_length=0)
 
     def protected(self, chunk: Chunk) -> Tensor | None:
         """bool like chunk.scores: visible keys that are always kept; None where nothing is protected.

@@ -78,8 +78,11 @@ class ClusteredPlain:
         return replace(self, clusters=min(self.clusters, k), min_length=0)
 
     def describe(self) -> str:
-        """For tables: '100 clusters'."""
-        return f"{self.clusters} clusters"
+        """For tables: '100 clusters, dense below 512 tokens'."""
+        return f"{self.clusters} clusters{self._dense_below()}"
+
+    def _dense_below(self) -> str:
+        return f", dense below {self.min_length} tokens" if self.min_length else ""
 
     def attend(
         self,
@@ -170,8 +173,8 @@ class Clustered(ClusteredPlain):
         return replace(self, clusters=min(self.clusters, k), k=min(self.k, k), min_length=0)
 
     def describe(self) -> str:
-        """For tables: '100 clusters, k = 32'."""
-        return f"{self.clusters} clusters, k = {self.k}"
+        """For tables: '100 clusters, k = 32, dense below 512 tokens'."""
+        return f"{self.clusters} clusters, k = {self.k}{self._dense_below()}"
 
 
 def shared_keys(visibility: Visibility, queries: int, keys: int) -> Tensor:

@@ -90,6 +90,12 @@ def test_rows_that_see_nothing_are_not_counted() -> None:
     assert everything(histogram) == 8 * HEADS
 
 
+def test_rows_that_are_always_dense_are_not_counted() -> None:
+    histogram = observed(Budget(k=5, min_length=9), [chunk(random(0, queries=11))])
+    assert histogram.rows.tolist() == [0] * 9 + [1] * 3
+    assert everything(histogram) == (9 + 10 + 11) * HEADS
+
+
 def test_memory_does_not_grow_with_samples() -> None:
     histogram = observed(BUDGET, [chunk(random(seed)) for seed in range(2)])
     buckets = sorted(histogram.counts)

@@ -175,11 +175,13 @@ def test_deeper_modules_see_what_sparse_ones_give() -> None:
 def test_every_module_keeps_its_own_budget_and_options() -> None:
     model = tiny_models.build("llama")
     first, second = plan_for(model, TopK(k=3))
-    plan = {first: TopK(keep=0.5, protect_first=1), second: TopTheta(k=8, min_keep=3)}
-    assert calibrate_plan(model, plan, samples("llama", range(2))).plan == {
+    plan = {first: TopK(keep=0.5, protect_first=1), second: TopTheta(k=8, min_keep=3, min_length=10)}
+    made = calibrate_plan(model, plan, samples("llama", range(2)))
+    assert made.plan == {
         first: TopTheta(keep=0.5, protect_first=1),
-        second: TopTheta(k=8, min_keep=3),
+        second: TopTheta(k=8, min_keep=3, min_length=10),
     }
+    assert (made.thresholds[first].shortest, made.thresholds[second].shortest) == (2, 10)
 
 
 def test_a_module_whose_rows_are_within_k_has_no_table() -> None:

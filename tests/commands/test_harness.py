@@ -41,6 +41,13 @@ def test_one_task(sparsify: Sparsify, work: Path) -> None:
 
 
 @pytest.mark.usefixtures("tasks", "recipe")
+def test_calls_are_told_to_who_asks(sparsify: Sparsify) -> None:
+    done = sparsify("eval", "--harness", "choosing.yaml", "--limit", "5", "--verbose")
+    assert done.code == 0, done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("calls: ")]) == 1
+
+
+@pytest.mark.usefixtures("tasks", "recipe")
 def test_several_tasks_and_recipes_are_judged_together(sparsify: Sparsify, work: Path) -> None:
     assert sparsify("patch", "llama", "--k", "400", "--no-verify", "-o", "wide").code == 0
     done = sparsify("eval", "sparsified", "wide", "--harness", "choosing.yaml,writing.yaml", "--max-drop", "100")

@@ -67,6 +67,25 @@ def test_another_k_gives_a_calibrated_recipe(sparsify: Sparsify, calibrated: Pat
     assert {method["k"] for method in as_top_k["plan"].values() if "k" in method} == {3}
 
 
+def test_min_length_goes_from_patch_to_calibrate_to_another_k(sparsify: Sparsify, work: Path) -> None:
+    done = sparsify("patch", "llama", "--k", "4", "--min-length", "9")
+    assert done.code == 0, done.err
+    assert "top-k, k = 4, dense below 9 keys, sdc+vmc" in done.out
+    done = sparsify("calibrate", "-d", "q.jsonl", "--samples", "4")
+    assert done.code == 0, done.err
+    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three")
+    assert done.code == 0, done.err
+    assert "top-theta, k = 3, dense below 9 keys, sdc+vmc, post-softmax" in done.out
+    for name in ("sparsified", "three"):
+        loaded = load_recipe(name)
+        assert {method.min_length for method in loaded.plan.values()} == {9}  # type: ignore[union-attr]
+        assert {table.shortest for table in loaded.thresholds.values()} == {9}
+    options = ("-d", "q.jsonl", "--max-new-tokens", "2", "--limit", "4", "--max-drop", "100", "--json")
+    kept = json.loads(sparsify("eval", "three", *options).out)["kept"]["total"]
+    assert kept["rows_without_threshold"] == 0
+    assert kept["long_rows"] > 0
+
+
 def test_at_its_own_k_the_thresholds_are_those_of_calibration(sparsify: Sparsify, calibrated: Path) -> None:
     done = sparsify("patch", "--thresholds", "sparsified", "-o", "same", "-q", "--no-verify")
     assert (done.code, done.out, done.err) == (0, "", "")

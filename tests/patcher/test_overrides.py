@@ -31,6 +31,11 @@ FFN = "encoder.block.{}.layer.1.DenseReluDense.wo"
             "a.b",
             TopTheta(k=8, placement="max-relative", denominator="exp-threshold", compensation="sdc"),
         ),
+        (
+            "a.b=top-theta,k=8,min-length=7,compensation=none",
+            "a.b",
+            TopTheta(k=8, min_length=7),
+        ),
         ("a.b=top-k-feed-forward,k=16", "a.b", TopKFeedForward(k=16)),
         ("a.b=none", "a.b", None),
         ("re:a(?=b)b=top-k,k=1", "re:a(?=b)b", TopK(k=1, compensation="sdc+vmc")),

@@ -26,7 +26,7 @@ from hf_sparsify.patcher.thresholds import ModuleThresholds
 BASE = BaseModel("some/model", "causal-lm", "llama", "abc", revision="0123")
 PLAN: dict[str, AttentionMethod] = {
     "layers.0.attn": TopK(k=8, protect_first=2),
-    "layers.1.attn": TopTheta(keep=0.25, min_keep=3),
+    "layers.1.attn": TopTheta(keep=0.25, min_keep=3, min_length=99),
 }
 RECORD = CalibrationRecord("squad", "train", "f" * 64, 16, 7, "k = 8")
 
@@ -196,6 +196,16 @@ def test_fields_of_a_newer_version_are_ignored(tmp_path: Path) -> None:
     data["base_model"]["new"], data["newer"] = 1, 2
     (tmp_path / "sparsify.json").write_text(json.dumps(data))
     assert load_recipe(tmp_path) == plain()
+
+
+def test_a_recipe_from_before_min_length_has_none(tmp_path: Path) -> None:
+    save_recipe(plain(), tmp_path)
+    data = json.loads((tmp_path / "sparsify.json").read_text())
+    for entry in data["plan"].values():
+        del entry["min_length"]
+    (tmp_path / "sparsify.json").write_text(json.dumps(data))
+    loaded = load_recipe(tmp_path).plan
+    assert loaded == {**PLAN, "layers.1.attn": TopTheta(keep=0.25, min_keep=3)}
 
 
 @pytest.mark.parametrize("bytes_", [None, b"", b"nonsense", b"\xff" * 64])

@@ -11,11 +11,9 @@ from hf_sparsify.errors import UsageError
 from hf_sparsify.patcher.binding.patching import current_patch
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.methods import AttentionMethod, Clustered, TopK, TopKFeedForward, TopTheta
-from patched_models import close, far
-from tiny_models import build, inputs, logits
-from torch import nn
+from patched_models import close, far, one_layer
+from tiny_models import inputs, logits
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 METHODS: dict[str, tuple[AttentionMethod, ...]] = {
     "llama": (TopK(k=3), TopTheta(k=2)),
@@ -31,19 +29,15 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def one_layer(name: str) -> PreTrainedModel:
-    """Tracing takes a second per layer, and all layers are alike."""
-    model = build(name)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and isinstance(module[0], GradientCheckpointingLayer):
-            del module[1:]
+def without_cache(name: str) -> PreTrainedModel:
+    model = one_layer(name)
     model.config.use_cache = False
     return model
 
 
 def check(name: str, backend: str) -> None:
     """Dense, every method, dense, feed-forward with attention, dense again, all in one compiled model."""
-    model = one_layer(name)
+    model = without_cache(name)
     compiled = torch.compile(model, backend=backend)
     call, longer = inputs(name, "right", length=9), inputs(name, "right", length=12)
     dense = logits(model, call)
@@ -73,7 +67,7 @@ def test_a_model_compiled_by_inductor_follows_patching_and_unpatching() -> None:
 
 
 def test_a_compiled_model_is_patched_counted_and_unpatched_itself() -> None:
-    model, call = one_layer("bert"), inputs("bert", "right")
+    model, call = without_cache("bert"), inputs("bert", "right")
     compiled = torch.compile(model, backend="eager")
     patch = hf_sparsify.patch(compiled, TopK(k=3), TopKFeedForward(k=4))  # type: ignore[arg-type]
     assert [module.name for module in patch.module_patches] == [
@@ -89,12 +83,3 @@ def test_a_compiled_model_is_patched_counted_and_unpatched_itself() -> None:
     hf_sparsify.unpatch(compiled)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="not patched"):
         current_patch(model)
-
-
-def test_one_graph_for_all_of_a_patched_model_is_refused_by_torch() -> None:
-    model, call = one_layer("bert"), inputs("bert", "right")
-    hf_sparsify.patch(model, TopK(k=3))
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        logits(torch.compile(model, backend="eager", fullgraph=True), call)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError):
-        torch.export.export(model, (), call)

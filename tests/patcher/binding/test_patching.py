@@ -12,10 +12,20 @@ import torch
 import transformers
 from hf_sparsify.errors import NotPatchableError, RecipeMismatchError, UnsupportedAttentionArgument, UsageError
 from hf_sparsify.patcher.binding.attention import ATTENTION_NAME, PATCH_ATTRIBUTE
+from hf_sparsify.patcher.binding.feed_forward import feed_forward_modules
 from hf_sparsify.patcher.binding.modules import attention_modules
-from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE, Patch, apply_plan, current_patch, remove_patch
+from hf_sparsify.patcher.binding.patching import (
+    MODEL_ATTRIBUTE,
+    Patch,
+    apply_plan,
+    call_paths,
+    current_patch,
+    describe_paths,
+    remove_patch,
+)
+from hf_sparsify.patcher.kernels.library import native
 from hf_sparsify.patcher.meter import Meter
-from hf_sparsify.patcher.methods import AttentionMethod, TopK, TopTheta
+from hf_sparsify.patcher.methods import AttentionMethod, Method, TopK, TopKFeedForward, TopTheta
 from hf_sparsify.patcher.thresholds import ModuleThresholds
 from patched_models import (
     FEW,
@@ -288,6 +298,28 @@ def test_an_argument_that_is_not_known_is_refused_with_the_name_of_the_module() 
     with pytest.raises(UnsupportedAttentionArgument, match=r"^model\.layers\.0\.self_attn hands .* some_new_argument"):
         model(**call, some_new_argument=torch.ones(1))
     assert model(**call, some_new_argument=None).logits.shape == (2, 12, 97)
+
+
+def test_calls_are_counted_by_the_way_they_took() -> None:
+    """Two layers with attention and a feed-forward layer each; double precision is nothing for a native kernel."""
+    model, call = build("bert").double(), inputs("bert")
+    with pytest.raises(UsageError, match="not patched"):
+        call_paths(model)
+    plan: dict[str, Method] = {**everything(model, FEW)}
+    plan |= {target.name: TopKFeedForward(k=3) for target in feed_forward_modules(model)}
+    patch = apply_plan(model, plan)
+    for _ in range(3):
+        logits(model, call)
+    reason = "torch: no native library" if native() is None else "torch: stored as float64"
+    found = call_paths(model)
+    assert (found[reason], sum(found.values())) == (12 if native() is not None else 6, 12)
+    assert found == patch.paths
+    remove_patch(model)
+
+
+def test_paths_as_text() -> None:
+    paths = {"torch: head size 20": 64, "native": 1920, "torch: dropout": 64}
+    assert describe_paths(paths) == "1,920 native; 64 torch: dropout; 64 torch: head size 20"
 
 
 def test_the_record_lives_on_the_model() -> None:

@@ -33,6 +33,8 @@ COMPENSATED: tuple[Sparse, ...] = (
     TopTheta(k=3, compensation="sdc+vmc"),
     TopTheta(k=3, compensation="sdc+vmc", placement="max-relative", denominator="exp-threshold"),
     TopTheta(k=3, compensation="sdc+vmc", placement="pre-softmax", denominator="offline"),
+    TopK(k=3, compensation="sdc+vmc", min_length=6),
+    TopTheta(k=3, compensation="sdc+vmc", min_length=6),
 )
 
 

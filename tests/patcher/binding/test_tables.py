@@ -153,6 +153,9 @@ def test_rows_that_are_dense_anyway_need_no_threshold(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         apply_plan(model, everything(model, METHOD), fitted(model, shortest=4, longest=12))
         logits(model, call)
+        remove_patch(model)
+        apply_plan(model, everything(model, replace(METHOD, min_length=9)), fitted(model, shortest=9, longest=12))
+        logits(model, call)
     assert warnings(caplog) == []
 
 

@@ -82,7 +82,8 @@ def methods(draw: st.DrawFn) -> TopK | TopTheta:
     compensation = draw(st.sampled_from(["none", "sdc", "sdc+vmc"]))
     budgets = st.one_of(st.integers(3, 40).map(lambda k: {"k": k}), st.sampled_from([{"keep": 0.07}, {"keep": 0.5}]))
     v_mean = draw(st.sampled_from(["visible", "dropped"]))
-    common = {**draw(budgets), "compensation": compensation, "v_mean": v_mean}
+    min_length = draw(st.one_of(st.just(0), st.integers(1, 200)))
+    common = {**draw(budgets), "compensation": compensation, "v_mean": v_mean, "min_length": min_length}
     if draw(st.booleans()):
         return TopK(**common)
     placement = draw(st.sampled_from(list(THETA)))

@@ -27,6 +27,14 @@ def test_k_is_capped_by_the_row_length() -> None:
     assert Budget(k=3).rows_k(torch.tensor([0, 1, 3, 4, 9])).tolist() == [0, 1, 3, 3, 3]
 
 
+@pytest.mark.parametrize("budget", [{"k": 3}, {"keep": 0.5}])
+def test_rows_shorter_than_min_length_keep_all(budget: dict[str, Any]) -> None:
+    lengths = torch.tensor([0, 1, 4, 6, 7, 9])
+    kept = Budget(**budget).rows_k(lengths).tolist()
+    assert Budget(**budget, min_length=7).rows_k(lengths).tolist() == [0, 1, 4, 6, *kept[4:]]
+    assert Budget(**budget, min_length=1).rows_k(lengths).tolist() == kept
+
+
 @pytest.mark.parametrize(
     ("keep", "length", "expected"),
     [
@@ -70,6 +78,9 @@ def test_fraction_is_the_exact_ceiling(thousandths: int, length: int) -> None:
         ({"k": 4, "protect_recent": 1.5}, "protect_recent must be"),
         ({"k": 4, "protect_recent": True}, "protect_recent must be"),
         ({"k": 4, "protect_first": 3, "protect_recent": 2}, "do not fit in k = 4"),
+        ({"k": 4, "min_length": -1}, "min_length must be a whole number of at least 0, not -1"),
+        ({"k": 4, "min_length": 2.5}, "min_length must be"),
+        ({"k": 4, "min_length": None}, "min_length must be"),
     ],
 )
 def test_unusable_values_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -80,6 +91,14 @@ def test_unusable_values_are_refused(fields: dict[str, Any], message: str) -> No
 def test_describe() -> None:
     assert Budget(k=64).describe() == "k = 64"
     assert Budget(keep=0.25).describe() == "keep = 0.25"
+    assert Budget(k=64, min_length=512, compensation="sdc").describe() == "k = 64, dense below 512 keys, sdc"
+
+
+def test_the_dense_and_the_small_version_treat_rows_of_all_lengths_alike() -> None:
+    budget = Budget(k=8, min_length=512, protect_first=3)
+    assert budget.as_dense() == Budget(keep=1.0, protect_first=3)
+    assert budget.as_small(4) == Budget(k=4, protect_first=3)
+    assert budget.as_small(2) == Budget(k=2)
 
 
 def test_nothing_is_protected_unless_asked() -> None:

@@ -280,7 +280,9 @@ def test_as_dense_and_as_small() -> None:
 
 def test_names_descriptions_and_recipe_entries() -> None:
     assert ClusteredPlain(clusters=7).describe() == "7 clusters"
+    assert ClusteredPlain(clusters=7, min_length=9).describe() == "7 clusters, dense below 9 tokens"
     assert Clustered(clusters=7, k=5).describe() == "7 clusters, k = 5"
+    assert Clustered(clusters=7, k=5, min_length=9).describe() == "7 clusters, k = 5, dense below 9 tokens"
     assert (ClusteredPlain().refined, Clustered(k=5).refined) == (0, 5)
     for method in (ClusteredPlain(7, 2, 64, 3), Clustered(7, 2, 64, 3, 5)):
         assert METHODS[method.name] is type(method)

@@ -226,15 +226,22 @@ def test_what_tables_say() -> None:
 
 def test_a_recipe_entry_holds_every_field_and_comes_back() -> None:
     method = TopTheta(
-        k=8, min_keep=2, placement="max-relative", denominator="offline", compensation="sdc+vmc", v_mean="dropped"
+        k=8,
+        min_keep=2,
+        placement="max-relative",
+        denominator="offline",
+        compensation="sdc+vmc",
+        v_mean="dropped",
+        min_length=99,
     )
     entry = method_to_dict(method)
     assert entry["placement"] == "max-relative"
     assert entry["denominator"] == "offline"
+    assert entry["min_length"] == 99
     assert method_from_dict(entry) == method
     assert method_from_dict({"method": "top-theta", "k": 8}) == TopTheta(k=8)
     exact = exact_top_k(method)
-    assert exact == TopK(k=8, compensation="sdc+vmc", v_mean="dropped")
+    assert exact == TopK(k=8, compensation="sdc+vmc", v_mean="dropped", min_length=99)
 
 
 def test_the_dense_and_the_small_version_keep_what_they_can() -> None:

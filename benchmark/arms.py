@@ -1,0 +1,71 @@
+"""The contenders of a benchmark: one loaded model, dense as it was loaded, dense with eager attention, and patched."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..patcher.binding.modules import unwrapped
+from ..patcher.binding.patching import Patch, apply_plan, remove_patch
+from ..patcher.recipe import Recipe
+
+DENSE, EAGER, PATCHED = "dense", "eager", "patched"
+ARMS = (DENSE, EAGER, PATCHED)
+
+
+class Arms:
+    """Of one model, which is dense outside of `use`. Raises what apply_plan raises."""
+
+    def __init__(self, model: Any, recipe: Recipe) -> None:
+        self.model = unwrapped(model)
+        self.patch: Patch = apply_plan(model, recipe.plan, recipe.thresholds)
+        remove_patch(model)
+        self.implementation = str(self.model.config._attn_implementation)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Without EAGER where the model is that already or cannot be."""
+        if self.implementation == "eager":
+            return DENSE, PATCHED
+        with self.use(EAGER):
+            taken = self.model.config._attn_implementation == "eager"
+        return ARMS if taken else (DENSE, PATCHED)
+
+    @contextmanager
+    def use(self, arm: str) -> Iterator[None]:
+        """The model is this contender inside the block."""
+        if arm == PATCHED:
+            with self.patch.resumed():
+                yield
+        elif arm == EAGER:
+            with _silent("transformers.modeling_utils"):
+                self.model.set_attn_implementation("eager")
+            try:
+                yield
+            finally:
+                self.model.set_attn_implementation(self.implementation)
+        else:
+            yield
+
+    def calls(self) -> Counter[str]:
+        """Calls of patched modules by the way that they took (see ModulePatch.paths)."""
+        return self.patch.paths
+
+    def clear_calls(self) -> None:
+        """Counts calls from 0 again."""
+        for module in self.patch.module_patches:
+            module.paths.clear()
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,84 @@
+"""Peak memory of one contender. It wants a process of its own: what another left behind would count."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from ..patcher.binding.loading import LoadedModel
+from .arms import Arms
+from .workload import workload
+
+# Copies of all scores that eager attention holds at once, in float32: products, softmax, and what becomes of them.
+EAGER_COPIES = 3
+
+
+def eager_bytes(model: Any, batch_size: int, length: int) -> int:
+    """About what eager attention needs at one layer, for all scores of all heads."""
+    config = model.config.get_text_config(decoder=False)
+    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
+    return EAGER_COPIES * 4 * batch_size * int(heads) * length * length
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where it does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available) if device.type == "cpu" else None
+
+
+def peaks_of(
+    loaded: LoadedModel, arms: Arms, arm: str, tokens: Tensor, lengths: Sequence[int], new_tokens: int
+) -> dict[int, int | None]:
+    """Peak bytes above the loaded model, for a pass over the first so many of tokens [B, n]; lengths ascend.
+
+    None where the device does not tell.
+    """
+    model, task = loaded.model, loaded.base.task
+    work = workload(model, task, tokens[:, : lengths[0]], new_tokens)
+    work.warm_up()  # weights are read from disk when they are first used
+    device = work.tokens.device
+    base, peaks = _used(device), {}
+    with arms.use(arm):
+        for length in lengths:
+            _forget_peak(device)
+            workload(model, task, tokens[:, :length], new_tokens).run()
+            peak = _peak(device)
+            peaks[length] = None if peak is None or base is None else max(peak - base, 0)
+    return peaks
+
+
+def _used(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss) if device.type == "cpu" else None
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        try:
+            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")
+        except OSError:
+            pass  # lengths ascend, so a peak from before is a smaller one
+
+
+def _peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    if sys.platform == "linux":
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,81 @@
+"""Attention as torch.compile and torch.export trace it: everything here is plain tensor work or the one operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..kernels.operator import attention, call_text, table_tensors
+from ..methods.visibility import RowRanges
+from .masks import bias_of, is_row_ranges, unmasked, visible_and_added
+
+if TYPE_CHECKING:
+    from .attention import ModulePatch
+
+DENSE = call_text("a module that is not patched", None)
+
+
+def leaves_graph(patch: ModulePatch | None, dropout: float, *tensors: Tensor | None) -> bool:
+    """Whether a call that is being compiled has to run outside the graph.
+
+    What counts or calibrates keeps its own books in Python, dropout and gradients take the torch way, and a method that
+    no recipe names cannot be told to the operator. torch.export knows no outside; what it makes has no gradients.
+    """
+    if patch is not None and (patch.meter is not None or patch.observer is not None or patch.text is None):
+        return True
+    if dropout:
+        return True
+    trains = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return trains and torch.compiler.is_dynamo_compiling()
+
+
+def attend_in_graph(
+    patch: ModulePatch | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    position_bias: Tensor | None,
+    sinks: Tensor | None,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Attention [B, q, H, E] as one node of the graph. Calls and ways taken are not counted."""
+    queries, keys = query.shape[2], key.shape[2]
+    first, last, gaps, visible, added = _trace_mask(mask, queries, keys, causal, query.device)
+    bias = bias_of(position_bias, added, queries, keys)
+    text, table = (DENSE, None) if patch is None else (patch.text, patch.thresholds)
+    return attention(
+        query, key, value, first, last, gaps, visible, bias, sinks, table_tensors(table), scale, softcap, text
+    )
+
+
+def _trace_mask(
+    mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What read_mask says, without a look at the data: first, last, gaps and visible of the operator, and the additive
+    part of a float mask. Equal for all layers, so a compiler computes it once."""
+    if mask is None:
+        ranges = unmasked(queries, keys, causal)
+        return ranges.first.to(device), ranges.last.to(device), None, None, None
+    mask = mask.to(device)
+    if is_row_ranges(mask):
+        first, last, _ = mask[:, 0].to(torch.int64).unbind(-1)
+        return first, last, None, None, None
+    visible, added = visible_and_added(mask, queries, keys)
+    ranges = _hull(visible)
+    gaps = (visible.sum(-1) != ranges.lengths()).any()
+    return ranges.first, ranges.last, gaps, visible, added
+
+
+def _hull(visible: Tensor) -> RowRanges:
+    """The smallest interval of keys that holds all that the heads of a row see: bool [B, H, q, n] -> [B, q]."""
+    keys = visible.shape[-1]
+    position = torch.arange(keys, device=visible.device)
+    seen = visible.any(1)
+    first = torch.where(seen, position, keys).amin(-1)
+    last = torch.where(seen, position + 1, 0).amax(-1)
+    return RowRanges(first, torch.maximum(first, last))

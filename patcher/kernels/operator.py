@@ -1,0 +1,143 @@
+"""Attention of a patched module as one torch operator, so that torch.compile keeps a model in one graph.
+
+Which keys are kept depends on the data, which no graph can hold: to the compiler the operator is a black box whose
+output has a known shape. All that it needs is among its arguments, so a graph stands for itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import NotPatchableError
+from ..methods import (
+    ATTENTION_METHODS,
+    AttentionInputs,
+    AttentionMethod,
+    FullMask,
+    RowRanges,
+    Visibility,
+    attend_rows,
+    method_from_dict,
+    method_to_dict,
+)
+from ..table_check import check_table
+from ..thresholds import ModuleThresholds
+from . import kernel_of
+
+# Parsed calls that are remembered: one for each module of a few models.
+CALLS = 4096
+
+
+def call_text(name: str, method: AttentionMethod | None, table: ModuleThresholds | None = None) -> str | None:
+    """What the operator has to know of a module beside tensors, as JSON; method None is dense attention.
+
+    None for a class of method that no recipe has: it could not be read back.
+    """
+    if method is not None and ATTENTION_METHODS.get(method.name) is not type(method):
+        return None
+    facts = None
+    if table is not None:
+        facts = {part: getattr(table, part) for part in ("shortest", "longest", "placement", "scale")}
+    return json.dumps({"name": name, "method": None if method is None else method_to_dict(method), "table": facts})
+
+
+def table_tensors(table: ModuleThresholds | None) -> list[Tensor]:
+    """The tensors of a threshold table, for the operator; none for no table."""
+    if table is None:
+        return []
+    return [table.lengths, table.theta] if table.dropped is None else [table.lengths, table.theta, table.dropped]
+
+
+@dataclass
+class _Call:
+    """What call_text told. thresholds: the table of the last call, because checking a table takes longer than a short
+    step of attention."""
+
+    name: str
+    method: AttentionMethod | None
+    table: dict[str, Any] | None
+    thresholds: ModuleThresholds | None = field(default=None)
+
+    def thresholds_of(self, tensors: list[Tensor]) -> ModuleThresholds | None:
+        if self.table is None:
+            return None
+        known = self.thresholds
+        if known is None or [*map(id, table_tensors(known))] != [*map(id, tensors)]:
+            lengths, theta, *dropped = tensors
+            self.thresholds = known = ModuleThresholds(
+                lengths, theta, dropped=dropped[0] if dropped else None, **self.table
+            )
+        return known
+
+
+@lru_cache(CALLS)
+def _read(text: str) -> _Call:
+    content = json.loads(text)
+    method: Any = None if content["method"] is None else method_from_dict(content["method"])
+    return _Call(content["name"], method, content["table"])
+
+
+@cache
+def _told(shortest: int, longest: int) -> set[str]:
+    """The warnings given on tables of one range: a graph does not know which of its modules belong to one model."""
+    return set()
+
+
+@torch.library.custom_op("hf_sparsify::attention", mutates_args=())
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    first: Tensor,
+    last: Tensor,
+    gaps: Tensor | None,
+    visible: Tensor | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    table: list[Tensor],
+    scale: float,
+    softcap: float | None,
+    call: str,
+) -> Tensor:
+    """Attention [B, q, H, E] in the dtype of value, contiguous; tensors and numbers as in AttentionInputs.
+
+    first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [], whether `visible`, bool [B or 1, H or 1, q, n], says
+    what the ranges cannot; both None where the ranges say it all. table: see table_tensors. call: see call_text.
+    Sums of values are not carried from step to step here, as a graph has no memory: V-mean compensation reads the whole
+    cache. There is no backward pass. Raises NotPatchableError and RecipeMismatchError as the method does.
+    """
+    visibility: Visibility = RowRanges(first, last)
+    if visible is not None and (gaps is None or bool(gaps)):
+        visibility = FullMask(visible)
+    inputs = AttentionInputs(query, key, value, visibility, scale, bias, softcap, sinks)
+    with torch.no_grad():
+        out = _attend(_read(call), inputs, table).transpose(1, 2).contiguous()
+    return out.view(out.shape)  # a single query may lie as if there were others, which the compiler does not expect
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
+    return value.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+def _attend(call: _Call, inputs: AttentionInputs, table: list[Tensor]) -> Tensor:
+    """The output [B, H, q, E], by the native kernel where that takes the call."""
+    method, thresholds = call.method, call.thresholds_of(table)
+    if method is None:
+        return attend_rows(inputs)[0]
+    if thresholds is not None:
+        check_table(call.name, method, thresholds, inputs, _told(thresholds.shortest, thresholds.longest))
+    kernel = kernel_of(method)
+    try:
+        if kernel is not None and kernel.refusal(inputs, method) is None:
+            native: Tensor = kernel.attend(inputs, method, thresholds)[0]
+            return native
+        return method.attend(inputs, thresholds=thresholds)[0]
+    except NotPatchableError as error:
+        raise NotPatchableError(f"{call.name}: {error}") from None

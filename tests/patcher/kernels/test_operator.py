@@ -1,0 +1,165 @@
+"""The operator of compiled graphs: what it computes is what the methods compute, and its fake is like the real one."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hf_sparsify.errors import NotPatchableError, RecipeMismatchError
+from hf_sparsify.patcher.kernels.operator import attention, call_text, table_tensors
+from hf_sparsify.patcher.methods import (
+    AttentionInputs,
+    AttentionMethod,
+    Clustered,
+    ClusteredPlain,
+    FullMask,
+    TopK,
+    TopTheta,
+    attend_rows,
+)
+from hf_sparsify.patcher.thresholds import ModuleThresholds
+from tiny_models import attention_inputs, visible_keys
+from torch import Tensor
+
+NAME = "layers.3.attn"
+OFFLINE = TopTheta(k=2, placement="max-relative", compensation="sdc", denominator="offline")
+
+METHODS: dict[str, AttentionMethod | None] = {
+    "dense": None,
+    "top-k": TopK(k=2),
+    "means of values": TopK(keep=0.3, compensation="sdc+vmc", v_mean="dropped"),
+    "top-theta": TopTheta(k=2, compensation="sdc+vmc"),
+    "offline": OFFLINE,
+    "clustered": Clustered(clusters=3, k=2),
+    "clustered-plain": ClusteredPlain(clusters=3),
+}
+
+
+def table(method: AttentionMethod | None, theta: float = -1.5, longest: int = 64, **fields: Any) -> Any:
+    if not isinstance(method, TopTheta):
+        return None
+    dropped = torch.full((4, 1), 0.4) if method.denominator == "offline" else None
+    return ModuleThresholds(
+        torch.tensor([1.0]), torch.full((4, 1), theta), 1, longest, method.placement, dropped=dropped, **fields
+    )
+
+
+def arguments(
+    call: AttentionInputs, method: AttentionMethod | None, thresholds: Any, name: str = NAME
+) -> tuple[Any, ...]:
+    """What the operator takes, for a call and a module."""
+    seen, gaps, visible = call.visibility, None, None
+    if isinstance(seen, FullMask):
+        first = last = torch.zeros(call.query.shape[0], call.query.shape[2], dtype=torch.int64)
+        gaps, visible = torch.tensor(True), seen.visible
+    else:
+        first, last = seen.first, seen.last
+    inputs = (call.query, call.key, call.value, first, last, gaps, visible, call.bias, call.sinks)
+    text = call_text(name, method, thresholds)
+    return (*inputs, table_tensors(thresholds), call.scale, call.softcap, text)
+
+
+def expected(call: AttentionInputs, method: AttentionMethod | None, thresholds: Any) -> Tensor:
+    out = attend_rows(call)[0] if method is None else method.attend(call, thresholds=thresholds)[0]
+    return out.transpose(1, 2)
+
+
+def problem(layout: str, method: AttentionMethod | None, **fields: Any) -> AttentionInputs:
+    whole = isinstance(method, ClusteredPlain)
+    return attention_inputs("all" if whole else layout, dtype=torch.float32, width=8, **fields)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("layout", ["causal", "left", "window", "full"])
+@pytest.mark.parametrize("queries", [1, 7])
+def test_it_computes_what_the_method_computes(layout: str, method: AttentionMethod | None, queries: int) -> None:
+    if isinstance(method, ClusteredPlain) and (queries == 1 or layout != "causal"):
+        pytest.skip("clustered attention is of whole sequences")
+    thresholds = table(method)
+    call = problem(layout, method, queries=queries)
+    out = attention(*arguments(call, method, thresholds))
+    assert out.is_contiguous()
+    torch.testing.assert_close(out, expected(call, method, thresholds), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    ("layout", "fields"),
+    [("causal", {}), ("full", {"queries": 1}), ("left", {"bias": True, "sinks": True, "softcap": 2.0})],
+    ids=["causal", "a step", "all there is"],
+)
+def test_torch_finds_nothing_wrong_with_it(layout: str, fields: dict[str, Any], method: AttentionMethod | None) -> None:
+    if isinstance(method, ClusteredPlain) and fields:
+        pytest.skip("clustered attention is of whole sequences, without sinks")
+    torch.library.opcheck(attention, arguments(problem(layout, method, **fields), method, table(method)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("queries", [1, 7])
+def test_the_fake_has_shape_strides_and_dtype_of_the_real_one(queries: int, dtype: torch.dtype) -> None:
+    call = attention_inputs("left", queries=queries, dtype=dtype, width=8)
+    given = arguments(call, TopK(k=2), None)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = attention(*(mode.from_tensor(part) if isinstance(part, Tensor) else part for part in given))
+    real = attention(*given)
+    assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def test_a_mask_is_read_only_where_the_ranges_do_not_say_it_all() -> None:
+    method = TopK(k=2)
+    call = problem("left", method)
+    given = list(arguments(call, method, None))
+    seen = visible_keys(call.visibility, 2, 1, 7, 7)
+    exact = attention(*given)
+    given[5:7] = [torch.tensor(False), torch.zeros_like(seen)]
+    assert torch.equal(attention(*given), exact)
+    given[5:7] = [torch.tensor(True), seen]
+    torch.testing.assert_close(attention(*given), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_the_tables_of_one_module_are_not_mixed_up() -> None:
+    call = problem("causal", OFFLINE)
+    for theta in (-1.5, -0.2, -1.5):
+        thresholds = table(OFFLINE, theta)
+        out = attention(*arguments(call, OFFLINE, thresholds))
+        torch.testing.assert_close(out, expected(call, OFFLINE, thresholds), rtol=1e-4, atol=1e-5)
+    without = replace(OFFLINE, denominator="exact")
+    out = attention(*arguments(call, without, table(without)))
+    torch.testing.assert_close(out, expected(call, without, table(without)), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_method_refuses_is_refused_with_the_modules_name() -> None:
+    method = Clustered(clusters=3, k=2)
+    call = attention_inputs("causal", dtype=torch.float32, width=8)
+    with pytest.raises(NotPatchableError, match=rf"{NAME}: clustered attention needs every query"):
+        attention(*arguments(call, method, None))
+
+
+def test_thresholds_of_another_scale_are_refused() -> None:
+    method = TopTheta(k=2)
+    with pytest.raises(RecipeMismatchError, match=rf"{NAME} are for scores scaled by 0.5, and the model scales by 0.7"):
+        attention(*arguments(problem("causal", method), method, table(method, scale=0.5)))
+
+
+def test_rows_outside_the_table_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    method = TopTheta(k=2)
+    call = problem("causal", method)
+    with caplog.at_level(logging.WARNING):
+        for name in (NAME, NAME, "layers.4.attn"):
+            attention(*arguments(call, method, table(method, longest=5), name))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"rows see fewer than 1 or more than 5 keys, the range that was calibrated ({NAME})"
+    ]
+
+
+@dataclass(frozen=True)
+class Other(TopK):
+    """A class of method that no recipe has."""
+
+
+def test_only_methods_that_can_be_read_back_have_a_text() -> None:
+    assert call_text(NAME, Other(k=2)) is None
+    assert call_text(NAME, TopK(k=2)) is not None
