@@ -20,7 +20,7 @@ class Arms:
     """Of one model, which is dense outside of `use`. Raises what apply_plan raises."""
 
     def __init__(self, model: Any, recipe: Recipe) -> None:
-        self.model = unwrapped(model)
+        self.model: Any = unwrapped(model)
         self.patch: Patch = apply_plan(model, recipe.plan, recipe.thresholds)
         remove_patch(model)
         self.implementation = str(self.model.config._attn_implementation)

@@ -21,8 +21,8 @@ EAGER_COPIES = 3
 def eager_bytes(model: Any, batch_size: int, length: int) -> int:
     """About what eager attention needs at one layer, for all scores of all heads."""
     config = model.config.get_text_config(decoder=False)
-    heads = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
-    return EAGER_COPIES * 4 * batch_size * int(heads) * length * length
+    heads: int = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
+    return EAGER_COPIES * 4 * batch_size * heads * length * length
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 
 from ..patcher.binding.patching import describe_paths
 from ..tables import grid, percent, titled
@@ -33,7 +34,7 @@ def _arms(results: dict[str, Any]) -> list[str]:
     return [arm for arm in ARMS if first and arm in timed]
 
 
-def _times(results: dict[str, Any]) -> RenderableType:
+def _times(results: dict[str, Any]) -> Table:
     arms = _arms(results)
     header = ["phase", "length", *(f"{arm}, ms" for arm in arms), "dense / patched", "tokens/s"]
     rows = []
@@ -63,7 +64,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _shares(results: dict[str, Any]) -> RenderableType:
+def _shares(results: dict[str, Any]) -> Table:
     header = ["phase", "length", "attention", "down-projections", "patched", "at most", "elements kept"]
     rows = []
     for phase in results["lengths"][0]["phases"]:
@@ -76,7 +77,7 @@ def _shares(results: dict[str, Any]) -> RenderableType:
     return grid(header, rows)
 
 
-def _memory(results: dict[str, Any]) -> RenderableType:
+def _memory(results: dict[str, Any]) -> Table:
     arms = _arms(results)
     rows = []
     for entry in results["lengths"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.meter import Meter
+from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Plan, Recipe
 from .arms import DENSE, EAGER, PATCHED, Arms
 from .break_even import break_even, sentence
@@ -95,7 +96,7 @@ def with_min_length(recipe: Recipe, length: int) -> Recipe:
 
     def changed(plan: Plan) -> Plan:
         return {
-            name: replace(method, min_length=length) if hasattr(method, "min_length") else method
+            name: method if isinstance(method, TopKFeedForward) else replace(method, min_length=length)
             for name, method in plan.items()
         }
 

@@ -27,7 +27,7 @@ from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..patcher.binding.loading import LoadOptions
 from ..patcher.binding.modules import input_device
-from ..patcher.methods import method_to_dict
+from ..patcher.methods import TopKFeedForward, method_to_dict
 from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe, check_place, save_recipe
 from .bench_process import Job
@@ -115,7 +115,7 @@ def _check_write(target: Target) -> None:
     """UsageError where --write has nothing to write to."""
     if target.directory is None:
         raise UsageError("--write goes with a recipe: make one with `sparsify patch MODEL`")
-    if not any(hasattr(method, "min_length") for method in target.recipe.plan.values()):
+    if all(isinstance(method, TopKFeedForward) for method in target.recipe.plan.values()):
         raise UsageError("--write says below which length attention stays dense, and this recipe patches no attention")
 
 
