@@ -90,7 +90,12 @@ struct HeadOfClusters {
   const int32_t* positions;
 
   HeadOfClusters(const ClustersCall<T>& c, int64_t b, int64_t h)
-      : c(c), b(b), h(h), group(h / (c.a.heads / c.a.groups)), length(c.a.length(b)), refined(std::min(c.a.refined, length)),
+      : c(c),
+        b(b),
+        h(h),
+        group(h / (c.a.heads / c.a.groups)),
+        length(c.a.length(b)),
+        refined(std::min(c.a.refined, length)),
         positions(c.positions.data() + c.starts[b]) {}
 
   std::vector<double> scores(const std::vector<double>& query, const std::vector<int32_t>& keys) const {
@@ -102,7 +107,8 @@ struct HeadOfClusters {
     return found;
   }
 
-  void add_values(std::vector<double>& out, const std::vector<int32_t>& keys, const std::vector<double>& weights) const {
+  void add_values(std::vector<double>& out, const std::vector<int32_t>& keys,
+                  const std::vector<double>& weights) const {
     for (size_t j = 0; j < keys.size(); ++j) add_times(out, weights[j], c.value.row(b, group, keys[j]));
   }
 
@@ -115,7 +121,7 @@ struct HeadOfClusters {
       if (!members.empty() && !check_cluster(members)) return false;
     }
     for (int64_t i = 0; i < length; ++i)
-      if (assigned[i] < 0 || assigned[i] >= c.a.clusters_of(b)) return std::printf("cluster %d\n", assigned[i]), false;
+      if (assigned[i] < 0 || assigned[i] >= c.a.clusters_of(b)) return wrong("a cluster that there is not");
     return true;
   }
 

@@ -53,8 +53,8 @@ inline bool check_same_pieces(Random& r) {
   const Line<char> pieces((count - 1) * step + size, 0), copy(count * size, 0);
   for (int64_t i = 0; i < pieces.size(); ++i) pieces[i] = static_cast<char>(r.between(0, 100));
   for (int64_t i = 0; i < copy.size(); ++i) copy[i] = pieces[i / size * step + i % size];
-  if (!feed_forward::same_pieces(pieces.data(), step, count, size, copy.data())) return std::printf("not the same\n"), false;
+  const auto same = [&] { return feed_forward::same_pieces(pieces.data(), step, count, size, copy.data()); };
+  if (!same()) return wrong("pieces are the same");
   ++copy[r.between(0, copy.size() - 1)];
-  if (feed_forward::same_pieces(pieces.data(), step, count, size, copy.data())) return std::printf("a change missed\n"), false;
-  return true;
+  return !same() || wrong("a change was missed");
 }

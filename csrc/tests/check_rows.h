@@ -154,9 +154,9 @@ std::vector<double> scores_of(const RowsCall<T>& c, int64_t b, int64_t h, int64_
   return scores;
 }
 
-// The places of what a row keeps, and its threshold in units of the score.
-inline std::vector<int32_t> chosen(const Attention& a, const Rule& rule, const std::vector<double>& scores, double limit,
-                                   Expected& row) {
+// The places of what a row keeps. limit: its threshold in units of the score.
+inline std::vector<int32_t> chosen(const Attention& a, const Rule& rule, const std::vector<double>& scores,
+                                   double limit, Expected& row) {
   std::vector<int32_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
   if (rule.dense) return order;
@@ -214,39 +214,47 @@ Expected expected_row(const RowsCall<T>& c, int64_t b, int64_t h, int64_t i) {
   return row;
 }
 
+// One row of a call against what it should be.
+template <typename T>
+bool check_row(const RowsCall<T>& c, const Expected& row, int64_t b, int64_t h, int64_t i) {
+  const T* out = c.out.row(b, h, i);
+  if (row.close) {
+    for (int64_t e = 0; e < c.a.value_width; ++e)
+      if (std::isnan(number(out[e]))) return wrong("a row is NaN");
+    return true;
+  }
+  if (!same_row<T>(out, row.out, "row")) return false;
+  if (row.spoiled || !c.kept.size()) return true;
+  const int64_t at = (b * c.a.heads + h) * c.a.queries + i;
+  if (c.kept[at] != static_cast<int64_t>(row.keys.size())) return wrong("how much a row keeps");
+  return c.flags[at] == row.flags || wrong("the flags of a row");
+}
+
+// The rows of a group's heads, and for a single query how many value rows those read.
+template <typename T>
+bool check_group(const RowsCall<T>& c, int64_t b, int64_t g) {
+  const int64_t per_group = c.a.heads / c.a.groups;
+  std::vector<bool> read(c.a.keys);
+  bool known = c.v_rows.size();
+  for (int64_t h = g * per_group; h < (g + 1) * per_group; ++h)
+    for (int64_t i = 0; i < c.a.queries; ++i) {
+      const Expected row = expected_row(c, b, h, i);
+      if (!check_row(c, row, b, h, i)) return false;
+      known &= !row.close && !row.spoiled;
+      for (int32_t j : row.keys) read[c.first[c.range_at(b, i)] + j] = true;
+    }
+  if (!known) return true;
+  const int64_t rows = std::count(read.begin(), read.end(), true);
+  return c.v_rows[b * c.a.groups + g] == rows || wrong("how many value rows are read");
+}
+
 // False, and says why, where a call does not give what it should.
 template <typename T>
 bool check_rows(Random& r, int64_t queries) {
   const RowsCall<T> c(r, random_sizes<T>(r, queries));
-  const Attention& a = c.a;
-  queries == 1 ? attend_step<T>(a) : attend_rows<T>(a);
-  for (int64_t b = 0; b < a.batches; ++b)
-    for (int64_t g = 0; g < a.groups; ++g) {
-      std::vector<bool> read(a.keys);
-      bool known = c.v_rows.data();
-      for (int64_t h = g * (a.heads / a.groups); h < (g + 1) * (a.heads / a.groups); ++h)
-        for (int64_t i = 0; i < a.queries; ++i) {
-          const Expected row = expected_row(c, b, h, i);
-          known &= !row.close && !row.spoiled;
-          for (int32_t j : row.keys) read[c.first[c.range_at(b, i)] + j] = true;
-          const T* out = c.out.row(b, h, i);
-          if (row.close) {
-            for (int64_t e = 0; e < a.value_width; ++e)
-              if (std::isnan(Stored<T>::get(out + e))) return std::printf("row %lld: NaN\n", static_cast<long long>(i)), false;
-            continue;
-          }
-          if (!same_row<T>(out, row.out, "row")) return false;
-          if (row.spoiled || !c.kept.size()) continue;
-          const int64_t at = (b * a.heads + h) * a.queries + i, count = row.keys.size();
-          if (c.kept[at] != count || c.flags[at] != row.flags) {
-            std::printf("row: %d kept, not %d; flags %d, not %d\n", c.kept[at], static_cast<int>(count), c.flags[at], row.flags);
-            return false;
-          }
-        }
-      const int64_t rows = std::count(read.begin(), read.end(), true);
-      if (!known || c.v_rows[b * a.groups + g] == rows) continue;
-      std::printf("%d value rows, not %d\n", c.v_rows[b * a.groups + g], static_cast<int>(rows));
-      return false;
-    }
+  queries == 1 ? attend_step<T>(c.a) : attend_rows<T>(c.a);
+  for (int64_t b = 0; b < c.a.batches; ++b)
+    for (int64_t g = 0; g < c.a.groups; ++g)
+      if (!check_group(c, b, g)) return false;
   return true;
 }

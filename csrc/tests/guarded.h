@@ -53,7 +53,9 @@ inline float number(uint16_t x) { return from_bf16(x); }
 template <typename T>
 class Line {
  public:
-  Line(int64_t size, T value) : size_(size), data_(size ? new T[size] : nullptr) { std::fill_n(data_.get(), size, value); }
+  Line(int64_t size, T value) : size_(size), data_(size ? new T[size] : nullptr) {
+    std::fill_n(data_.get(), size, value);
+  }
   T* data() const { return data_.get(); }
   int64_t size() const { return size_; }
   T& operator[](int64_t i) const { return data_[i]; }
@@ -84,7 +86,7 @@ class Tensor {
   T* row(int64_t b, int64_t h, int64_t i) const {
     return line_.data() + b * strided_.batch + h * strided_.head + i * strided_.row;
   }
-  float at(int64_t b, int64_t h, int64_t i, int64_t d) const { return Stored<T>::get(row(b, h, i) + d); }
+  float at(int64_t b, int64_t h, int64_t i, int64_t d) const { return number(row(b, h, i)[d]); }
   template <typename Make>
   void fill(Make make) const {
     each([&](int64_t b, int64_t h, int64_t i) {
@@ -131,6 +133,11 @@ void add_times(std::vector<double>& sum, double weight, const T* row) {
   for (size_t e = 0; e < sum.size(); ++e) sum[e] += weight * number(row[e]);
 }
 
+inline bool wrong(const char* what) {
+  std::printf("%s\n", what);
+  return false;
+}
+
 // How near a stored result has to be to the reference.
 template <typename T>
 bool near(float found, double expected, double scale) {
@@ -145,10 +152,10 @@ bool same_row(const T* found, const std::vector<double>& expected, const char* w
   double scale = 0;
   for (double x : expected) scale = std::fmax(scale, std::fabs(x));
   for (size_t e = 0; e < expected.size(); ++e) {
-    const float x = Stored<T>::get(found + e);
+    const float x = number(found[e]);
     if (near<T>(x, expected[e], scale)) continue;
-    std::printf("%s: column %zu is %g, not %g\n", what, e, x, expected[e]);
-    return false;
+    std::printf("column %zu is %g, not %g\n", e, x, expected[e]);
+    return wrong(what);
   }
   return true;
 }

@@ -12,7 +12,7 @@ bool run(const char* name, uint64_t calls, Check check) {
   for (uint64_t seed = 1; seed <= calls; ++seed) {
     Random random(seed);
     if (check(random)) continue;
-    std::printf("%s: call %llu is wrong\n", name, static_cast<unsigned long long>(seed));
+    std::printf("%s: call %llu went wrong\n", name, static_cast<unsigned long long>(seed));
     return false;
   }
   std::printf("%s: %llu calls\n", name, static_cast<unsigned long long>(calls));

@@ -15,11 +15,10 @@ import pytest
 
 CSRC = Path(__file__).parents[3] / "csrc"
 COMPILER = shutil.which("g++")
-# Checks that are calls, not code in place, halve the time of the build.
+# Without optimisation it builds in a third of the time, and no read is left out.
 FLAGS = [
-    *("-std=c++17", "-O1", "-g1", "-fopenmp", "-fno-omit-frame-pointer"),
+    *("-std=c++17", "-O0", "-g1", "-fopenmp", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    *("--param", "asan-instrumentation-with-call-threshold=0"),
 ]
 
 pytestmark = [
