@@ -6,12 +6,14 @@
 #include <numeric>
 #include <vector>
 
-#include "candidates.h"
+#include "step_candidates.h"
+#include "step_scores.h"
 #include "weigh.h"
 
 template <typename T>
 class Step {
  public:
+  // All memory is taken here: what fails in a parallel region cannot be caught.
   explicit Step(const Attention& a)
       : a_(a),
         per_group_(a.heads / a.groups),
@@ -27,7 +29,10 @@ class Step {
         plain_(a.mean_of_dropped ? sums_.size() : 0),
         positions_(room_),
         scores_(new float[rows_.size() * room_]),
-        keys_(new int32_t[rows_.size() * room_]) {
+        keys_(new int32_t[rows_.size() * room_]),
+        maxima_(new float[rows_.size() * most_maxima(a.keys)]),
+        value_sums_(a.compensation == kSdcVmc && !a.value_sum ? rows_.size() * a.value_width : 0),
+        next_(parts_ * rows_.size()) {
     std::iota(positions_.begin(), positions_.end(), 0);
     for (int64_t i = 0; i < static_cast<int64_t>(rows_.size()); ++i) {
       const int64_t batch = i / a.heads;
@@ -72,6 +77,10 @@ class Step {
   // Scores of a row begin at its first key.
   float* scores_of(int64_t row) const { return scores_.get() + row * room_; }
   int32_t* keys_of(int64_t row) const { return keys_.get() + row * room_; }
+  const int32_t* positions_of(int64_t row) const { return positions_.data() + first(row / a_.heads); }
+  float* maxima_of(int64_t row) const { return maxima_.get() + row * most_maxima(a_.keys); }
+  // Of each head of a group, the next candidate.
+  int* next_of(int64_t part, int64_t row) { return next_.data() + part * static_cast<int64_t>(rows_.size()) + row; }
 
   void score(int64_t group_row, int64_t chunk) {
     const int64_t batch = group_row / a_.groups, group = group_row % a_.groups;
@@ -92,47 +101,14 @@ class Step {
       for (int64_t h = 0; h < per_group_; ++h) {
         const int64_t head = group * per_group_ + h;
         float* to = scores_of(batch * a_.heads + head) + (key - first(batch));
-        simd::store(to, finished(products(rows, row_of<T>(a_.query, batch, head, 0)), batch, head, key, count));
+        const simd::Vec sums = products(rows, row_of<T>(a_.query, batch, head, 0), a_.width);
+        simd::store(to, finished(simd::mul(sums, simd::set(a_.scale)), batch, head, key, count));
       }
     }
     for (int64_t h = 0; h < per_group_; ++h) {
       const int64_t row = batch * a_.heads + group * per_group_ + h;
       note(row, chunk, scores_of(row) + (begin - first(batch)), static_cast<int>(end - begin));
     }
-  }
-
-  // The products of some keys with one query, a key per lane. Key after key, so that memory is read in order.
-  simd::Vec products(const T* const* rows, const T* query) const {
-    switch (a_.width) {
-      case 64: return products_of<64 / simd::kLanes>(rows, query);
-      case 128: return products_of<128 / simd::kLanes>(rows, query);
-    }
-    simd::Vec sums[simd::kLanes];
-    const int64_t whole = a_.width / simd::kLanes * simd::kLanes;
-    const int rest = static_cast<int>(a_.width - whole);
-    for (int i = 0; i < simd::kLanes; ++i) {
-      sums[i] = simd::zero();
-      for (int64_t d = 0; d < whole; d += simd::kLanes)
-        sums[i] = simd::fma(Stored<T>::load(query + d), Stored<T>::load(rows[i] + d), sums[i]);
-      if (rest)
-        sums[i] = simd::fma(Stored<T>::load_first(query + whole, rest), Stored<T>::load_first(rows[i] + whole, rest),
-                            sums[i]);
-    }
-    return simd::mul(simd::sums(sums), simd::set(a_.scale));
-  }
-
-  // The same for a width that is known: common head sizes.
-  template <int kVectors>
-  simd::Vec products_of(const T* const* rows, const T* query) const {
-    simd::Vec q[kVectors], sums[simd::kLanes];
-    for (int v = 0; v < kVectors; ++v) q[v] = Stored<T>::load(query + v * simd::kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < simd::kLanes; ++i) {
-      sums[i] = simd::mul(q[0], Stored<T>::load(rows[i]));
-#pragma GCC unroll 16
-      for (int v = 1; v < kVectors; ++v) sums[i] = simd::fma(q[v], Stored<T>::load(rows[i] + v * simd::kLanes), sums[i]);
-    }
-    return simd::mul(simd::sums(sums), simd::set(a_.scale));
   }
 
   simd::Vec finished(simd::Vec scores, int64_t batch, int64_t head, int64_t key, int count) const {
@@ -143,36 +119,11 @@ class Step {
     return capped(scores, a_.softcap);
   }
 
-  // Maximum and sum of exp(score - maximum) of a row's chunk of scores.
   void note(int64_t row, int64_t chunk, const float* scores, int count) {
-    float top = -simd::kInfinity, total = 0;
-    bool spoiled = false;
-    if (count) {
-      simd::Bits numbers = simd::first_bits(simd::kLanes);
-      simd::Vec highest = simd::set(-simd::kInfinity);
-      for (int i = 0; i < count; i += simd::kLanes) {
-        const simd::Bits valid = simd::first_bits(count - i);
-        const simd::Vec v = simd::choose(valid, simd::load(scores + i), simd::set(-simd::kInfinity));
-        numbers &= simd::at_least(simd::set(std::numeric_limits<float>::max()), v);
-        highest = simd::higher(v, highest);
-      }
-      top = simd::highest(highest);
-      spoiled = numbers != simd::first_bits(simd::kLanes);
-      if (totals_ && top > -simd::kInfinity) total = total_of(scores, count, top);
-    }
-    chunk_top_[row * chunks_ + chunk] = top;
-    chunk_total_[row * chunks_ + chunk] = total;
-    chunk_spoiled_[row * chunks_ + chunk] = spoiled;
-  }
-
-  static float total_of(const float* scores, int count, float top) {
-    const simd::Vec origin = simd::set(top);
-    simd::Vec total = simd::zero();
-    for (int i = 0; i < count; i += simd::kLanes) {
-      const simd::Vec e = simd::exp(simd::sub(simd::load(scores + i), origin));
-      total = simd::add(total, simd::choose(simd::first_bits(count - i), e, simd::zero()));
-    }
-    return simd::sum(total);
+    const ScoreSums sums = sums_of(scores, count, totals_);
+    chunk_top_[row * chunks_ + chunk] = sums.highest;
+    chunk_total_[row * chunks_ + chunk] = sums.total;
+    chunk_spoiled_[row * chunks_ + chunk] = sums.spoiled;
   }
 
   // What a row keeps, and the weights of that.
@@ -181,6 +132,7 @@ class Step {
     Rule& rule = rows_[row];
     const int64_t head = row % a_.heads;
     float* scores = scores_of(row);
+    int32_t* keys = keys_of(row);
     const int length = static_cast<int>(rule.length);
     RowSums sums{-simd::kInfinity, 0};
     for (int64_t c = 0; c < chunks_; ++c) {
@@ -194,67 +146,28 @@ class Step {
     if (rule.fallback) state.flags |= kFallback;
     const float limit = limit_of(a_, rule, head, sums);
     if (rule.dense)
-      state.count = collect(row, length, -simd::kInfinity);
+      state.count = collect_above(scores, keys, positions_of(row), length, -simd::kInfinity);
     else if (!rule.k)
       state.count = above(row, length, limit);
     else
-      state.count = highest(row, length, rule.k);
+      state.count = collect_highest(scores, keys, positions_of(row), length, rule.k, maxima_of(row));
     state.kept = state.count;
     state.missing = to_weights(a_, rule, head, scores, state.count, sums, limit);
     // A weight that underflowed hides even a value that is NaN.
-    state.count = keep_above(scores, keys_of(row), state.count, 0.0f);
+    state.count = keep_above(scores, keys, state.count, 0.0f);
   }
 
   // Keys above a threshold, or the min_keep highest if those are fewer.
   int above(int64_t row, int length, float limit) {
     const int wanted = static_cast<int>(std::min<int64_t>(a_.min_keep, length));
-    const float* scores = scores_of(row);
+    float* scores = scores_of(row);
     const simd::Vec bound = simd::set(limit);
     int found = 0;
     for (int i = 0; i < length && found < wanted; i += simd::kLanes)
       found += simd::count(simd::above(simd::load(scores + i), bound) & simd::first_bits(length - i));
-    if (found >= wanted) return collect(row, length, limit);
+    if (found >= wanted) return collect_above(scores, keys_of(row), positions_of(row), length, limit);
     states_[row].flags |= kRescued;
-    return highest(row, length, wanted);
-  }
-
-  // The k highest: the maxima of groups of scores give a limit that only a few more than k reach.
-  int highest(int64_t row, int length, int64_t k) {
-    const float* scores = scores_of(row);
-    const int size = static_cast<int>(length / (2 * k * simd::kLanes));  // vectors per group
-    float limit = -simd::kInfinity;
-    if (size > 1) {
-      std::vector<float> maxima(length / size + simd::kLanes);
-      int groups = 0;
-      for (int i = 0; i + size * simd::kLanes <= length; i += size * simd::kLanes, groups += simd::kLanes) {
-        simd::Vec top = simd::load(scores + i);
-        for (int j = 1; j < size; ++j) top = simd::higher(simd::load(scores + i + j * simd::kLanes), top);
-        simd::store(maxima.data() + groups, top);
-      }
-      if (groups >= k)
-        limit = std::nextafter(limit_for(maxima.data(), groups, static_cast<int>(k)).at, -simd::kInfinity);
-    }
-    int count = collect(row, length, limit);
-    keep_highest(scores_of(row), keys_of(row), count, static_cast<int>(k));
-    return count;
-  }
-
-  // Leaves the scores of a row that are above a limit, with their keys; returns how many.
-  int collect(int64_t row, int length, float limit) {
-    float* scores = scores_of(row);
-    int32_t* keys = keys_of(row);
-    const int32_t* positions = positions_.data() + first(row / a_.heads);
-    const simd::Vec bound = simd::set(limit);
-    int count = 0;
-    for (int i = 0; i < length; i += simd::kLanes) {
-      const simd::Vec v = simd::load(scores + i);
-      const simd::Bits bits = simd::above(v, bound) & simd::first_bits(length - i);
-      if (!bits) continue;
-      simd::compress(scores + count, v, bits);
-      simd::compress(keys + count, positions + i, bits);
-      count += simd::count(bits);
-    }
-    return count;
+    return collect_highest(scores, keys_of(row), positions_of(row), length, wanted, maxima_of(row));
   }
 
   // One key range's part of the weighted values of a group's heads.
@@ -262,12 +175,14 @@ class Step {
     const int64_t batch = group_row / a_.groups, group = group_row % a_.groups;
     const int64_t begin = first(batch), length = last(batch) - begin;
     const int64_t from = begin + length * part / parts_, to = begin + length * (part + 1) / parts_;
+    if (from == to) return;
+    const int64_t first_row = batch * a_.heads + group * per_group_;
     const T* values = row_of<T>(a_.value, batch, group, 0);
-    std::vector<int> next(per_group_);
-    for (int64_t h = 0; h < per_group_; ++h) next[h] = until(batch * a_.heads + group * per_group_ + h, 0, from);
+    int* next = next_of(part, first_row);
+    for (int64_t h = 0; h < per_group_; ++h) next[h] = until(first_row + h, 0, from);
     for (int64_t key = from; key < to; key += kShared) {
       for (int64_t h = 0; h < per_group_; ++h) {
-        const int64_t row = batch * a_.heads + group * per_group_ + h;
+        const int64_t row = first_row + h;
         const int stop = until(row, next[h], std::min(key + kShared, to));
         if (stop == next[h]) continue;
         const int64_t at = (part * static_cast<int64_t>(rows_.size()) + row) * a_.value_width;
@@ -295,7 +210,7 @@ class Step {
         out[e] += out[p * rows * width + e];
         if (plain) plain[e] += plain[p * rows * width + e];
       }
-    if (state.missing > 0) add_mean(batch, head, state, out, plain);
+    if (state.missing > 0) add_mean(row, state, out, plain);
     if (state.spoiled) std::fill_n(out, width, std::numeric_limits<float>::quiet_NaN());
     write_row<T>(a_.out, batch, head, 0, out, width);
     if (a_.kept) a_.kept[row] = state.kept;
@@ -303,26 +218,37 @@ class Step {
     if (a_.v_rows && head % per_group_ == 0) a_.v_rows[row / per_group_] = union_of(row);
   }
 
-  void add_mean(int64_t batch, int64_t head, const State& state, float* out, const float* plain) const {
-    const int64_t width = a_.value_width, group = head / per_group_;
-    std::vector<double> sum(width);
-    if (a_.value_sum) {
-      std::copy_n(a_.value_sum + (batch * a_.groups + group) * width, width, sum.data());
-    } else {
-      for (int64_t j = first(batch); j < last(batch); ++j)
-        for (int64_t e = 0; e < width; ++e) sum[e] += Stored<T>::get(row_of<T>(a_.value, batch, group, j) + e);
-    }
+  void add_mean(int64_t row, const State& state, float* out, const float* plain) {
+    const int64_t width = a_.value_width, group = row / per_group_, batch = row / a_.heads;
+    const double* sum = a_.value_sum ? a_.value_sum + group * width : add_up_values(row);
     const int64_t members = last(batch) - first(batch) - (plain ? state.kept : 0);
     const double factor = state.missing / static_cast<double>(std::max<int64_t>(members, 1));
     for (int64_t e = 0; e < width; ++e) out[e] += static_cast<float>(factor * (sum[e] - (plain ? plain[e] : 0.0f)));
   }
 
-  // How many keys at least one of a group's heads keeps.
-  int union_of(int64_t row) const {
-    std::vector<int32_t> all;
-    for (int64_t h = 0; h < per_group_; ++h) all.insert(all.end(), keys_of(row + h), keys_of(row + h) + states_[row + h].count);
-    std::sort(all.begin(), all.end());
-    return static_cast<int>(std::unique(all.begin(), all.end()) - all.begin());
+  // The sum of all value rows that a row sees.
+  const double* add_up_values(int64_t row) {
+    const int64_t batch = row / a_.heads, group = row / per_group_ % a_.groups;
+    double* sum = value_sums_.data() + row * a_.value_width;
+    for (int64_t j = first(batch); j < last(batch); ++j) {
+      const T* values = row_of<T>(a_.value, batch, group, j);
+      for (int64_t e = 0; e < a_.value_width; ++e) sum[e] += Stored<T>::get(values + e);
+    }
+    return sum;
+  }
+
+  // How many keys at least one of a group's heads keeps; `row` is that of the first.
+  int union_of(int64_t row) {
+    int* next = next_of(0, row);
+    std::fill_n(next, per_group_, 0);
+    for (int found = 0;; ++found) {
+      int32_t lowest = std::numeric_limits<int32_t>::max();
+      for (int64_t h = 0; h < per_group_; ++h)
+        if (next[h] < states_[row + h].count) lowest = std::min(lowest, keys_of(row + h)[next[h]]);
+      if (lowest == std::numeric_limits<int32_t>::max()) return found;
+      for (int64_t h = 0; h < per_group_; ++h)
+        next[h] += next[h] < states_[row + h].count && keys_of(row + h)[next[h]] == lowest;
+    }
   }
 
   const Attention& a_;
@@ -335,6 +261,9 @@ class Step {
   std::vector<int32_t> positions_;
   std::unique_ptr<float[]> scores_;
   std::unique_ptr<int32_t[]> keys_;
+  std::unique_ptr<float[]> maxima_;
+  std::vector<double> value_sums_;
+  std::vector<int> next_;
   bool totals_ = false;
 };
 
