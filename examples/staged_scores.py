@@ -7,8 +7,8 @@ A first stage reads a part of every key and bounds what the rest can add (Cauchy
 key whose bound is below the row's limit is not read further. Rotations are fitted on the passages of --calibration;
 the threshold of a row is the score of its k-th key. Shares are of float32 K, means over layers; a KV head reads on what
 any of its query heads needs. x is (K + V rows) / (K read + V rows), which bounds the speed-up of a decoding step over a
-kernel that reads all of K. The last column: how far off the logarithm of the softmax denominator is that the last
-stage's coarse scores give.
+kernel that reads all of K. The last column: how far off the logarithm of the softmax denominator is where keys that are
+not read to the end (post-softmax) count with their last coarse score.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ def limits(exact: Tensor, theta: Tensor) -> dict[str, Limit]:
     }
 
 
-def read(stages: list[Stage], last: float, exact: Tensor, shared: int, limit: Limit) -> tuple[float, list[float]]:
-    """Floats read per key, `last` of them to finish it, and the shares of keys that are left after each stage.
+def read(
+    stages: list[Stage], last: float, exact: Tensor, shared: int, limit: Limit
+) -> tuple[float, list[float], Tensor]:
+    """Floats read per key, `last` of them to finish it; the shares of keys left after each stage; which are left.
 
     shared: rows of so many heads, one after the other, read a key if any of them does.
     """
@@ -80,7 +82,7 @@ def read(stages: list[Stage], last: float, exact: Tensor, shared: int, limit: Li
         lower = torch.where(left, stage.scores - stage.slack, lower)
         left = any_of(left & (stage.scores + stage.slack >= limit(lower)), shared)
         shares.append(float(left.sum() / visible.sum()))
-    return floats + last * shares[-1], shares[1:]
+    return floats + last * shares[-1], shares[1:], left
 
 
 def any_of(left: Tensor, shared: int) -> Tensor:
@@ -113,12 +115,14 @@ def measure(layer: Layer, fits: dict[str, Map], k: int) -> dict[str, list[float]
     found = {}
     for label, (stages, last) in layouts(query, key, fits).items():
         limit_of = limits(exact, theta)
-        alone, left = read(stages, last, exact, 1, limit_of["pre-softmax"])
-        together = [read(stages, last, exact, shared, limit_of[placement])[0] for placement in PLACEMENTS]
-        coarse = stages[-1].scores.masked_fill(exact == -torch.inf, -torch.inf)
-        off = (coarse.logsumexp(-1) - exact.logsumexp(-1)).abs()
-        shares = [floats / width for floats in (alone, *together)]
-        found[label] = [values, left[0], left[-1], *shares, float(off.mean()), float(off.quantile(0.99))]
+        alone, shares, _ = read(stages, last, exact, 1, limit_of["pre-softmax"])
+        figures = [values, shares[0], shares[-1], alone / width]
+        for placement in PLACEMENTS:
+            together, _, left = read(stages, last, exact, shared, limit_of[placement])
+            figures.append(together / width)
+        known = torch.where(left, exact, stages[-1].scores).masked_fill(exact == -torch.inf, -torch.inf)
+        off = (known.logsumexp(-1) - exact.logsumexp(-1)).abs()
+        found[label] = [*figures, float(off.mean()), float(off.quantile(0.99))]
     return found
 
 
