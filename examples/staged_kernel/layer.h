@@ -69,8 +69,11 @@ struct Layer {
       errors[row] = norm(x, kWidth);
       return;
     }
-    for (int d = 0; d < kWidth; ++d)
-      for (int e = 0; e < kWidth; ++e) x[e] += (from[d] - mean[group * kWidth + d]) * to_key[(group * kWidth + d) * kWidth + e];
+    for (int d = 0; d < kWidth; ++d) {
+      const float centered = from[d] - mean[group * kWidth + d];
+      const float* axes = to_key.data() + (group * kWidth + d) * kWidth;
+      for (int e = 0; e < kWidth; ++e) x[e] += centered * axes[e];
+    }
     for (int d = 0; d < kLead; ++d) lead[(panel * kLead + d) * kLanes + lane] = x[d];
     std::copy_n(x + kLead, kLead, middle.data() + row * kLead);
     std::copy_n(x + 2 * kLead, kLast, last.data() + row * kLast);

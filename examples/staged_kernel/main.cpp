@@ -10,7 +10,7 @@ namespace {
 
 struct Way {
   const char* selection;
-  const char* kernel;
+  const char* scores;
   Placement placement;
   Compensation compensation;
   bool staged;
@@ -29,7 +29,8 @@ constexpr int kWayCount = sizeof(kWays) / sizeof(kWays[0]);
 template <int kWidth, int kHeads>
 class Benchmark {
  public:
-  Benchmark(std::ifstream& file, const Sizes& sizes) : s_(sizes), size_(s_.layers * s_.heads * kWidth), eviction_(1 << 24) {
+  Benchmark(std::ifstream& file, const Sizes& sizes)
+      : s_(sizes), size_(s_.layers * s_.heads * kWidth), eviction_(1 << 24) {
     for (int64_t i = 0; i < s_.layers; ++i) layers_.emplace_back(file, s_);
   }
 
@@ -43,7 +44,10 @@ class Benchmark {
         times[i].push_back(step(kWays[i], query, out[i].data()));
         const float* expected = out[kWays[i].placement == kPreSoftmax ? 0 : 3].data();
         double difference = 0, size = 0;
-        for (int64_t j = 0; j < size_; ++j) difference += std::pow(out[i][j] - expected[j], 2), size += std::pow(expected[j], 2);
+        for (int64_t j = 0; j < size_; ++j) {
+          difference += std::pow(out[i][j] - expected[j], 2);
+          size += std::pow(expected[j], 2);
+        }
         off[i] = std::max(off[i], std::sqrt(difference / size));
       }
     }
@@ -52,8 +56,8 @@ class Benchmark {
       const std::vector<double>& plain = times[kWays[i].placement == kPreSoftmax ? 0 : 3];
       std::vector<double> ratios;
       for (size_t j = 0; j < plain.size(); ++j) ratios.push_back(plain[j] / times[i][j]);
-      std::printf("| %s | %s | %.0f | %.2f (%.2f - %.2f) | %.1e |\n", kWays[i].selection, kWays[i].kernel, at(times[i], 0.5),
-                  at(ratios, 0.5), at(ratios, 0.25), at(ratios, 0.75), off[i]);
+      std::printf("| %s | %s | %.0f | %.2f (%.2f - %.2f) | %.1e |\n", kWays[i].selection, kWays[i].scores,
+                  at(times[i], 0.5), at(ratios, 0.5), at(ratios, 0.25), at(ratios, 0.75), off[i]);
     }
   }
 
@@ -109,11 +113,11 @@ bool run(std::ifstream& file, const Sizes& s) {
 
 }  // namespace
 
-int main(int, char** arguments) {
-  std::ifstream file(arguments[1], std::ios::binary);
-  Sizes s;
+int main(int count, char** arguments) {
+  std::ifstream file(count > 1 ? arguments[1] : "", std::ios::binary);
+  Sizes s{};
   file.read(reinterpret_cast<char*>(&s), sizeof s);
   if (run<64, 3>(file, s) || run<64, 1>(file, s) || run<32, 2>(file, s)) return 0;
-  std::fprintf(stderr, "no build for heads of this width, so many per KV head\n");
+  std::fprintf(stderr, "no build for heads of this width, so many per KV head, or no file\n");
   return 1;
 }

@@ -146,8 +146,10 @@ class Staged {
     Head& head = heads_[h];
     head.sums = {-simd::kInfinity, 0};
     simd::Vec top = simd::set(-simd::kInfinity), total = simd::zero();
-    for (int64_t at = 0; at < length_; at += kLanes)
-      top = simd::higher(top, simd::choose(simd::first_bits(static_cast<int>(length_ - at)), simd::load(coarse(h) + at), top));
+    for (int64_t at = 0; at < length_; at += kLanes) {
+      const simd::Bits valid = simd::first_bits(static_cast<int>(length_ - at));
+      top = simd::higher(top, simd::choose(valid, simd::load(coarse(h) + at), top));
+    }
     head.sums.highest = simd::highest(top);
     const simd::Vec origin = simd::set(head.sums.highest);
     if (needs_total(a_, head.rule))
@@ -166,7 +168,8 @@ class Staged {
     for (int64_t at = 0; at < length_; at += kLanes) {
       simd::Bits any = 0;
       for (int h = 0; h < kHeads; ++h) {
-        const simd::Vec most = simd::fma(simd::set(heads_[h].rest * kRounding), simd::load(rests + at), simd::load(coarse(h) + at));
+        const simd::Vec rest = simd::set(heads_[h].rest * kRounding);
+        const simd::Vec most = simd::fma(rest, simd::load(rests + at), simd::load(coarse(h) + at));
         any |= simd::above(most, simd::set(heads_[h].limit));
       }
       any &= simd::first_bits(static_cast<int>(length_ - at));
@@ -179,9 +182,10 @@ class Staged {
   // Rows of listed keys from i on, those of a few later ones on their way; past the end the last one again.
   template <int kRow>
   void rows_from(const float* base, int i, int count, const float** rows) const {
-    for (int j = 0; j < kLanes; ++j) {
-      rows[j] = base + list_[std::min(i + j, count - 1)] * static_cast<int64_t>(kRow);
-      const char* ahead = reinterpret_cast<const char*>(base + list_[std::min(i + j + kFew, count - 1)] * static_cast<int64_t>(kRow));
+    const auto row_at = [&](int j) { return base + list_[std::min(j, count - 1)] * static_cast<int64_t>(kRow); };
+    for (int j = i; j < i + kLanes; ++j) {
+      rows[j - i] = row_at(j);
+      const char* ahead = reinterpret_cast<const char*>(row_at(j + kFew));
       for (size_t at = 0; at < kRow * sizeof(float); at += 64) __builtin_prefetch(ahead + at);
     }
   }
@@ -225,13 +229,16 @@ class Staged {
         rows_from<kWidth>(layer_.key.data() + g * s_.keys * kWidth, i, count, rows);
       for (int h = 0; h < kHeads; ++h) {
         Head& head = heads_[h];
-        const simd::Vec found = kind_ == kMapped
-                                    ? simd::add(simd::load(refined(h) + i), products<kLast>(rows, head.vector + 2 * kLead))
-                                    : products<kWidth>(rows, head.vector);
+        simd::Vec found;
+        if (kind_ == kMapped)
+          found = simd::add(simd::load(refined(h) + i), products<kLast>(rows, head.vector + 2 * kLead));
+        else
+          found = products<kWidth>(rows, head.vector);
         simd::store(refined(h) + i, found);
         if (!needs_total(a_, head.rule)) continue;
         const simd::Vec origin = simd::set(head.sums.highest);
-        const simd::Vec more = simd::sub(simd::exp(simd::sub(found, origin)), simd::exp(simd::sub(listed(coarse(h), i, count), origin)));
+        const simd::Vec before = simd::exp(simd::sub(listed(coarse(h), i, count), origin));
+        const simd::Vec more = simd::sub(simd::exp(simd::sub(found, origin)), before);
         head.sums.total += simd::sum(simd::choose(simd::first_bits(count - i), more, simd::zero()));
       }
     }
@@ -264,8 +271,9 @@ class Staged {
         const int32_t *from = keys(h) + next[h], *end = keys(h) + heads_[h].count;
         const int stop = static_cast<int>(std::lower_bound(from, end, at + kNear) - keys(h));
         if (stop == next[h]) continue;
-        gather<true>(out + (g * kHeads + h) * kWidth, static_cast<float*>(nullptr), scores(h) + next[h], keys(h) + next[h],
-                     stop - next[h], values, a_.value.row, static_cast<int64_t>(kWidth));
+        float* sum = out + (g * kHeads + h) * kWidth;
+        gather<true>(sum, static_cast<float*>(nullptr), scores(h) + next[h], keys(h) + next[h], stop - next[h], values,
+                     a_.value.row, static_cast<int64_t>(kWidth));
         next[h] = stop;
       }
   }
