@@ -24,7 +24,7 @@ from hf_sparsify.commands.target import load_named
 from staged_lab import FIT_QUERIES, Layer, Map, grouped, hide_future, recorded, rotation, score_axes
 from torch import Tensor
 
-PLACEMENTS = ("pre-softmax", "max-relative", "post-softmax")
+RULES = ("top-k", "pre-softmax", "max-relative", "post-softmax")
 
 Limit = Callable[[Tensor], Tensor]  # lower bounds of the scores [G, r, n] -> what a kept key reaches at least [G, r, 1]
 
@@ -58,10 +58,12 @@ def rounded(query: Tensor, key: Tensor) -> list[Stage]:
     return [Stage(query @ coarse.mT, slack, key.shape[2] / 4 + 2)]
 
 
-def limits(exact: Tensor, theta: Tensor) -> dict[str, Limit]:
-    """What a placement knows of a row's limit while the scores are only bounded."""
+def limits(exact: Tensor, k: int) -> dict[str, Limit]:
+    """What top-k and each placement of thresholds know of a row's limit while the scores are only bounded."""
+    theta = exact.topk(k).values[..., -1:]
     top, total = exact.amax(-1, keepdim=True), exact.logsumexp(-1, keepdim=True)
     return {
+        "top-k": lambda lower: lower.topk(k).values[..., -1:],
         "pre-softmax": lambda lower: theta,
         "max-relative": lambda lower: theta - top + lower.amax(-1, keepdim=True),
         "post-softmax": lambda lower: theta - total + lower.logsumexp(-1, keepdim=True),
@@ -114,11 +116,11 @@ def measure(layer: Layer, fits: dict[str, Map], k: int) -> dict[str, list[float]
     values = float(any_of(exact >= theta, shared).sum() / (exact > -torch.inf).sum())
     found = {}
     for label, (stages, last) in layouts(query, key, fits).items():
-        limit_of = limits(exact, theta)
+        limit_of = limits(exact, k)
         alone, shares, _ = read(stages, last, exact, 1, limit_of["pre-softmax"])
         figures = [values, shares[0], shares[-1], alone / width]
-        for placement in PLACEMENTS:
-            together, _, left = read(stages, last, exact, shared, limit_of[placement])
+        for rule in RULES:
+            together, _, left = read(stages, last, exact, shared, limit_of[rule])
             figures.append(together / width)
         known = torch.where(left, exact, stages[-1].scores).masked_fill(exact == -torch.inf, -torch.inf)
         off = (known.logsumexp(-1) - exact.logsumexp(-1)).abs()
@@ -150,9 +152,9 @@ def main() -> None:
 
 def print_table(tokens: int, k: int, found: list[dict[str, list[float]]]) -> None:
     print(f"\n{tokens} tokens, k = {k}: V rows {mean(next(iter(f.values()))[0] for f in found):.1%}\n")
-    placements = "".join(f" {placement}: K per KV head, x |" for placement in PLACEMENTS)
-    print(f"| stages | keys left after first, last | K per head |{placements} log denominator off: mean, p99 |")
-    print("|---" * (4 + len(PLACEMENTS)) + "|")
+    rules = "".join(f" {rule}: K per KV head, x |" for rule in RULES)
+    print(f"| stages | keys left after first, last | K per head |{rules} log denominator off: mean, p99 |")
+    print("|---" * (4 + len(RULES)) + "|")
     for label in found[0]:
         values, first, last, alone, *shares, off, most = (mean(x) for x in zip(*(f[label] for f in found), strict=True))
         cells = "".join(f" {share:.1%}, {(1 + values) / (share + values):.2f} |" for share in shares)
