@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARED = ("demo_training.py", "fidelity_lab.py")  # no scripts: what others import
+SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py")  # no scripts: what others import
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
 DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]
 ON_DEMO = [*DEMO, "--evaluation", "demo", "--calibration-distractors", "0"]
+STAGED = ["demo-llama", "--calibration", "demo", "--evaluation", "demo", "--tokens", "256", "--queries", "4"]
 
 # Arguments that make it short, and what it must print.
 SCRIPTS: dict[str, tuple[list[str], str]] = {
@@ -28,6 +30,8 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "peft_adapter.py": ([], r"merged, sparse: +loss \d|^skipped"),
     "questions_needed.py": ([], r"^\| answers flipped \| 0\.5 points .*\n\|---.*\n\| 0 % (\| [\d,]+ ){4}\|\n"),
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
+    "staged_kernel.py": ([*STAGED, "--k", "8"], r"\| pre-softmax, none \| 8 bits \| \d+ \| \d.* \| \d\.\de-0[678] \|"),
+    "staged_scores.py": ([*STAGED, "--k", "8"], r"^\| 8 bits, then all 32 \| (.*\n)+\| score axes, 8\+8\+16 \| \d"),
     "top_theta_error.py": (ON_DEMO, r"\| mean \| 0\.\d+ \(1\.00\) \| 0\.\d+ \("),
     "top_theta_shift.py": (
         [*DEMO, "--texts", "demo"],
@@ -49,6 +53,8 @@ def test_no_script_is_forgotten() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts(name: str, tmp_path: Path) -> None:
     options, expected = SCRIPTS[name]
+    if name == "staged_kernel.py" and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
     if name in TRAINING:
         options = [*options, "--output", str(tmp_path / "model")]
     command = [sys.executable, str(EXAMPLES / name), *options]
