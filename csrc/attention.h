@@ -11,6 +11,8 @@
 
 #include "simd.h"
 
+constexpr int64_t kMostWidth = 256;  // of a query, key or value
+
 enum Placement { kTopK = 0, kPostSoftmax = 1, kMaxRelative = 2, kPreSoftmax = 3 };
 enum Compensation { kNone = 0, kSdc = 1, kSdcVmc = 2 };
 enum Denominator { kExact = 0, kExpThreshold = 1, kOffline = 2 };

@@ -152,7 +152,7 @@ inline void sum_rows(const Picked<T>& rows, int64_t count, int64_t width, float*
     float values[kSumRun];
     Ones() { std::fill_n(values, kSumRun, 1.0f); }
   } ones;
-  float run[256];
+  float run[kMostWidth];
   std::fill_n(sum, width, 0.0f);
   for (int64_t at = 0; at < count; at += kSumRun) {
     const int64_t some = std::min(kSumRun, count - at);

@@ -31,7 +31,6 @@ class Step {
         scores_(new float[rows_.size() * room_]),
         keys_(new int32_t[rows_.size() * room_]),
         maxima_(new float[rows_.size() * most_maxima(a.keys)]),
-        value_sums_(a.compensation == kSdcVmc && !a.value_sum ? rows_.size() * a.value_width : 0),
         next_(parts_ * rows_.size()) {
     std::iota(positions_.begin(), positions_.end(), 0);
     for (int64_t i = 0; i < static_cast<int64_t>(rows_.size()); ++i) {
@@ -218,23 +217,24 @@ class Step {
     if (a_.v_rows && head % per_group_ == 0) a_.v_rows[row / per_group_] = union_of(row);
   }
 
-  void add_mean(int64_t row, const State& state, float* out, const float* plain) {
+  void add_mean(int64_t row, const State& state, float* out, const float* plain) const {
     const int64_t width = a_.value_width, group = row / per_group_, batch = row / a_.heads;
-    const double* sum = a_.value_sum ? a_.value_sum + group * width : add_up_values(row);
+    alignas(64) double added[kMostWidth];
+    const double* sum = a_.value_sum ? a_.value_sum + group * width : added;
+    if (!a_.value_sum) add_up_values(row, added);
     const int64_t members = last(batch) - first(batch) - (plain ? state.kept : 0);
     const double factor = state.missing / static_cast<double>(std::max<int64_t>(members, 1));
     for (int64_t e = 0; e < width; ++e) out[e] += static_cast<float>(factor * (sum[e] - (plain ? plain[e] : 0.0f)));
   }
 
-  // The sum of all value rows that a row sees.
-  const double* add_up_values(int64_t row) {
-    const int64_t batch = row / a_.heads, group = row / per_group_ % a_.groups;
-    double* sum = value_sums_.data() + row * a_.value_width;
+  // sum = all value rows that a row sees.
+  void add_up_values(int64_t row, double* sum) const {
+    const int64_t batch = row / a_.heads, group = row / per_group_ % a_.groups, width = a_.value_width;
+    std::fill_n(sum, width, 0.0);
     for (int64_t j = first(batch); j < last(batch); ++j) {
       const T* values = row_of<T>(a_.value, batch, group, j);
-      for (int64_t e = 0; e < a_.value_width; ++e) sum[e] += Stored<T>::get(values + e);
+      for (int64_t e = 0; e < width; ++e) sum[e] += Stored<T>::get(values + e);
     }
-    return sum;
   }
 
   // How many keys at least one of a group's heads keeps; `row` is that of the first.
@@ -262,7 +262,6 @@ class Step {
   std::unique_ptr<float[]> scores_;
   std::unique_ptr<int32_t[]> keys_;
   std::unique_ptr<float[]> maxima_;
-  std::vector<double> value_sums_;
   std::vector<int> next_;
   bool totals_ = false;
 };
