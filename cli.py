@@ -277,7 +277,7 @@ def bench(
     opened = open_target(target, loading, model, quiet)
     lengths = command.check_target(opened, benching)
     tokens = command.input_tokens(opened, items, benching, lengths[-1])
-    arms = Arms(opened.loaded.model, command.recipe_to_measure(opened, benching))
+    arms = Arms(opened.loaded.model, command.recipe_to_measure(opened, benching), eager=benching.eager)
     job = command.make_job(target, model, loading, tokens, benching)
     with progress(command.passes(benching, lengths, arms), "timing", quiet=quiet) as advance:
         measured = command.bench(opened, arms, benching, lengths, tokens, job=job, advance=advance)

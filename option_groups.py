@@ -77,6 +77,7 @@ _BENCHING: dict[str, tuple[Any, Any]] = {
     "new_tokens": (o.NewTokens, 64),
     "batch_size": (o.Sequences, 1),
     "repeats": (o.Repeats, 5),
+    "eager": (o.Eager, True),
     "memory": (o.Memory, True),
     "write": (o.Write, False),
 }

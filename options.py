@@ -250,6 +250,12 @@ BenchDataset = Annotated[
         "--dataset", "-d", help="Whose texts the model reads (default: the documentation that comes with Python)."
     ),
 ]
+Eager = Annotated[
+    bool,
+    typer.Option(
+        " /--no-eager", show_default=False, help="Leave out eager attention, which takes minutes on long texts."
+    ),
+]
 Memory = Annotated[
     bool, typer.Option(" /--no-memory", show_default=False, help="Do not measure memory, which loads the model anew.")
 ]

@@ -17,18 +17,19 @@ ARMS = (DENSE, EAGER, PATCHED)
 
 
 class Arms:
-    """Of one model, which is dense outside of `use`. Raises what apply_plan raises."""
+    """Of one model, which is dense outside of `use`. eager: whether that is one. Raises what apply_plan raises."""
 
-    def __init__(self, model: Any, recipe: Recipe) -> None:
+    def __init__(self, model: Any, recipe: Recipe, *, eager: bool = True) -> None:
         self.model: Any = unwrapped(model)
         self.patch: Patch = apply_plan(model, recipe.plan, recipe.thresholds)
         remove_patch(model)
         self.implementation = str(self.model.config._attn_implementation)
+        self.eager = eager
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Without EAGER where the model is that already or cannot be."""
-        if self.implementation == "eager":
+        """Without EAGER where it is not wanted, and where the model is that already or cannot be."""
+        if not self.eager or self.implementation == "eager":
             return DENSE, PATCHED
         with self.use(EAGER):
             taken = self.model.config._attn_implementation == "eager"

@@ -51,6 +51,7 @@ class BenchOptions:
     new_tokens: int = 64
     batch_size: int = 1
     repeats: int = 5
+    eager: bool = True
     memory: bool = True
     write: bool = False
 

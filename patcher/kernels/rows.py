@@ -75,10 +75,14 @@ def attend(
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
-    done = 0 if count or queries == 1 else fill_short_rows(out, inputs, method.min_length)
+    first, last, rest = visibility.first, visibility.last, out
+    done = fill_short_rows(out, inputs, method.min_length) if method.min_length and queries > 1 and not count else 0
     if done == queries:
         return out, None
-    first, last = contiguous(visibility.first[:, done:]), contiguous(visibility.last[:, done:])
+    if done:
+        query, first, last, rest = query[:, :, done:], first[:, done:], last[:, done:], out[:, :, done:]
+        queries -= done
+    first, last = contiguous(first), contiguous(last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
     bias = None if inputs.bias is None else as_rows(inputs.bias.expand(batch, heads, queries, keys))
     value_sum = inputs.value_sum
@@ -93,22 +97,22 @@ def attend(
         batch,
         heads,
         groups,
-        queries - done,
+        queries,
         keys,
         width,
         value_width,
         query.dtype is torch.bfloat16,
-        *strided(query[:, :, done:]),
+        *strided(query),
         *strided(key),
         *strided(value),
-        *strided(out[:, :, done:]),
+        *strided(rest),
         inputs.scale,
         inputs.softcap or 0.0,
         *strided(bias),
         address(sinks),
         first.data_ptr(),
         last.data_ptr(),
-        queries - done if first.shape[0] > 1 else 0,
+        queries if first.shape[0] > 1 else 0,
         method.k or 0,
         *((0, 1) if method.keep is None else exact_share(method.keep).as_integer_ratio()),
         min(method.min_length, MOST_KEYS),

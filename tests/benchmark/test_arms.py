@@ -47,6 +47,12 @@ def test_a_model_that_is_eager_has_two() -> None:
     assert model.config._attn_implementation == "eager"
 
 
+def test_eager_attention_may_be_left_out() -> None:
+    model = build("llama")
+    plan = plan_model(model, TopK(k=2))
+    assert Arms(model, Recipe(BASE, plan), eager=False).names == (DENSE, PATCHED)
+
+
 def test_it_is_dense_after_an_error() -> None:
     model = build("llama")
     before, arms = logits(model), arms_of(model)

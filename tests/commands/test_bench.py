@@ -54,6 +54,11 @@ def test_texts_of_a_data_set(sparsify: Sparsify, recipe: Path) -> None:
     assert json.loads(Path("here/bench.json").read_text())["text"] == "q.jsonl"
 
 
+def test_without_eager_attention(sparsify: Sparsify, recipe: Path) -> None:
+    done = sparsify("bench", *SHORT, "--no-eager", "--json")
+    assert set(json.loads(done.out)["lengths"][0]["phases"]["prefill"]["seconds"]) == {"dense", "patched"}
+
+
 @pytest.mark.parametrize("model", ["t5", "bert", "bert-qa"])
 def test_a_model_without_a_recipe(model: str, sparsify: Sparsify, work: Path) -> None:
     done = sparsify("bench", model, *SHORT)
