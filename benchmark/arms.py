@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from ..patcher.binding.modules import unwrapped
 from ..patcher.binding.patching import Patch, apply_plan, remove_patch
@@ -20,7 +20,7 @@ class Arms:
     """Of one model, which is dense outside of `use`. eager: whether that is one. Raises what apply_plan raises."""
 
     def __init__(self, model: Any, recipe: Recipe, *, eager: bool = True) -> None:
-        self.model: Any = unwrapped(model)
+        self.model = cast(Any, unwrapped(model))
         self.patch: Patch = apply_plan(model, recipe.plan, recipe.thresholds)
         remove_patch(model)
         self.implementation = str(self.model.config._attn_implementation)

@@ -16,12 +16,14 @@ from .workload import workload
 
 # Copies of all scores that eager attention holds at once, in float32: products, softmax, and what becomes of them.
 EAGER_COPIES = 3
+# What configurations call the number of query heads.
+HEADS = ("num_attention_heads", "num_heads", "n_head")
 
 
 def eager_bytes(model: Any, batch_size: int, length: int) -> int:
     """About what eager attention needs at one layer, for all scores of all heads."""
     config = model.config.get_text_config(decoder=False)
-    heads: int = getattr(config, "num_attention_heads", None) or getattr(config, "num_heads", 1)
+    heads: int = next((getattr(config, name) for name in HEADS if hasattr(config, name)), 1)
     return EAGER_COPIES * 4 * batch_size * heads * length * length
 
 
