@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -112,35 +113,26 @@ def typed(context: typer.Context, panel: str) -> list[str]:
 
 def takes_calibrating(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of a calibration in place of a command's argument `asked`, which gets CalibrateOptions."""
-
-    def make(**given: Any) -> Any:
-        from .commands.calibrate import make_options
-
-        return make_options(**given)
-
-    return _gathered(command, "asked", _CALIBRATING, make)
+    return _gathered(command, "asked", _CALIBRATING, _options_of("calibrate"))
 
 
 def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of an evaluation in place of a command's argument `asking`, which gets EvalOptions."""
-
-    def make(**given: Any) -> Any:
-        from .commands.evaluate import make_options
-
-        return make_options(**given)
-
-    return _gathered(command, "asking", _ASKING, make)
+    return _gathered(command, "asking", _ASKING, _options_of("evaluate"))
 
 
 def takes_benching(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of a benchmark in place of a command's argument `benching`, which gets BenchOptions."""
+    return _gathered(command, "benching", _BENCHING, _options_of("bench"))
+
+
+def _options_of(command: str) -> Callable[..., Any]:
+    """make_options of a module of commands/, which is imported when it is called."""
 
     def make(**given: Any) -> Any:
-        from .commands.bench import make_options
+        return importlib.import_module(f".commands.{command}", __package__).make_options(**given)
 
-        return make_options(**given)
-
-    return _gathered(command, "benching", _BENCHING, make)
+    return make
 
 
 def _gathered(

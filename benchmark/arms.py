@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from ..patcher.binding.modules import unwrapped
-from ..patcher.binding.patching import Patch, apply_plan, remove_patch
+from ..patcher.binding.patching import prepare_patch
 from ..patcher.recipe import Recipe
 
 DENSE, EAGER, PATCHED = "dense", "eager", "patched"
@@ -17,12 +17,11 @@ ARMS = (DENSE, EAGER, PATCHED)
 
 
 class Arms:
-    """Of one model, which is dense outside of `use`. eager: whether that is one. Raises what apply_plan raises."""
+    """Of one model, which is dense outside of `use`. eager: whether that is one. Raises what apply_plan does."""
 
     def __init__(self, model: Any, recipe: Recipe, *, eager: bool = True) -> None:
         self.model = cast(Any, unwrapped(model))
-        self.patch: Patch = apply_plan(model, recipe.plan, recipe.thresholds)
-        remove_patch(model)
+        self.patch = prepare_patch(model, recipe.plan, recipe.thresholds)
         self.implementation = str(self.model.config._attn_implementation)
         self.eager = eager
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..patcher.binding.loading import LoadedModel
 from .arms import Arms
+from .peak import forget_peak, peak, used
 from .workload import workload
 
 # Copies of all scores that eager attention holds at once, in float32: products, softmax, and what becomes of them.
@@ -45,42 +45,11 @@ def peaks_of(
     work = workload(model, task, tokens[:, : lengths[0]], new_tokens)
     work.warm_up()  # weights are read from disk when they are first used
     device = work.tokens.device
-    base, peaks = _used(device), {}
+    base, peaks = used(device), {}
     with arms.use(arm):
         for length in lengths:
-            _forget_peak(device)
+            forget_peak(device)
             workload(model, task, tokens[:, :length], new_tokens).run()
-            peak = _peak(device)
-            peaks[length] = None if peak is None or base is None else max(peak - base, 0)
+            most = peak(device)
+            peaks[length] = None if most is None or base is None else max(most - base, 0)
     return peaks
-
-
-def _used(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return int(psutil.Process().memory_info().rss) if device.type == "cpu" else None
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        try:
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")
-        except OSError:
-            pass  # lengths ascend, so a peak from before is a smaller one
-
-
-def _peak(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu":
-        return None
-    if sys.platform == "linux":
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

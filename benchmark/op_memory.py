@@ -9,7 +9,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -17,10 +16,10 @@ from ..patcher.kernels import clusters, rows
 from ..patcher.methods import AttentionInputs, Clustered, TopK, TopTheta
 from ..patcher.thresholds import ModuleThresholds
 from .op_inputs import attention, dense
+from .peak import forget_peak, peak, used
 
 HEADS = 8
 DENSE = "SDPA"
-STATUS = Path("/proc/self/status")
 
 
 def extra_bytes(way: str, tokens: int, threads: int) -> int:
@@ -49,15 +48,11 @@ def main(way: str, tokens: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     WAYS[way](attention(256, 256, HEADS, HEADS))  # what the first call of all loads
     inputs = attention(int(tokens), int(tokens), HEADS, HEADS)
-    before = _status("VmRSS")
+    device = inputs.query.device
+    before = used(device)
+    forget_peak(device)
     WAYS[way](inputs)
-    print(_status("VmHWM") - before)
-
-
-def _status(field: str) -> int:
-    """Bytes, from Linux' account of this process."""
-    lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines())
-    return int(lines[field].split()[0]) * 1024
+    print((peak(device) or 0) - (before or 0))
 
 
 if __name__ == "__main__":

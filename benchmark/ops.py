@@ -1,6 +1,6 @@
 """Times of the native kernels beside torch's own dense operations, as Markdown tables.
 
-    python -m hf_sparsify.benchmark.ops            # about ten minutes; `make bench`
+    python -m hf_sparsify.benchmark.ops            # a few minutes; `make bench`
     python -m hf_sparsify.benchmark.ops --quick    # small sizes, less than a minute
 
 Both sides get the same inputs in one process and take turns. Every result is checked against its definition in float64:
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from ..patcher.methods import Clustered
 from ..terminal import exit_codes
 from .op_cases import Arm, Case, Checked, cases
 from .op_inputs import attention
-from .op_memory import DENSE, STATUS, WAYS, extra_bytes
+from .op_memory import DENSE, WAYS, extra_bytes
 from .op_overhead import overhead
 from .timing import Spread, interleaved, ratios
 
@@ -220,7 +221,7 @@ def long_sequences(threads: int) -> tuple[Spread, dict[str, int]]:
     """Prints and returns how time grows, and the peaks of memory, where a process is told its own."""
     grown = growth(rounds=9)
     print(f"\nClustered attention, 16k tokens: {shown(grown)} times the time of 8k, at most {MOST_GROWTH}", flush=True)
-    memory = {way: extra_bytes(way, MEMORY_TOKENS, threads) for way in WAYS} if STATUS.exists() else {}
+    memory = {way: extra_bytes(way, MEMORY_TOKENS, threads) for way in WAYS} if sys.platform == "linux" else {}
     if memory:
         print("\n".join(memory_lines(memory)), flush=True)
     return grown, memory

@@ -21,17 +21,14 @@ from ..benchmark.plot import plot_ratios
 from ..benchmark.run import LengthResult, measure, summary, with_min_length
 from ..benchmark.text import documentation, texts_of, tokens_of
 from ..benchmark.workload import GENERATING
-from ..environment import describe_environment, package_versions
 from ..errors import UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..patcher.binding.loading import LoadOptions
-from ..patcher.binding.modules import input_device
-from ..patcher.methods import TopKFeedForward, method_to_dict
-from ..patcher.plan import describe_plan
+from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Recipe, check_place, save_recipe
 from .bench_process import Job
-from .target import Target
+from .target import Target, describe_target
 
 logger = logging.getLogger(__name__)
 
@@ -151,10 +148,10 @@ def bench(
     lengths: tuple[int, ...],
     tokens: Tensor,
     *,
-    job: Callable[..., Job],
+    job: Job,
     advance: Callable[[int], None],
 ) -> list[LengthResult]:
-    """Measures all lengths. job: makes the Job of an arm and lengths."""
+    """Measures all lengths. job: for the processes that measure memory."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > BUSY * cores:
         logger.warning("warning: the machine is busy (load %.1f on %d cores): times will scatter", load, cores)
@@ -165,7 +162,7 @@ def bench(
     ]
     for arm in arms.names if options.memory else ():
         taken = [result.work.tokens.shape[1] for result in results if arm not in result.left_out]
-        peaks = job(arm=arm, lengths=taken).run() if taken else {}
+        peaks = job.run(arm, taken) if taken else {}
         for result in results:
             result.peak_memory[arm] = peaks.get(result.work.tokens.shape[1])
         advance(len(lengths))
@@ -182,26 +179,19 @@ def finish(
     output: Path | None,
 ) -> Bench:
     """Writes bench.json, the plot and, if asked for, the recipe's min_length. text: what was read."""
-    base, model = target.recipe.base_model, target.loaded.model
+    loaded = target.loaded
     results = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
-        "recipe": str(target.directory) if target.directory else None,
-        "model": Path(base.id).name,
-        "base_model": asdict(base),
-        "method": describe_plan(target.recipe.plan),
-        "plan": {name: method_to_dict(method) for name, method in target.recipe.plan.items()},
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(input_device(model)),
+        "model": Path(target.recipe.base_model.id).name,
+        **describe_target(target, target.recipe),
         "threads": torch.get_num_threads(),
-        "dense": str(model.config._attn_implementation),
+        "dense": str(loaded.model.config._attn_implementation),
         "text": text,
         "batch_size": options.batch_size,
-        "new_tokens": options.new_tokens if base.task in GENERATING else 0,
+        "new_tokens": options.new_tokens if loaded.base.task in GENERATING else 0,
         "repeats": options.repeats,
         **summary(measured),
-        "versions": package_versions(),
-        "environment": describe_environment(),
     }
     directory = output or _place(target)
     directory.mkdir(parents=True, exist_ok=True)
@@ -234,23 +224,17 @@ def _place(target: Target) -> Path:
 
 def make_job(
     argument: str | None, model: str | None, loading: LoadOptions, tokens: Tensor, options: BenchOptions
-) -> Any:
-    """A Job but for its arm and lengths."""
-
-    def job(arm: str, lengths: list[int]) -> Job:
-        return Job(
-            target=argument,
-            model=model,
-            loading=asdict(loading),
-            arm=arm,
-            threads=torch.get_num_threads(),
-            tokens=tokens.tolist(),
-            lengths=lengths,
-            new_tokens=options.new_tokens,
-            min_length=0 if options.write else None,
-        )
-
-    return job
+) -> Job:
+    """What the processes that measure memory are told."""
+    return Job(
+        target=argument,
+        model=model,
+        loading=asdict(loading),
+        threads=torch.get_num_threads(),
+        tokens=tokens.tolist(),
+        new_tokens=options.new_tokens,
+        min_length=0 if options.write else None,
+    )
 
 
 def closing_lines(done: Bench) -> list[str]:

@@ -6,11 +6,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..environment import describe_environment, package_versions
 from ..errors import UsageError, require_at_least_one
 from ..evaluation.dense_cache import DenseCache, dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
@@ -24,13 +23,10 @@ from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.tasks.base import input_hash
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, Gate
-from ..patcher.binding.modules import input_device
-from ..patcher.methods import method_to_dict
-from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe, check_place
 from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
-from .target import Target
+from .target import Target, describe_target
 
 logger = logging.getLogger(__name__)
 
@@ -157,27 +153,20 @@ def describe(
     verdicts = judge(evaluations, options.gate, options.seed)
     described = []
     for target, recipe, evaluation, verdict in zip(targets, recipes, evaluations, verdicts, strict=True):
-        model, task = target.loaded.model, evaluation.task
+        task = evaluation.task
         calibration = recipe.to_dict()["calibration"]
         described.append(
             {
                 "schema_version": SCHEMA_VERSION,
-                "recipe": str(target.directory) if target.directory else None,
-                "base_model": asdict(target.loaded.base),
-                "method": describe_plan(recipe.plan),
-                "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
+                **describe_target(target, recipe),
                 "calibration": calibration and {key: value for key, value in calibration.items() if key != "items"},
                 "seen_in_calibration": len(_seen(recipe, task)),
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "device": str(input_device(model)),
                 "seed": options.seed,
                 "limit": options.limit,
                 "shots": [shot.id for shot in task.options.shots],
                 "template": task.options.template,
                 "distractors": options.distractors,
                 **summarize(evaluation, verdict, options.seed),
-                "versions": package_versions(),
-                "environment": describe_environment(),
             }
         )
     return described

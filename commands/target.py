@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..environment import package_versions
+from ..environment import describe_environment, package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
-from ..patcher.methods import AttentionMethod, TopK
+from ..patcher.binding.modules import input_device
+from ..patcher.methods import AttentionMethod, TopK, method_to_dict
 from ..patcher.methods.compensation import DEFAULT_COMPENSATION
-from ..patcher.plan import plan_model
+from ..patcher.plan import describe_plan, plan_model
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -108,3 +110,18 @@ def check_same_model(recipe: Recipe, loaded: LoadedModel) -> None:
         logger.warning(
             "the recipe was made for revision %s of %s, this is %s", made_for.revision, made_for.id, found.revision
         )
+
+
+def describe_target(target: Target, recipe: Recipe) -> dict[str, Any]:
+    """What was run, for results as JSON. recipe: the target's, or what is made of it."""
+    model = target.loaded.model
+    return {
+        "recipe": str(target.directory) if target.directory else None,
+        "base_model": asdict(target.loaded.base),
+        "method": describe_plan(recipe.plan),
+        "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(input_device(model)),
+        "versions": package_versions(),
+        "environment": describe_environment(),
+    }

@@ -21,7 +21,7 @@ import torch
 from ..errors import DataError, SparsifyError, UsageError
 from ..hub import hub_answers
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.patching import Patch, apply_plan, remove_patch
+from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
 from .harness_tasks import MISSING, Asked, load_tasks, named_tasks
 from .journal import Journal
@@ -91,10 +91,7 @@ class Harness:
         was. UsageError for a task without a score for each document, DataError if a task cannot be run.
         """
         tasks = [self.task_for(loaded, asked, batch_size) for asked in self.tasks]
-        patches = []
-        for contender in contenders:
-            patches.append(apply_plan(loaded.model, contender.plan, contender.thresholds))
-            remove_patch(loaded.model)
+        patches = [prepare_patch(loaded.model, contender.plan, contender.thresholds) for contender in contenders]
         with _aside(self.seed, self.trusted, self.online), _harness_model(loaded, batch_size, advance) as lm:
             found = [self._evaluate(lm, asked, task, patches) for asked, task in zip(self.tasks, tasks, strict=True)]
         for patch in patches:

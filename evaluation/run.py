@@ -12,7 +12,7 @@ import torch
 
 from ..errors import DataError, SparsifyError
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.patching import Patch, apply_plan, remove_patch
+from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
 from ..patcher.methods import Method
 from ..patcher.thresholds import ModuleThresholds
@@ -118,10 +118,7 @@ class _Run:
         self.task, self.contenders, self.rank = task, contenders, rank
         # What only `observe` finds out is too large to keep.
         self.cache = cache if task.counted_when == "predict" else None
-        self.patches: list[Patch] = []
-        for contender in contenders:
-            self.patches.append(apply_plan(loaded.model, contender.plan, contender.thresholds))
-            remove_patch(loaded.model)
+        self.patches = [prepare_patch(loaded.model, contender.plan, contender.thresholds) for contender in contenders]
 
     def close(self) -> None:
         """Leaves the model dense, also after an error inside a patched pass, and logs which kernels ran."""

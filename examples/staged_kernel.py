@@ -10,15 +10,12 @@ of each way: the median of the ratios of a round. Stages include the mapping of 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
-from hf_sparsify import LoadOptions
-from hf_sparsify.commands.target import load_named
-from staged_lab import FIT_QUERIES, Layer, Map, grouped, hide_future, recorded, score_axes
+from staged_lab import FIT_QUERIES, Layer, Map, grouped, hide_future, opened, recorded, score_axes
 
 SOURCE = Path(__file__).with_suffix("") / "main.cpp"
 BUILD = ["c++", "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno"]
@@ -41,17 +38,7 @@ def write(path: Path, layers: list[Layer], maps: list[Map], k: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
-    parser.add_argument("--queries", type=int, default=64, help="the last ones of the text")
-    parser.add_argument("--k", type=int, default=64)
-    args = parser.parse_args()
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
-    loaded = load_named(args.model, LoadOptions())
+    args, loaded = opened(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         program, data = Path(folder, "program"), Path(folder, "data.bin")
         subprocess.run([*BUILD, str(SOURCE), "-o", str(program)], check=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field
 from typing import Any
 
 import hf_sparsify
 import torch
-from hf_sparsify import LoadedModel, TopK, UsageError
+from hf_sparsify import LoadedModel, LoadOptions, TopK, UsageError
+from hf_sparsify.commands.target import load_named
 from hf_sparsify.evaluation.sources import load_items
 from hf_sparsify.patcher.methods import AttentionInputs
 from torch import Tensor
@@ -64,6 +66,21 @@ def _roots(rows: Tensor) -> tuple[Tensor, Tensor]:
     sizes, axes = torch.linalg.eigh(rows.mT @ rows / rows.shape[1])
     sizes = sizes.clamp(min=1e-6 * sizes.amax()).sqrt().unsqueeze(1)
     return axes * sizes @ axes.mT, axes / sizes @ axes.mT
+
+
+def opened(description: str | None) -> tuple[argparse.Namespace, LoadedModel]:
+    """What was asked for on the command line, and the model; one thread, no gradients."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
+    parser.add_argument("--queries", type=int, default=64, help="the last ones of the text")
+    parser.add_argument("--k", type=int, default=64)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    return args, load_named(args.model, LoadOptions())
 
 
 def recorded(loaded: LoadedModel, data: str, tokens: int, queries: int) -> list[Layer]:

@@ -13,15 +13,12 @@ not read to the end (post-softmax) count with their last coarse score.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean
 
 import torch
-from hf_sparsify import LoadOptions
-from hf_sparsify.commands.target import load_named
-from staged_lab import FIT_QUERIES, Layer, Map, grouped, hide_future, recorded, rotation, score_axes
+from staged_lab import FIT_QUERIES, Layer, Map, grouped, hide_future, opened, recorded, rotation, score_axes
 from torch import Tensor
 
 RULES = ("top-k", "pre-softmax", "max-relative", "post-softmax")
@@ -129,17 +126,7 @@ def measure(layer: Layer, fits: dict[str, Map], k: int) -> dict[str, list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--evaluation", required=True)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
-    parser.add_argument("--queries", type=int, default=64, help="the last ones of the text")
-    parser.add_argument("--k", type=int, default=64)
-    args = parser.parse_args()
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)
-    loaded = load_named(args.model, LoadOptions())
+    args, loaded = opened(__doc__)
     for tokens in args.tokens:
         fits = [
             {"rotation": rotation(layer[1]), "score axes": score_axes(grouped(layer), layer[1])}

@@ -184,6 +184,13 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
     return patch
 
 
+def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:
+    """A patch of a model that stays dense: `resumed` switches it on, in turn with others. Raises as apply_plan."""
+    patch = apply_plan(model, plan, thresholds)
+    remove_patch(model)
+    return patch
+
+
 PatchableModule = AttentionModule | FeedForwardModule
 
 
