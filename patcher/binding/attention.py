@@ -22,7 +22,7 @@ from ..methods.clustered import ClusterCounts
 from ..methods.visibility import FullMask, Visibility
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
-from .in_graph import attend_in_graph, leaves_graph
+from .in_graph import AttentionCall, attend_in_graph, leaves_graph
 from .masks import bias_of, build_mask, ordinary_mask, read_mask
 from .value_sums import ValueSums
 
@@ -127,43 +127,32 @@ def attention_forward(
             position_bias=position_bias,
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = (patch, query, key, value, attention_mask, position_bias, s_aux, is_causal, scale, softcap)
+    call = AttentionCall(patch, query, key, value, attention_mask, position_bias, s_aux, is_causal, scale, softcap)
     if not torch.compiler.is_compiling():
-        return _attend_call(*call, dropout), None
-    if leaves_graph(patch, dropout, query, key, value, position_bias, s_aux):
-        return _outside_graphs(*call, dropout), None
-    return attend_in_graph(*call), None
+        return _attend_call(call, dropout), None
+    if leaves_graph(call, dropout):
+        return _outside_graphs(call, dropout), None
+    return attend_in_graph(call), None
 
 
 @torch.compiler.disable
-def _outside_graphs(*call: Any) -> Tensor:
-    return _attend_call(*call)
+def _outside_graphs(call: AttentionCall, dropout: float) -> Tensor:
+    return _attend_call(call, dropout)
 
 
-def _attend_call(
-    patch: ModulePatch | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    position_bias: Tensor | None,
-    sinks: Tensor | None,
-    causal: bool,
-    scale: float,
-    softcap: float | None,
-    dropout: float,
-) -> Tensor:
+def _attend_call(call: AttentionCall, dropout: float) -> Tensor:
     """Attention [B, q, H, E], contiguous."""
-    visibility, added = read_mask(mask, query.shape[2], key.shape[2], causal)
+    query, key, patch = call.query, call.key, call.patch
+    visibility, added = read_mask(call.mask, query.shape[2], key.shape[2], call.causal)
     inputs = AttentionInputs(
         query=query,
         key=key,
-        value=value,
+        value=call.value,
         visibility=visibility.to(query.device),
-        scale=scale,
-        bias=bias_of(position_bias, added, query.shape[2], key.shape[2]),
-        softcap=softcap,
-        sinks=sinks,
+        scale=call.scale,
+        bias=bias_of(call.position_bias, added, query.shape[2], key.shape[2]),
+        softcap=call.softcap,
+        sinks=call.sinks,
         dropout=dropout,
     )
     out = attend_rows(inputs)[0] if patch is None else _attend(patch, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,39 +17,50 @@ if TYPE_CHECKING:
 DENSE = call_text("a module that is not patched", None)
 
 
-def leaves_graph(patch: ModulePatch | None, dropout: float, *tensors: Tensor | None) -> bool:
+class AttentionCall(NamedTuple):
+    """What a module hands its attention function; position_bias is the model's own, sinks the learned ones.
+
+    query [B, H, q, D], key [B, G, n, D], value [B, G, n, E]. patch: None for a module that stays dense.
+    """
+
+    patch: ModulePatch | None
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    position_bias: Tensor | None
+    sinks: Tensor | None
+    causal: bool
+    scale: float
+    softcap: float | None
+
+
+def leaves_graph(call: AttentionCall, dropout: float) -> bool:
     """Whether a call that is being compiled has to run outside the graph.
 
     What counts or calibrates keeps its own books in Python, dropout and gradients take the torch way, and a method that
     no recipe names cannot be told to the operator. torch.export knows no outside; what it makes has no gradients.
     """
+    patch = call.patch
     if patch is not None and (patch.meter is not None or patch.observer is not None or patch.text is None):
         return True
     if dropout:
         return True
+    tensors = (call.query, call.key, call.value, call.position_bias, call.sinks)
     trains = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     return trains and torch.compiler.is_dynamo_compiling()
 
 
-def attend_in_graph(
-    patch: ModulePatch | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    position_bias: Tensor | None,
-    sinks: Tensor | None,
-    causal: bool,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
+def attend_in_graph(call: AttentionCall) -> Tensor:
     """Attention [B, q, H, E] as one node of the graph. Calls and ways taken are not counted."""
+    query, key, value = call.query, call.key, call.value
     queries, keys = query.shape[2], key.shape[2]
-    first, last, gaps, visible, added = _trace_mask(mask, queries, keys, causal, query.device)
-    bias = bias_of(position_bias, added, queries, keys)
-    text, table = (DENSE, None) if patch is None else (patch.text, patch.thresholds)
+    first, last, gaps, visible, added = _trace_mask(call.mask, queries, keys, call.causal, query.device)
+    bias = bias_of(call.position_bias, added, queries, keys)
+    text, table = (DENSE, None) if call.patch is None else (call.patch.text, call.patch.thresholds)
+    tensors = table_tensors(table)
     return attention(
-        query, key, value, first, last, gaps, visible, bias, sinks, table_tensors(table), scale, softcap, text
+        query, key, value, first, last, gaps, visible, bias, call.sinks, tensors, call.scale, call.softcap, text
     )
 
 
