@@ -223,13 +223,14 @@ def _small(plan: Plan) -> dict[str, Method]:
     return {name: method.as_small(SMALL_K) for name, method in plan.items()}
 
 
-def _settings(model: Any) -> list[tuple[Any, bool]]:
-    """What a patch changes: the attention implementation that each module reads, and whether something stands in for
-    the module's own behaviour."""
+def _settings(model: Any) -> list[tuple[Any, bool, int]]:
+    """What a patch changes: the attention implementation that each module reads, whether something stands in for the
+    module's own behaviour, and its hooks."""
     return [
         (
             getattr(getattr(module, "config", None), "_attn_implementation_internal", None),
             hasattr(module, PATCH_ATTRIBUTE) or "forward" in vars(module),
+            len(module._forward_pre_hooks) + len(module._forward_hooks),
         )
         for module in model.modules()
     ]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ...errors import NotPatchableError, RecipeMismatchError, UsageError
 from ..meter import Meter
-from ..methods import METHODS, Method, TopKFeedForward, TopTheta
+from ..methods import METHODS, AttentionMethod, Method, TopKFeedForward, TopTheta
 from ..methods.budget import Budget
 from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
@@ -28,7 +28,16 @@ from .feed_forward import (
     is_patched,
     require_feed_forward_modules,
 )
-from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
+from .interception import intercept
+from .modules import (
+    INTERCEPTION,
+    INTERFACE,
+    AttentionModule,
+    attention_modules,
+    mentions,
+    require_attention_modules,
+    unwrapped,
+)
 from .value_sums import ValueSums
 
 logger = logging.getLogger(__name__)
@@ -89,6 +98,8 @@ class Patch:
         register()
         for module, patch in self.attention:
             setattr(module, PATCH_ATTRIBUTE, patch)
+            if patch.intercepted:
+                self.hooks += intercept(module, patch)
             if patch.sums is not None:
                 self.hooks.append(module.register_forward_pre_hook(patch.sums, with_kwargs=True))
         for config, _ in self.configs:
@@ -164,10 +175,12 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
             "feed-forward layers of this model are already patched: unpatch the model that they are in first"
         )
     attention = [target for name in plan if isinstance(target := found[name], AttentionModule)]
-    configs = [(config, config._attn_implementation_internal) for config in _configs(model, attention)]
-    if any(implementation == ATTENTION_NAME for _, implementation in configs):
+    by_interface = [target for target in attention if target.route == INTERFACE]
+    configs = [(config, config._attn_implementation_internal) for config in _configs(model, by_interface)]
+    shared = any(hasattr(target.module, PATCH_ATTRIBUTE) for target in attention)
+    if shared or any(implementation == ATTENTION_NAME for _, implementation in configs):
         raise UsageError(
-            "a model that shares its configuration with this one is already patched: unpatch that one first"
+            "a model that shares its configuration or modules with this one is already patched: unpatch that one first"
         )
     patch = Patch(model, [], [], configs)
     told: set[str] = set()
@@ -176,12 +189,19 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
         if isinstance(method, TopKFeedForward):
             patch.feed_forward.append(FeedForwardPatch(name, module, method))
         else:
-            kind = found[name].kind
-            sums = ValueSums(kind) if isinstance(method, Budget) and method.compensation == "sdc+vmc" else None
-            patch.attention.append((module, ModulePatch(name, kind, method, tables.get(name), told, sums)))
+            patch.attention.append((module, _attention_patch(found[name], method, tables.get(name), told)))
     patch.activate()
     setattr(model, MODEL_ATTRIBUTE, patch)
     return patch
+
+
+def _attention_patch(
+    target: PatchableModule, method: AttentionMethod, table: ModuleThresholds | None, told: set[str]
+) -> ModulePatch:
+    intercepted = isinstance(target, AttentionModule) and target.route == INTERCEPTION
+    compensated = isinstance(method, Budget) and method.compensation == "sdc+vmc"
+    sums = ValueSums(target.kind) if compensated and not intercepted else None
+    return ModulePatch(target.name, target.kind, method, table, told, sums, intercepted=intercepted)
 
 
 def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:
@@ -230,6 +250,12 @@ def check_module(target: PatchableModule, method: Method, table: ModuleThreshold
             f"{method.name} attention is for bidirectional self-attention only, and {target.name} is "
             f"{target.nature}, where later queries would move earlier rows: leave it out (--stack encoder selects "
             "an encoder alone), or choose top-k"
+        )
+    scores_alone = target.route == INTERCEPTION and not mentions(type(target.module), {"scaled_dot_product_attention"})
+    if isinstance(method, ClusteredPlain) and scores_alone:
+        raise NotPatchableError(
+            f"{method.name} attention needs queries and keys, and {target.name} ({type(target.module).__name__}) is "
+            "intercepted where it has scores alone: leave it out, or choose top-k"
         )
     if isinstance(method, Budget) and method.protect_recent and not target.causal:
         raise NotPatchableError(
