@@ -6,6 +6,7 @@ that is its attention. The model has computed all scores by then, so nothing get
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +96,11 @@ class Interception(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def refusal(self, reason: str) -> NotPatchableError:
-        """The error that names the module."""
+        """The error that names the module, and how to leave it and its likes in other layers dense."""
         name = self.patch.name
+        alike = re.sub(r"\d+", r"\\d+", re.escape(name))
         return NotPatchableError(
-            f"{name} ({type(self.module).__name__}) cannot be patched: {reason}; --set {name}=none leaves it dense"
+            f"{name} ({type(self.module).__name__}) cannot be patched: {reason}; --set 're:{alike}=none' leaves it dense"
         )
 
     def seen(self) -> str:
@@ -166,9 +168,18 @@ class Interception(TorchFunctionMode):
             bias=added,
             dropout=dropout_p,
         )
-        return attend_patched(self.patch, inputs)
+        return _attend(self.patch, inputs)
 
 
+# A compiler that traces a patched model leaves its graph here: what follows looks at its data.
+
+
+@torch.compiler.disable
+def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
+    return attend_patched(patch, inputs)
+
+
+@torch.compiler.disable
 def sparse_softmax(patch: ModulePatch, scores: Tensor, limit: float) -> Tensor:
     """Weights [B, H, q, n] of scores alike; those up to limit are hidden. Counted and observed."""
     method = patch.method

@@ -204,7 +204,7 @@ def layer_number(name: str) -> int | None:
 def head_count(module: nn.Module) -> int | None:
     """How many query heads a module or its config says that it has."""
     for source in (module, getattr(module, "config", None)):
-        for attribute in ("num_heads", "n_heads", "num_attention_heads"):
+        for attribute in ("num_heads", "n_heads", "num_attention_heads", "n_head", "num_attn_heads"):
             heads = getattr(source, attribute, None)
             if isinstance(heads, int):
                 return heads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ from ..methods import METHODS, AttentionMethod, Method, TopKFeedForward, TopThet
 from ..methods.budget import Budget
 from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
-from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
+from .attention import ACCURACY_ONLY, ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
 from .feed_forward import (
     FeedForwardModule,
     FeedForwardPatch,
@@ -296,6 +296,20 @@ def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
     owners = [target.module for target in targets]
     owners += [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return list({id(owner.config): owner.config for owner in owners}.values())
+
+
+def interception_of(model: nn.Module, plan: Iterable[str]) -> dict[str, Any] | None:
+    """The modules of a plan that are intercepted and what to say of it, ready for JSON; None if there are none."""
+    found = [target for target in attention_modules(unwrapped(model)) if target.route == INTERCEPTION]
+    planned = [target for target in found if target.name in set(plan)]
+    if not planned:
+        return None
+    classes = ", ".join(sorted({type(target.module).__name__ for target in planned}))
+    note = (
+        f"{ACCURACY_ONLY}, in {len(planned)} module{'s' * (len(planned) > 1)} ({classes}): they select the same keys, "
+        "and are no faster than the dense model"
+    )
+    return {"modules": [target.name for target in planned], "note": note}
 
 
 def current_patch(model: nn.Module) -> Patch:
