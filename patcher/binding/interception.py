@@ -7,6 +7,7 @@ that is its attention. The model has computed all scores by then, so nothing get
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,18 @@ def intercept(module: nn.Module, patch: ModulePatch) -> list[RemovableHandle]:
     ]
 
 
+def leave_interrupted() -> None:
+    """Ends what intercepts a call that Ctrl-C has ended: torch calls no hook then."""
+    while isinstance(mode := _get_current_function_mode(), Interception):
+        mode.__exit__(None, None, None)
+
+
+def forget_graphs() -> None:
+    """To be called after hooks came or went: a compiler does not look for them again in what it has traced."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 @dataclass
 class InterceptingHooks:
     """The hooks of one module. What they share during a call is the mode itself, of which every thread has its own."""
@@ -58,8 +71,7 @@ class InterceptingHooks:
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Before the forward."""
-        while isinstance(stale := _get_current_function_mode(), Interception):
-            stale.__exit__(None, None, None)  # of a call that Ctrl-C ended: no hook was called then
+        leave_interrupted()
         Interception(self.patch, module).__enter__()
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -130,7 +142,7 @@ class Interception(TorchFunctionMode):
         if scores.ndim == 3 and heads is not None and scores.shape[0] % heads == 0:
             return scores.unflatten(0, (-1, heads))
         shape = " x ".join(map(str, scores.shape))
-        raise self.refusal(f"where among its scores ({shape}) the {heads or ''} heads are is not known")
+        raise self.refusal(f"which dimension of its scores ({shape}) counts its {heads or 'unknown'} heads is not clear")
 
     def _limit(self, scores: Tensor) -> float:
         """Scores up to this one are hidden. A model in float16 may add a mask of that dtype to scores in float32."""

@@ -28,7 +28,7 @@ from .feed_forward import (
     is_patched,
     require_feed_forward_modules,
 )
-from .interception import intercept
+from .interception import forget_graphs, intercept, leave_interrupted
 from .modules import (
     INTERCEPTION,
     INTERFACE,
@@ -106,6 +106,7 @@ class Patch:
             config._attn_implementation_internal = ATTENTION_NAME
         for layer in self.feed_forward:
             layer.install()
+        self._after_interception()
         self.active = True
 
     def deactivate(self) -> None:
@@ -119,7 +120,13 @@ class Patch:
             config._attn_implementation_internal = implementation
         for layer in self.feed_forward:
             layer.uninstall()
+        self._after_interception()
         self.active = False
+
+    def _after_interception(self) -> None:
+        if any(patch.intercepted for patch in self.attention_patches):
+            leave_interrupted()
+            forget_graphs()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
