@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-import tiny_language_models
-import transformers
 from command_line import Sparsify, files, refused
+from tiny_language_models import WORDS, tokenizer
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 SAID = "interception: accuracy only, in 2 modules"
 
@@ -112,16 +111,24 @@ def test_methods_say_it(sparsify: Sparsify) -> None:
     assert "interception: accuracy only" in on_one_line(sparsify("methods").out)
 
 
-def test_code_that_comes_with_a_model(sparsify: Sparsify, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tiny_language_models.save("gpt2", work / "own")
-    (folder / "model.safetensors").unlink()
-    (folder / "modeling_own.py").write_text(REMOTE_CODE)
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(work / "modules"))
-    scope: dict[str, type] = {}
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "own",
-        "architectures": ["OwnForCausalLM"],
-        "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+def save_with_code(folder: Path) -> None:
+    """A random model in a folder, with its tokenizer and its own modeling file."""
+    source = folder.parent / "source"
+    source.mkdir()
+    (source / "modeling_own.py").write_text(REMOTE_CODE)
+    model_class = get_class_from_dynamic_module("modeling_own.OwnForCausalLM", str(source))
+    model_class.config_class.register_for_auto_class()
+    model_class.register_for_auto_class("AutoModelForCausalLM")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, "use_cache": False}
+    model_class(model_class.config_class(vocab_size=len(WORDS), **sizes, **ids)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+def test_code_that_comes_with_a_model(sparsify: Sparsify, work: Path) -> None:
+    save_with_code(work / "own")
+    done = sparsify("patch", "own", "--trust-remote-code", "--k", "4")
+    assert (done.code, f"{SAID} (OwnSelfAttention)" in on_one_line(done.out)) == (0, True), done
+    assert "the future does not matter" in done.out
+    done = sparsify("eval", "--trust-remote-code", "-d", "q.jsonl", "--limit", "2")
+    assert f"{SAID} (OwnSelfAttention)" in on_one_line(done.out), done
