@@ -25,7 +25,7 @@ from ..errors import NotPatchableError, UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..patcher.binding.loading import LoadOptions
-from ..patcher.binding.patching import interception_of
+from ..patcher.binding.modules import interception_of
 from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Recipe, check_place, save_recipe
 from .bench_process import Job

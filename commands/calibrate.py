@@ -29,7 +29,7 @@ from ..evaluation.dense_cache import dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import Item, ItemSet, content_hash
 from ..evaluation.tasks import Task, task_for
-from ..patcher.binding.patching import interception_of
+from ..patcher.binding.modules import interception_of
 from ..patcher.meter import Meter
 from ..patcher.methods import Method, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget, describe_kept

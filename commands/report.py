@@ -14,11 +14,10 @@ from rich.text import Text
 
 from ..evaluation.datasets import datasets_rows
 from ..evaluation.report import called, comparison, modules_table, results_tables
-from ..patcher.binding.attention import ACCURACY_ONLY
 from ..patcher.binding.feed_forward import feed_forward_modules
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.modules import attention_modules
-from ..patcher.binding.patching import PatchableModule, interception_of
+from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, interception_of
+from ..patcher.binding.patchable import PatchableModule
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..patcher.proof import Check
@@ -30,8 +29,8 @@ from .patch import Planned, ranges
 from .target import Target
 
 INTERCEPTED = (
-    "Where a model computes attention itself, outside the transformers attention interface, attention methods select the "
-    f"same keys ({ACCURACY_ONLY}) and make nothing faster."
+    "Where a model computes attention itself, outside the transformers attention interface, attention methods select "
+    f"the same keys ({ACCURACY_ONLY}) and make nothing faster."
 )
 
 

@@ -12,8 +12,7 @@ from ..environment import describe_environment, package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
-from ..patcher.binding.modules import input_device
-from ..patcher.binding.patching import interception_of
+from ..patcher.binding.modules import input_device, interception_of
 from ..patcher.methods import AttentionMethod, TopK, method_to_dict
 from ..patcher.methods.compensation import DEFAULT_COMPENSATION
 from ..patcher.plan import describe_plan, plan_model

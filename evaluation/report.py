@@ -42,7 +42,7 @@ def results_tables(results: dict[str, Any], *, by_module: bool = False, was_ther
     total = results["kept"]["total"]
     if total["rows_without_threshold"] > WORTH_A_NOTE * max(1, total["long_rows"]):
         parts += ["", NO_THRESHOLD_NOTE.format(percent(total["rows_without_threshold"] / total["long_rows"]))]
-    if interception := results["interception"]:
+    if interception := results.get("interception"):
         parts += ["", f"note: {interception['note']}"]
     if was_there:
         parts += ["", WAS_THERE]
@@ -80,7 +80,7 @@ def comparison(several: list[dict[str, Any]]) -> RenderableType:
     table = grid([*header, *numbers], rows, text_columns=len(header))
     reasons = [Text.assemble(f"{called(results)}: ", verdict_line(results["verdict"])) for results in several]
     title = f"{len(several)} verdicts" + (f" on {_asked(several[0])}" if one_set else "")
-    notes = [f"{called(results)}: {found['note']}" for results in several if (found := results["interception"])]
+    notes = [f"{called(results)}: {found['note']}" for results in several if (found := results.get("interception"))]
     return Group(titled(title, table), "", *reasons, *notes, "", HOLM)
 
 

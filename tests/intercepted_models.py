@@ -1,4 +1,4 @@
-"""Tiny random models of the families that compute attention themselves, outside the transformers attention interface."""
+"""Tiny random models of families that compute attention themselves, outside the transformers attention interface."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from ..table_check import check_table
 from ..thresholds import ModuleThresholds
 from .in_graph import AttentionCall, attend_in_graph, leaves_graph
 from .masks import bias_of, build_mask, ordinary_mask, read_mask
+from .modules import ACCURACY_ONLY
 from .value_sums import ValueSums
 
 # transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
@@ -31,9 +32,6 @@ ATTENTION_NAME = "hf_sparsify"
 
 # The attribute of an attention module that holds its ModulePatch.
 PATCH_ATTRIBUTE = "_hf_sparsify_patch"
-
-# What ModulePatch.paths calls an intercepted call, and what is said wherever a plan has such modules.
-ACCURACY_ONLY = "interception: accuracy only"
 
 # Arguments that change nothing about which scores a row has, or that the mask already says.
 HARMLESS = frozenset(

@@ -18,14 +18,13 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import NotPatchableError
-from ..methods import AttentionInputs, Chunk, FullMask
-from ..methods.budget import Budget
-from ..methods.chunk import Selection
+from ..methods import AttentionInputs, Chunk, FullMask, TopK, TopTheta
+from ..methods.clustered import ClusteredPlain
 from ..methods.rows import count_kept, weights_of
 from ..table_check import check_table
-from .attention import ACCURACY_ONLY, ModulePatch, add_rows, attend_patched, counting
+from .attention import ModulePatch, add_rows, attend_patched, counting
 from .masks import read_mask
-from .modules import head_count
+from .modules import ACCURACY_ONLY, head_count
 
 # The functions that compute a softmax, each with the names of its positional arguments.
 SOFTMAX: dict[Any, tuple[str, ...]] = {
@@ -111,9 +110,8 @@ class Interception(TorchFunctionMode):
         """The error that names the module, and how to leave it and its likes in other layers dense."""
         name = self.patch.name
         alike = re.sub(r"\d+", r"\\d+", re.escape(name))
-        return NotPatchableError(
-            f"{name} ({type(self.module).__name__}) cannot be patched: {reason}; --set 're:{alike}=none' leaves it dense"
-        )
+        way_out = f"--set 're:{alike}=none' leaves it dense"
+        return NotPatchableError(f"{name} ({type(self.module).__name__}) cannot be patched: {reason}; {way_out}")
 
     def seen(self) -> str:
         """Of a call in which nothing was replaced."""
@@ -122,17 +120,18 @@ class Interception(TorchFunctionMode):
 
     def _take(self, name: str) -> None:
         if self.replaced is not None:
-            raise self.refusal(f"it calls {self.replaced} and then {name}, and which of them is its attention is not known")
+            raise self.refusal(f"it calls {self.replaced} and then {name}, and which is its attention is not clear")
         self.replaced = name
 
     def _softmax(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
         """The weights for masked scores, shaped like these, in dtype."""
         method = self.patch.method
-        if not isinstance(method, Budget):
+        if isinstance(method, ClusteredPlain):
             raise self.refusal(
                 f"{method.name} attention needs queries and keys, and it hands over their scores: choose top-k"
             )
-        return sparse_softmax(self.patch, self._by_head(scores), self._limit(scores)).view(scores.shape).to(dtype)
+        weights = sparse_softmax(self.patch, method, self._by_head(scores), self._limit(scores))
+        return weights.reshape(scores.shape).to(dtype)
 
     def _by_head(self, scores: Tensor) -> Tensor:
         """[..., H, q, n] or [B * H, q, n] as [B, H, q, n]."""
@@ -142,7 +141,8 @@ class Interception(TorchFunctionMode):
         if scores.ndim == 3 and heads is not None and scores.shape[0] % heads == 0:
             return scores.unflatten(0, (-1, heads))
         shape = " x ".join(map(str, scores.shape))
-        raise self.refusal(f"which dimension of its scores ({shape}) counts its {heads or 'unknown'} heads is not clear")
+        counted = f"its {heads} heads" if heads else "its heads"
+        raise self.refusal(f"which dimension of its scores ({shape}) counts {counted} is not clear")
 
     def _limit(self, scores: Tensor) -> float:
         """Scores up to this one are hidden. A model in float16 may add a mask of that dtype to scores in float32."""
@@ -192,9 +192,8 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
 
 
 @torch.compiler.disable
-def sparse_softmax(patch: ModulePatch, scores: Tensor, limit: float) -> Tensor:
+def sparse_softmax(patch: ModulePatch, method: TopK | TopTheta, scores: Tensor, limit: float) -> Tensor:
     """Weights [B, H, q, n] of scores alike; those up to limit are hidden. Counted and observed."""
-    method = patch.method
     patch.calls += 1
     patch.paths[ACCURACY_ONLY] += 1
     hidden = scores <= limit

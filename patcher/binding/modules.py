@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ CROSS_NAMES = frozenset({"crossattention", "cross_attn", "encoder_attn", "EncDec
 # A module is patched through the attention interface of transformers that it calls, or else by replacing the softmax or
 # torch's SDPA while its forward runs (interception.py).
 INTERFACE, INTERCEPTION = "interface", "interception"
+ACCURACY_ONLY = "interception: accuracy only"  # said wherever a plan has intercepted modules
 OWN_ATTENTION = frozenset({"softmax", "Softmax", "scaled_dot_product_attention"})
 
 
@@ -65,7 +66,9 @@ def attention_modules(model: nn.Module) -> list[AttentionModule]:
         if name in inner:
             kind = _kind(name, module)
             stack = _stack(name, module, kind) if inner[name] == INTERFACE else _own_stack(model, name, module, kind)
-            found.append(AttentionModule(name, module, kind, stack, layer_number(name), head_count(module), inner[name]))
+            found.append(
+                AttentionModule(name, module, kind, stack, layer_number(name), head_count(module), inner[name])
+            )
     return found
 
 
@@ -117,9 +120,8 @@ def require_attention_modules(model: nn.Module) -> list[AttentionModule]:
     if found:
         return found
     own = unreachable_attention(model)
-    reason = (
-        f"its {', '.join(own)} computes attention in a way that cannot be intercepted" if own else "it has no attention module"
-    )
+    way = "computes attention in a way that cannot be intercepted"
+    reason = f"its {', '.join(own)} {way}" if own else "it has no attention module"
     raise NotPatchableError(
         f"{type(model).__name__} cannot be patched: {reason}, outside the transformers attention interface"
     )
@@ -134,6 +136,20 @@ def _route(module: nn.Module) -> str | None:
 
 def _is_attention(module: nn.Module) -> bool:
     return "ttention" in type(module).__name__ and not isinstance(module, PreTrainedModel)
+
+
+def interception_of(model: nn.Module, plan: Iterable[str]) -> dict[str, Any] | None:
+    """The modules of a plan that are intercepted and what to say of it, ready for JSON; None if there are none."""
+    found = [target for target in attention_modules(unwrapped(model)) if target.route == INTERCEPTION]
+    planned = [target for target in found if target.name in set(plan)]
+    if not planned:
+        return None
+    classes = ", ".join(sorted({type(target.module).__name__ for target in planned}))
+    note = (
+        f"{ACCURACY_ONLY}, in {len(planned)} module{'s' * (len(planned) > 1)} ({classes}): they select the same keys, "
+        "and are no faster than the dense model"
+    )
+    return {"modules": [target.name for target in planned], "note": note}
 
 
 def _uses_interface(module: nn.Module) -> bool:
@@ -172,7 +188,7 @@ def _stack(name: str, module: nn.Module, kind: str) -> str:
 
 
 def _own_stack(model: nn.Module, name: str, module: nn.Module, kind: str) -> str:
-    """As _stack for a module outside the interface, which need not say itself that it is causal: then its model does."""
+    """As _stack for a module outside the interface: where it does not say whether it is causal, its model does."""
     if kind == "cross" or "decoder" in name.split("."):
         return "decoder"
     for flag in ("is_causal", "is_decoder"):

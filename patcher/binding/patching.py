@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Self
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ...errors import NotPatchableError, RecipeMismatchError, UsageError
+from ...errors import UsageError
 from ..meter import Meter
-from ..methods import METHODS, AttentionMethod, Method, TopKFeedForward, TopTheta
+from ..methods import AttentionMethod, Method, TopKFeedForward
 from ..methods.budget import Budget
-from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
-from .attention import ACCURACY_ONLY, ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
-from .feed_forward import (
-    FeedForwardModule,
-    FeedForwardPatch,
-    feed_forward_modules,
-    is_patched,
-    require_feed_forward_modules,
-)
+from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
+from .feed_forward import FeedForwardPatch, is_patched
 from .interception import forget_graphs, intercept, leave_interrupted
-from .modules import (
-    INTERCEPTION,
-    INTERFACE,
-    AttentionModule,
-    attention_modules,
-    mentions,
-    require_attention_modules,
-    unwrapped,
-)
+from .modules import INTERCEPTION, INTERFACE, AttentionModule, unwrapped
+from .patchable import PatchableModule, check_module, check_name, patchable_modules
 from .value_sums import ValueSums
 
 logger = logging.getLogger(__name__)
@@ -218,84 +203,6 @@ def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleT
     return patch
 
 
-PatchableModule = AttentionModule | FeedForwardModule
-
-
-def patchable_modules(model: nn.Module, plan: Plan) -> dict[str, PatchableModule]:
-    """The modules of a model that any method can patch, by name.
-
-    NotPatchableError if the plan has a method for a kind of module of which the model has none that can be patched.
-    """
-    wants_feed_forward = any(isinstance(method, TopKFeedForward) for method in plan.values())
-    wants_attention = any(not isinstance(method, TopKFeedForward) for method in plan.values())
-    found: list[PatchableModule] = []
-    found += (require_attention_modules if wants_attention else attention_modules)(model)
-    found += (require_feed_forward_modules if wants_feed_forward else feed_forward_modules)(model)
-    return {target.name: target for target in found}
-
-
-def check_name(name: str, found: Mapping[str, PatchableModule]) -> None:
-    """RecipeMismatchError if there is no such module, with what may have been meant."""
-    if name not in found:
-        close = get_close_matches(name, found, n=1)
-        hint = f" (is {close[0]} meant?)" if close else ": the recipe is for another model"
-        raise RecipeMismatchError(f"the model has no module {name} that can be patched{hint}")
-
-
-def check_module(target: PatchableModule, method: Method, table: ModuleThresholds | None = None) -> None:
-    """UsageError for what is no method, NotPatchableError or RecipeMismatchError if a module cannot take a method or a
-    threshold table."""
-    if not isinstance(method, tuple(METHODS.values())):
-        raise UsageError(f"{method!r} is no method: give an object such as hf_sparsify.TopK(k=64)")
-    if isinstance(target, FeedForwardModule) != isinstance(method, TopKFeedForward):
-        what = "a feed-forward layer" if isinstance(target, FeedForwardModule) else "attention"
-        raise NotPatchableError(f"{target.name} is {what}, which {method.name} is not for")
-    if not isinstance(target, AttentionModule):
-        return
-    if isinstance(method, ClusteredPlain) and (target.causal or target.kind == "cross"):
-        raise NotPatchableError(
-            f"{method.name} attention is for bidirectional self-attention only, and {target.name} is "
-            f"{target.nature}, where later queries would move earlier rows: leave it out (--stack encoder selects "
-            "an encoder alone), or choose top-k"
-        )
-    scores_alone = target.route == INTERCEPTION and not mentions(type(target.module), {"scaled_dot_product_attention"})
-    if isinstance(method, ClusteredPlain) and scores_alone:
-        raise NotPatchableError(
-            f"{method.name} attention needs queries and keys, and {target.name} ({type(target.module).__name__}) is "
-            "intercepted where it has scores alone: leave it out, or choose top-k"
-        )
-    if isinstance(method, Budget) and method.protect_recent and not target.causal:
-        raise NotPatchableError(
-            f"recent keys can be protected in causal self-attention only, and {target.name} is {target.nature}: "
-            "leave it out or protect none"
-        )
-    if table is not None:
-        _check_table(target, method, table)
-
-
-def _check_table(target: AttentionModule, method: Method, table: ModuleThresholds) -> None:
-    """RecipeMismatchError if thresholds were fitted for another kind of scores than the module has; the factor on the
-    scores is compared when the module is called, as some hand over another than they name."""
-    again = "calibrate anew with `sparsify calibrate`"
-    if target.heads is not None and table.heads != target.heads:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for {table.heads} heads, the module has {target.heads}"
-        )
-    if isinstance(method, TopTheta) and method.placement != table.placement:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for {table.placement} placement, the plan asks for "
-            f"{method.placement}: {again}"
-        )
-    if isinstance(method, TopTheta) and method.denominator == "offline" and table.dropped is None:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} hold no offline denominator, which the plan asks for: {again}"
-        )
-    if table.nature is not None and table.nature != target.nature:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for {table.nature}, the module is {target.nature}: {again}"
-        )
-
-
 def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
     """Every config object that an attention module or a sub-model reads: they are not always the same one."""
     if not targets:
@@ -303,20 +210,6 @@ def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
     owners = [target.module for target in targets]
     owners += [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return list({id(owner.config): owner.config for owner in owners}.values())
-
-
-def interception_of(model: nn.Module, plan: Iterable[str]) -> dict[str, Any] | None:
-    """The modules of a plan that are intercepted and what to say of it, ready for JSON; None if there are none."""
-    found = [target for target in attention_modules(unwrapped(model)) if target.route == INTERCEPTION]
-    planned = [target for target in found if target.name in set(plan)]
-    if not planned:
-        return None
-    classes = ", ".join(sorted({type(target.module).__name__ for target in planned}))
-    note = (
-        f"{ACCURACY_ONLY}, in {len(planned)} module{'s' * (len(planned) > 1)} ({classes}): they select the same keys, "
-        "and are no faster than the dense model"
-    )
-    return {"modules": [target.name for target in planned], "note": note}
 
 
 def current_patch(model: nn.Module) -> Patch:

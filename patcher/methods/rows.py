@@ -126,7 +126,7 @@ def _weigh_visible(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def count_kept(chunk: Chunk, selection: Selection, groups: int | None) -> RowCounts:
-    """What a selection keeps of a chunk. groups: KV heads, None where they are not known; V rows then are not counted."""
+    """What a selection keeps of a chunk. groups: KV heads; where they are not known (None) V rows are not counted."""
     scores, keep = chunk.scores, selection.keep
     kept = chunk.visible if keep is None else keep & chunk.visible
     batch, heads, rows, width = scores.shape

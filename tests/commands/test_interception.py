@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 SAID = "interception: accuracy only, in 2 modules"
 
-REMOTE_CODE = '''
+REMOTE_CODE = """
 import torch
 from torch import nn
 from transformers import GPT2Config, PreTrainedModel
@@ -56,7 +56,7 @@ class OwnForCausalLM(PreTrainedModel, GenerationMixin):
         for layer in self.attn:
             hidden = hidden + layer(hidden, mask)
         return CausalLMOutput(logits=self.head(hidden))
-'''
+"""
 
 
 def on_one_line(text: str) -> str:

@@ -16,7 +16,11 @@ from command_line import Sparsify, contents, files, refused
         ("q.jsonl", 1, "is a file"),
         (".", 1, "is a folder but not a model"),
         ("yoso", 4, "YosoModel cannot be patched: its YosoSelfAttention"),
-        ("gptj --attention clustered", 4, "is for bidirectional self-attention only, and transformer.h.0.attn is causal"),
+        (
+            "gptj --attention clustered",
+            4,
+            "is for bidirectional self-attention only, and transformer.h.0.attn is causal",
+        ),
         ("llama --k 0", 2, "k must be a whole number of at least 1, not 0"),
         ("llama --k -3", 2, "not -3"),
         ("llama --keep 0", 2, "keep must be a fraction in (0, 1], not 0.0"),
