@@ -36,8 +36,8 @@ SOFTMAX: dict[Any, tuple[str, ...]] = {
 SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 # Modules hide a score by -inf, the smallest number of its dtype (also added twice, or divided: CodeGen scales masked
-# scores by up to 1/16), or -1e9 and beyond (LongT5). The -10000 of old code would not do as the limit: ALiBi moves scores
-# of keys that a row does see as far down as that. In float16 the smallest number leaves no room for both.
+# scores by up to 1/16), or -1e9 and beyond (LongT5). The -10000 of old code would not do as the limit: ALiBi moves
+# scores of keys that a row does see as far down as that. In float16 the smallest number leaves no room for both.
 HIDDEN = -1e8
 HIDDEN_IN_HALF = torch.finfo(torch.float16).min / 20
 

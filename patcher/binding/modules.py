@@ -196,7 +196,9 @@ def _own_stack(model: nn.Module, name: str, module: nn.Module, kind: str) -> str
             return "decoder" if getattr(module, flag) else "encoder"
     holders = {holder: module for holder, module in model.named_modules() if isinstance(module, PreTrainedModel)}
     owner = next((holders[holder] for holder in holders_of(name) if holder in holders), model)
-    return "decoder" if _is_decoder(type(model).__name__, getattr(owner, "config", None)) else "encoder"
+    config = getattr(owner, "config", None)
+    head = model if config is getattr(model, "config", None) else owner  # a part such as a vision tower has its own
+    return "decoder" if _is_decoder(type(head).__name__, config) else "encoder"
 
 
 def _is_decoder(model_class: str, config: Any) -> bool:

@@ -10,6 +10,7 @@ from hf_sparsify.errors import NotPatchableError
 from hf_sparsify.patcher.binding.modules import attention_modules, require_attention_modules, unreachable_attention
 from tiny_models import FAMILIES, build
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 SMALL: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
 
@@ -104,6 +105,25 @@ def test_attention_that_neither_route_reaches_is_named() -> None:
 def test_of_nested_modules_the_innermost_is_intercepted() -> None:
     found = attention_modules(nn.Sequential(HoldingAttention(), ScaledAttention()))
     assert [(m.name, m.route) for m in found] == [("0.inner", "interception"), ("1", "interception")]
+
+
+class Towers(PreTrainedModel):
+    """A language model with a part of another kind."""
+
+    def __init__(self, vision: PreTrainedModel) -> None:
+        super().__init__(PreTrainedConfig())
+        self.text, self.vision = nn.ModuleList([ScaledAttention()]), vision
+
+
+class TowersForCausalLM(Towers):
+    pass
+
+
+def test_a_part_with_a_configuration_of_its_own_is_no_decoder_because_the_whole_is() -> None:
+    vision = transformers.MPNetModel(transformers.MPNetConfig(**SMALL, num_hidden_layers=1))
+    stacks = {m.name: m.stack for m in attention_modules(TowersForCausalLM(vision))}
+    assert stacks == {"text.0": "decoder", "vision.encoder.layer.0.attention.attn": "encoder"}
+    assert {m.stack for m in attention_modules(Towers(vision))} == {"encoder"}
 
 
 def test_a_model_without_attention_is_refused() -> None:
