@@ -24,8 +24,8 @@ ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "dense_
 class AttentionFacts:
     """One attention module. kind, stack, layer: as in AttentionModule. None: the module does not say.
 
-    window: keys that a row sees back. position_bias: "ALiBi", "added" (such as T5's) or None. soft_cap: of the scores.
-    sinks: whether each head has a learned one. methods: those that it takes.
+    window: keys that a row sees back. position_bias: "ALiBi", "position bias" (such as T5's) or None. soft_cap: of the
+    scores. sinks: whether each head has a learned one. methods: those that it takes.
     """
 
     name: str
@@ -130,7 +130,7 @@ def _position_bias(target: AttentionModule) -> str | None:
     taken = inspect.signature(target.module.forward).parameters
     if "alibi" in taken and getattr(getattr(target.module, "config", None), "alibi", True):
         return "ALiBi"
-    return "added" if "position_bias" in taken and target.kind == "self" else None
+    return "position bias" if "position_bias" in taken and target.kind == "self" else None
 
 
 def _gated(parent: nn.Module, target: FeedForwardModule) -> bool:

@@ -37,9 +37,13 @@ class Work:
         return (self.total - sum(self.attention.values())) // 2 * dtype.itemsize
 
 
-def takes_tokens(model: Any) -> bool:
-    """Whether a model reads tokens alone, or is a speech model whose input has a fixed length."""
-    return model.main_input_name == "input_ids" or fixed_length(model) is not None
+def why_not(model: Any) -> str | None:
+    """Why the work of a model cannot be counted, as far as that is known without running it; None if it can."""
+    if model.main_input_name != "input_ids" and fixed_length(model) is None:
+        return f"{type(model).__name__} takes no tokens"
+    if any("mamba" in type(module).__name__.lower() for module in model.modules()):
+        return "without its own kernels a state-space layer takes one token after the other"
+    return None
 
 
 def fixed_length(model: Any) -> int | None:

@@ -15,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..errors import SparsifyError, UsageError
 from ..patcher.binding.loading import AUTO_CLASSES, LoadOptions, base_model, load_config, resolve_dtype
 from ..patcher.recipe import BaseModel
+from .counted import count_attention
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Skeleton:
 
     def with_positions(self, count: int) -> PreTrainedModel:
         """The same model with position embeddings for at least `count` tokens, so that longer inputs can be counted."""
-        config = copy.deepcopy(self.model.config)
-        limit = getattr(config, "max_position_embeddings", None)
-        if not isinstance(limit, int) or limit >= count:
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if not isinstance(limit, int) or not 0 < limit < count:
             return self.model
+        config = copy.deepcopy(self.model.config)
         config.max_position_embeddings = count
         return _build(type(self.model), config, self.dtype)
 
@@ -72,7 +73,7 @@ def _class_of(config: Any, task: str) -> tuple[Any, bool]:
 
 
 def _build(found: Any, config: Any, dtype: torch.dtype, *, trusted: bool = False) -> PreTrainedModel:
-    """An auto class or a model's own class, on meta. Attention of its family's default kind, whatever the file says."""
+    """An auto class or a model's own class on meta, ready to be counted."""
     config._attn_implementation = None
     config._experts_implementation = "batched_mm"  # runs without values, and is counted
     with torch.device("meta"):
@@ -81,6 +82,7 @@ def _build(found: Any, config: Any, dtype: torch.dtype, *, trusted: bool = False
         else:
             model = found._from_config(config, dtype=dtype)
     _avoid_values(model)
+    count_attention(model)
     return model.eval()
 
 
@@ -89,7 +91,7 @@ def _avoid_values(model: nn.Module) -> None:
     choose their frequencies by length, and a warning about padding."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.config.pad_token_id = None
+            module.warn_if_padding_and_no_attention_mask = lambda *_: None
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, str):
             module.rope_type = "default"
