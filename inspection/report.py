@@ -27,7 +27,7 @@ def inspection_report(results: dict[str, Any], every_module: bool = False) -> Re
         if results[name]:
             parts += [titled(title, _modules(results, name, row, header, text, every_module)), ""]
     for reason in results["not_patchable"]:
-        parts += [Text(f"cannot be patched: {reason}", style="yellow"), ""]
+        parts += [Text(reason, style="yellow"), ""]
     for note in _notes(results):
         parts += [note, ""]
     if results["lengths"]:

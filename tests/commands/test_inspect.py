@@ -111,11 +111,7 @@ def test_a_speech_model_has_one_length(sparsify: Sparsify, work: Path) -> None:
 
 
 def test_a_model_that_does_not_run_on_meta(sparsify: Sparsify, work: Path) -> None:
-    config = transformers.CLIPConfig(
-        text_config={"hidden_size": 32, "num_hidden_layers": 1},
-        vision_config={"hidden_size": 32, "num_hidden_layers": 1},
-    )
-    found = results(sparsify, save(work / "clip", config, "CLIPModel"), "--lengths", "16")
+    found = results(sparsify, save(work / "clip", transformers.CLIPConfig(), "CLIPModel"), "--lengths", "16")
     assert found["lengths"] == []
     assert "CLIPModel does not run on tokens alone here" in found["not_counted"]
 
