@@ -19,8 +19,9 @@ def count_attention(model: nn.Module) -> None:
     if not attention_modules(model):
         return
     for module in model.modules():
-        if isinstance(module, PreTrainedModel) or hasattr(getattr(module, "config", None), "_attn_implementation"):
-            module.config._attn_implementation_internal = COUNTED_NAME
+        config: Any = getattr(module, "config", None)
+        if isinstance(module, PreTrainedModel) or hasattr(config, "_attn_implementation"):
+            config._attn_implementation_internal = COUNTED_NAME
 
 
 def _products(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,6 +172,6 @@ def _source(model: Any, ids: Tensor) -> dict[str, Tensor]:
 def _bytes(cache: Any) -> int:
     """The keys and values in a cache, of self- and of cross-attention."""
     parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
-    layers: Iterable[Any] = (layer for part in (parts if any(parts) else [cache]) for layer in part.layers)
+    layers: list[Any] = [layer for part in (parts if any(parts) else [cache]) for layer in getattr(part, "layers", ())]
     found = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
     return sum(tensor.nbytes for tensor in found if isinstance(tensor, Tensor))

@@ -66,7 +66,7 @@ def load_skeleton(name: str, options: LoadOptions) -> Skeleton:
 def _class_of(config: Any, task: str) -> tuple[Any, bool]:
     """The class to build, and whether it is the one that the commands load: else the class that the configuration
     names, or the family's base model."""
-    if getattr(config, "auto_map", None) or type(config) in AUTO_CLASSES[task]._model_mapping:
+    if getattr(config, "auto_map", None) or type(config) in AUTO_CLASSES[task]._model_mapping:  # type: ignore[operator]
         return AUTO_CLASSES[task], True
     named = (getattr(config, "architectures", None) or [""])[0]
     return getattr(transformers, named, AutoModel), False
@@ -89,9 +89,10 @@ def _build(found: Any, config: Any, dtype: torch.dtype, *, trusted: bool = False
 def _avoid_values(model: nn.Module) -> None:
     """Switches off what looks at the values of tokens or positions, which meta has none of: rotary embeddings that
     choose their frequencies by length, and a warning about padding."""
+    module: Any
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.warn_if_padding_and_no_attention_mask = lambda *_: None
+            module.warn_if_padding_and_no_attention_mask = lambda *_: None  # type: ignore[method-assign]
         kind = getattr(module, "rope_type", None)
         if isinstance(kind, str):
             module.rope_type = "default"
