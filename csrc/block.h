@@ -31,7 +31,7 @@ struct Scratch {
         sums(kBlockRows * a.value_width),
         plain(a.mean_of_dropped ? kBlockRows * a.value_width : 0),
         mean(a.value_width),
-        list(kListed * kBlockRows + 4),
+        list(kListed * kBlockRows + kSlack),
         room(room),
         scores(new float[std::min<int64_t>(a.keys, kSpanKeys) * kBlockRows]),
         maxima(new float[(std::min<int64_t>(a.keys, kSpanKeys) / 2 + 1) * kBlockRows]),

@@ -90,22 +90,13 @@ inline int list_above(Block& b, const float* scores, const float* limits, int fr
   for (int v = 0; v < kBlockVectors; ++v) limit[v] = simd::load(limits + v * simd::kLanes);
   int32_t* list = b.s.list.data();
   int found = 0;
-  for (int j = from; j < to; ++j) {
-    uint64_t bits = 0;
-    for (int v = 0; v < kBlockVectors; ++v)
-      bits |= static_cast<uint64_t>(
-                  simd::not_at_most(simd::load(scores + j * kBlockRows + v * simd::kLanes), limit[v]))
-              << v * simd::kLanes;
-    const int all = __builtin_popcountll(bits);
-    int next = found;
-    do {  // four at a time, of which those past the last are overwritten
-      for (int i = 0; i < 4; ++i) {
-        list[next++] = j * kBlockRows + __builtin_ctzll(bits | 1ull << 63);
-        bits &= bits - 1;
-      }
-    } while (next - found < all);
-    found += all;
-  }
+  for (int j = from; j < to; ++j)
+    for (int v = 0; v < kBlockVectors; ++v) {
+      const int at = j * kBlockRows + v * simd::kLanes;
+      const simd::Bits bits = simd::not_at_most(simd::load(scores + at), limit[v]);
+      simd::list_lanes(list + found, at, bits);
+      found += simd::count(bits);
+    }
   return found;
 }
 

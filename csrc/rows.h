@@ -16,6 +16,9 @@
 // subtracted: a row that sees no NaN must not meet one.
 constexpr int64_t kRun = 32;
 
+// Value rows of so many bytes stay in the second-level cache while all rows of a block take theirs.
+constexpr int64_t kGatheredBytes = 256 * 1024;
+
 // All keys that some row sees, span after span.
 template <typename T>
 void stream_keys(Block& b) {
@@ -115,7 +118,9 @@ void gather_block(Block& b, bool plain) {
   int64_t kept = 1;
   for (int r = 0; r < b.rows; ++r) kept = std::max<int64_t>(kept, b.counts[r]), b.next[r] = 0;
   const int64_t span = b.high - b.low;
-  const int64_t step = std::max<int64_t>(128, 16 * span / kept);  // some candidates of each row in every step
+  // At least some candidates of each row in every step.
+  const int64_t shared = kGatheredBytes / (b.a.value_width * static_cast<int64_t>(sizeof(T)));
+  const int64_t step = std::max(shared, 16 * span / kept);
   const T* values = row_of<T>(b.a.value, b.batch, b.group, 0);
   for (int64_t stop = b.low + step; stop < b.high + step; stop += step) {
     for (int r = 0; r < b.rows; ++r) {

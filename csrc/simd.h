@@ -21,6 +21,19 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline int count(Bits bits) { return __builtin_popcount(bits); }
 inline int lowest(Bits bits) { return __builtin_ctz(bits); }
 
+// For every mask of some lanes those that it chooses, in order.
+template <int kCount>
+struct Order {
+  alignas(32) int32_t lanes[1 << kCount][kCount];
+  constexpr Order() : lanes() {
+    for (int mask = 0; mask < 1 << kCount; ++mask) {
+      int next = 0;
+      for (int lane = 0; lane < kCount; ++lane)
+        if (mask >> lane & 1) lanes[mask][next++] = lane;
+    }
+  }
+};
+
 #if defined(__AVX512F__)
 
 constexpr int kLanes = 16;
@@ -97,6 +110,12 @@ inline void compress(float* to, Vec v, Bits bits) {
 }
 inline void compress(int32_t* to, const int32_t* from, Bits bits) {
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), _mm512_loadu_si512(from)));
+}
+// The same of first, first + 1, ...
+inline void list_lanes(int32_t* to, int32_t first, Bits bits) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i number = _mm512_add_epi32(_mm512_set1_epi32(first), lane);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), number));
 }
 
 #elif defined(__AVX2__)
@@ -175,24 +194,17 @@ inline void transpose(Vec* v) {
   }
 }
 
-// For every mask of 8 lanes the lanes that it chooses, in order.
-struct Order {
-  alignas(32) int32_t lanes[256][8];
-  constexpr Order() : lanes() {
-    for (int mask = 0; mask < 256; ++mask) {
-      int next = 0;
-      for (int lane = 0; lane < 8; ++lane)
-        if (mask >> lane & 1) lanes[mask][next++] = lane;
-    }
-  }
-};
-inline constexpr Order kOrder;
+inline constexpr Order<8> kOrder;
 
 inline __m256i order_of(Bits bits) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(kOrder.lanes[bits])); }
 inline void compress(float* to, Vec v, Bits bits) { _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, order_of(bits))); }
 inline void compress(int32_t* to, const int32_t* from, Bits bits) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(v, order_of(bits)));
+}
+inline void list_lanes(int32_t* to, int32_t first, Bits bits) {
+  const __m256i number = _mm256_add_epi32(_mm256_set1_epi32(first), order_of(bits));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), number);
 }
 
 #else
@@ -260,6 +272,10 @@ inline void compress(float* to, Vec v, Bits bits) {
 }
 inline void compress(int32_t* to, const int32_t* from, Bits bits) {
   for (; bits; bits &= bits - 1) *to++ = from[lowest(bits)];
+}
+inline constexpr Order<4> kOrder;
+inline void list_lanes(int32_t* to, int32_t first, Bits bits) {
+  for (int i = 0; i < kLanes; ++i) to[i] = first + kOrder.lanes[bits][i];
 }
 
 #endif
