@@ -59,6 +59,11 @@ inline float highest(Vec v) { return _mm512_reduce_max_ps(v); }
 inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 inline Vec nearest(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec times_power_of_two(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
+// v times two to the power of the whole number in the lowest bits of n, for a normal result.
+inline Vec raise_exponent(Vec v, Vec n) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), exponent));
+}
 
 inline Vec load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -161,6 +166,10 @@ inline Vec times_power_of_two(Vec v, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
+inline Vec raise_exponent(Vec v, Vec n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+}
 
 inline Vec load_bf16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -253,6 +262,10 @@ inline Vec times_power_of_two(Vec v, Vec n) {
   const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
   return v * reinterpret_cast<Vec>(exponent);
 }
+inline Vec raise_exponent(Vec v, Vec n) {
+  typedef uint32_t Words __attribute__((vector_size(16)));  // these may overflow
+  return reinterpret_cast<Vec>(reinterpret_cast<Words>(v) + (reinterpret_cast<Words>(n) << 23));
+}
 inline Vec load_bf16(const uint16_t* p) {
   const Ints wide = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<Vec>(wide << 16);
@@ -298,6 +311,22 @@ inline Vec exp(Vec v) {
   p = fma(p, r, set(1.0f));
   p = fma(p, r, set(1.0f));
   return choose(not_at_most(v, set(-87.0f)), times_power_of_two(p, n), zero());
+}
+
+// e^v for v <= 0 as one of many that are added up: to 3e-7 of itself where it matters, e^-87 where v is below -87, and
+// anything where v is NaN. The polynomial is a minimax one.
+inline Vec exp_for_sum(Vec v) {
+  const Vec big = set(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, which is in the lowest bits
+  const Vec x = higher(set(-87.0f), v);
+  const Vec shifted = fma(x, set(1.44269504f), big);
+  const Vec r = fma(sub(shifted, big), set(-0.693147181f), x);
+  Vec p = set(8.290272e-3f);
+  p = fma(p, r, set(4.189816e-2f));
+  p = fma(p, r, set(0.16667639f));
+  p = fma(p, r, set(0.49999148f));
+  p = fma(p, r, set(0.9999997f));
+  p = fma(p, r, set(1.0f));
+  return raise_exponent(p, shifted);
 }
 
 // tanh to a few units in the last place of the result's largest value: a Taylor polynomial near zero, else from e^2|v|.
