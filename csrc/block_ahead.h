@@ -18,8 +18,6 @@ inline bool has_key_runs(const Attention& a) {
   return a.placement == kPostSoftmax && !a.bias.data && !(a.softcap > 0) && a.keys > kSpanKeys;
 }
 
-inline int64_t spans_of(const Block& b) { return (b.high - b.low + kSpanKeys - 1) / kSpanKeys; }
-
 // Adds the runs of keys from..to that all rows see.
 inline void add_key_runs(Block& b, int64_t from, int64_t to) {
   const int64_t first = (std::max(from, b.common_low) + kKeyRun - 1) / kKeyRun;
@@ -35,7 +33,7 @@ inline void add_key_runs(Block& b, int64_t from, int64_t to) {
   }
 }
 
-// What follows a span, as a logarithm; -infinity where nothing is known, or it is not finite.
+// What has been added up so far follows a span: as a logarithm, -infinity where that is nothing or not finite.
 inline void note_ahead(Block& b, int64_t span) {
   for (int r = 0; r < kBlockRows; ++r) {
     const bool finite = std::fabs(b.top[r]) < simd::kInfinity && b.total[r] < simd::kInfinity;
@@ -47,7 +45,7 @@ inline void note_ahead(Block& b, int64_t span) {
 // For each span a lower bound of the log-sum-exp of the spans behind it and of the row's sink.
 template <typename T>
 void look_ahead(Block& b) {
-  const int64_t spans = spans_of(b);
+  const int64_t spans = (b.high - b.low + kSpanKeys - 1) / kSpanKeys;
   for (int r = 0; r < b.rows && b.a.sinks; ++r) b.top[r] = b.a.sinks[b.head_of(r)], b.total[r] = 1;
   note_ahead(b, spans - 1);
   int64_t end = b.high;
