@@ -18,9 +18,10 @@ inline bool has_key_runs(const Attention& a) {
   return a.placement == kPostSoftmax && !a.bias.data && !(a.softcap > 0) && a.keys > kSpanKeys;
 }
 
-// Adds the runs of keys from..to that all rows see.
+// Adds the runs of keys from..to before the end of every row. A row that begins only among them takes no candidates from
+// the spans that they follow.
 inline void add_key_runs(Block& b, int64_t from, int64_t to) {
-  const int64_t first = (std::max(from, b.common_low) + kKeyRun - 1) / kKeyRun;
+  const int64_t first = (from + kKeyRun - 1) / kKeyRun;
   const int64_t last = std::min(to, b.common_high) / kKeyRun;
   float* scores = b.s.scores.get();
   const simd::Vec share = simd::set(1.0f / kKeyRun), number = simd::set(std::log(static_cast<float>(kKeyRun)));

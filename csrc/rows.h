@@ -3,7 +3,8 @@
 // A block of rows meets span after span of keys. Each row holds candidates and a limit below which nothing can be kept
 // any more: for top-k the k-th highest so far; for top-theta the threshold plus the row's running maximum or
 // log-sum-exp, together with what keys still to come add to that at least. Both only grow, so the candidates are a
-// superset that one cut at the end makes exact. Then the kept value rows are gathered, key range by key range for all rows of the block, so that they are shared in the cache.
+// superset that one cut at the end makes exact. Then the kept value rows are gathered, key range by key range for all
+// rows of the block, so that they are shared in the cache.
 #pragma once
 
 #include <vector>
