@@ -11,15 +11,20 @@ from typing import Any
 import typer
 
 from . import options as o
+from .opening import Opening
 
-# The options that describe how to load a model: name -> annotation and default, as in LoadOptions.
-_LOADING: dict[str, tuple[Any, Any]] = {
+# The options of how to open a model, and what a person is told: name -> annotation and default, as in Opening.of.
+_OPENING: dict[str, tuple[Any, Any]] = {
+    "model": (o.MovedModel, None),
+    "seed": (o.HiddenSeed, 0),
     "dtype": (o.Dtype, "auto"),
     "device": (o.Device, "auto"),
     "device_map": (o.DeviceMap, None),
     "revision": (o.Revision, None),
     "trust_remote_code": (o.TrustRemoteCode, False),
     "gguf_file": (o.GgufFile, None),
+    "quiet": (o.Quiet, False),
+    "verbose": (o.Verbose, False),
 }
 # The options that describe what `patch` patches and how: as in commands.patch.make_wanted.
 _PATCHING: dict[str, tuple[Any, Any]] = {
@@ -85,15 +90,14 @@ _BENCHING: dict[str, tuple[Any, Any]] = {
 GATHERED: Any = None  # the default of an argument that a decorator below fills in
 
 
-def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
-    """Puts the options of how to load a model in place of a command's argument `loading`, which gets LoadOptions."""
+def takes_opening(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of how to open a model in place of a command's argument `opening`, which gets an Opening.
 
-    def make(**given: Any) -> Any:
-        from .patcher.binding.loading import LoadOptions
-
-        return LoadOptions(**given)
-
-    return _gathered(command, "loading", _LOADING, make)
+    An option that the command has itself stays its own.
+    """
+    own = inspect.signature(command).parameters
+    options = {name: option for name, option in _OPENING.items() if name not in own}
+    return _gathered(command, "opening", options, Opening.of)
 
 
 def takes_patching(command: Callable[..., None]) -> Callable[..., None]:
