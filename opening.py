@@ -75,10 +75,12 @@ class Opening:
     def _tell(self, opened: Target) -> None:
         """What a person should know of what was opened."""
         from .commands.target import DEFAULT_K
+        from .patcher.preset import ranges
 
         self._hint(opened.loaded)
         if opened.directory is None:
-            self.say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer")
+            but = f" but {ranges(opened.dense_layers)}" if opened.dense_layers else ""
+            self.say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer{but}")
 
     def _hint(self, loaded: LoadedModel) -> None:
         model = loaded.model
