@@ -12,7 +12,7 @@ from ..environment import describe_environment, package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
-from ..patcher.binding.modules import input_device
+from ..patcher.binding.modules import input_device, interception_of
 from ..patcher.dtypes import dtype_name
 from ..patcher.methods import TopK, method_to_dict
 from ..patcher.methods.compensation import DEFAULT_COMPENSATION
@@ -127,6 +127,7 @@ def describe_target(target: Target, recipe: Recipe) -> dict[str, Any]:
         "base_model": asdict(target.loaded.base),
         "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
+        "interception": interception_of(model, recipe.plan),
         "dtype": dtype_name(model.dtype),
         "device": str(input_device(model)),
         "versions": package_versions(),

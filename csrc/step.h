@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "parallel.h"
 #include "step_candidates.h"
 #include "step_scores.h"
 #include "weigh.h"
@@ -45,8 +46,7 @@ class Step {
     // A thread pays for starting only if it has about a hundred kilobytes to read.
     const int64_t useful = a_.batches * a_.groups * a_.keys * a_.width * sizeof(T) / 100000;
     const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, a_.threads));
-#pragma omp parallel num_threads(threads)
-    {
+    on_threads(threads, [&] {
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < groups * chunks_; ++i) score(i / chunks_, i % chunks_);
 #pragma omp for schedule(static)
@@ -55,7 +55,7 @@ class Step {
       for (int64_t i = 0; i < groups * parts_; ++i) gather_part(i / parts_, i % parts_);
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < rows; ++i) write(i);
-    }
+    });
   }
 
  private:

@@ -110,8 +110,8 @@ class Selection:
 @dataclass(frozen=True)
 class RowCounts:
     """What was kept. kept, fallback, rescued: per row, [B, H, q]. v_rows: the V rows that at least one query head of a
-    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where a kernel did not
-    count them, because it had more than one query."""
+    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where they were
+    not counted: by a kernel that had more than one query, or where the KV heads are not known."""
 
     kept: Tensor
     fallback: Tensor
