@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_comparisons import bench, evaluate, generate
-from .cli_recipes import calibrate, patch, validate
+from .cli_recipes import calibrate, inspect, patch, validate
 from .terminal import exit_codes, results_console
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 for name, command, example in (
     ("patch", patch, "sparsify patch HuggingFaceTB/SmolLM2-135M-Instruct --k 64 --skip-layers 0,1"),
+    ("inspect", inspect, "sparsify inspect meta-llama/Llama-3.1-8B --lengths 4k,128k"),
     ("validate", validate, "sparsify validate ./sparsified"),
     ("calibrate", calibrate, "sparsify calibrate --dataset my-questions.jsonl --samples 128"),
     ("eval", evaluate, "sparsify eval --dataset squad --limit 400 --max-drop 2"),

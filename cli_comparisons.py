@@ -10,10 +10,7 @@ import typer
 from . import options as o
 from .opening import Opening, items_of
 from .option_groups import GATHERED, takes_asking, takes_benching, takes_opening
-from .terminal import command_line, exit_codes, results_console, resumable
-
-# Of tables with long names or many columns; on a narrower terminal its own line breaks beat cut words.
-WIDE = 120
+from .terminal import WIDE, command_line, exit_codes, results_console, resumable
 
 
 @exit_codes

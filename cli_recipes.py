@@ -1,7 +1,8 @@
-"""The commands that make a recipe or check one: patch, validate, calibrate. See cli.py."""
+"""The commands that look at a model, make a recipe or check one: inspect, patch, validate, calibrate. See cli.py."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ import typer
 
 from . import options as o
 from .opening import Opening, items_of
-from .option_groups import GATHERED, takes_calibrating, takes_opening, takes_patching, typed
-from .terminal import exit_codes, results_console, resumable
+from .option_groups import GATHERED, takes_calibrating, takes_finding, takes_opening, takes_patching, typed
+from .terminal import WIDE, exit_codes, results_console, resumable
 
 
 @exit_codes
@@ -68,6 +69,33 @@ def patch(
     written = None if dry_run else command.save(planned, output)
     if dry_run or not opening.quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
+
+
+@exit_codes
+@takes_finding
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A model or a recipe.")],
+    lengths: o.InspectLengths = None,
+    modules: o.EveryModule = False,
+    as_json: o.Json = False,
+    opening: Opening = GATHERED,
+) -> None:
+    """Say from the configuration alone what of MODEL can be patched, and how much of its work that is.
+
+    No weights are read and no memory is needed, whatever the model's size. Causal attention is counted by the keys that
+    its rows see. Exit code 4 if nothing can be patched.
+    """
+    from .commands import inspect as command
+    from .inspection.report import inspection_report
+
+    wanted = command.check_lengths(lengths)
+    opening.start(target)
+    results = command.inspect(command.open_skeleton(target, opening.loading, model=opening.model), wanted)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        results_console(at_least=WIDE).print(inspection_report(results, modules))
+    raise typer.Exit(command.exit_code(results))
 
 
 @exit_codes

@@ -26,6 +26,8 @@ _OPENING: dict[str, tuple[Any, Any]] = {
     "quiet": (o.Quiet, False),
     "verbose": (o.Verbose, False),
 }
+# Those of them that go with a configuration alone.
+_FINDING = ("model", "dtype", "revision", "trust_remote_code", "gguf_file", "quiet", "verbose")
 # The options that describe what `patch` patches and how: as in commands.patch.make_wanted.
 _PATCHING: dict[str, tuple[Any, Any]] = {
     "attention": (o.Attention, "top-k"),
@@ -98,6 +100,11 @@ def takes_opening(command: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(command).parameters
     options = {name: option for name, option in _OPENING.items() if name not in own}
     return _gathered(command, "opening", options, Opening.of)
+
+
+def takes_finding(command: Callable[..., None]) -> Callable[..., None]:
+    """The same with the options that say where a configuration is."""
+    return _gathered(command, "opening", {name: _OPENING[name] for name in _FINDING}, Opening.of)
 
 
 def takes_patching(command: Callable[..., None]) -> Callable[..., None]:

@@ -50,11 +50,16 @@ class AttentionModule:
             return "cross-attention"
         if not self.causal:
             return "bidirectional"
+        return "causal self-attention" + (f" in a window of {self.window}" if self.window else "")
+
+    @property
+    def window(self) -> int | None:
+        """How many keys a row of self-attention sees back, its own included (in an encoder forward too); None: all."""
         window = getattr(self.module, "sliding_window", None)
         config = getattr(self.module, "config", None)
-        if not hasattr(self.module, "sliding_window") and not getattr(config, "layer_types", None):
+        if self.causal and not hasattr(self.module, "sliding_window") and not getattr(config, "layer_types", None):
             window = getattr(config, "sliding_window", None)  # of every layer, as in Mistral
-        return "causal self-attention" + (f" in a window of {window}" if isinstance(window, int) else "")
+        return window if isinstance(window, int) and self.kind == "self" else None
 
 
 def attention_modules(model: nn.Module) -> list[AttentionModule]:
