@@ -21,6 +21,7 @@ from ..inspection.skeleton import Skeleton, load_skeleton
 from ..patcher.binding.feed_forward import require_feed_forward_modules
 from ..patcher.binding.loading import LoadOptions, find_base_model, options_for
 from ..patcher.binding.modules import interception_of, require_attention_modules, unreachable_attention
+from ..patcher.dtypes import dtype_name
 from ..patcher.recipe import Recipe, is_recipe, load_recipe
 from .bench import parse_lengths
 from .target import check_same_shape
@@ -82,7 +83,7 @@ def inspect(opened: Inspected, lengths: tuple[int, ...]) -> dict[str, Any]:
         "recipe": str(opened.directory) if opened.directory else None,
         "loaded_by_commands": skeleton.loads,
         "parameters": model.num_parameters(),
-        "dtype": str(skeleton.dtype).removeprefix("torch."),
+        "dtype": dtype_name(skeleton.dtype),
         "quantized": getattr(model.config, "quantization_config", None) is not None,
         "positions": _positions(model),
         "attention": [asdict(found) | _planned(found, plan) for found in attention],

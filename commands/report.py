@@ -20,12 +20,13 @@ from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, intercep
 from ..patcher.binding.patchable import PatchableModule
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
+from ..patcher.preset import ranges
 from ..patcher.proof import Check
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
 from .evaluate import Outcome
-from .patch import Planned, ranges
+from .patch import Planned
 from .target import Target
 
 INTERCEPTED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dtypes import dtype_name
 from ..methods.chunk import AttentionInputs, Observer
 from .library import native
 
@@ -34,11 +35,6 @@ def attention_refusal(inputs: AttentionInputs, observer: Observer | None) -> str
     if width not in WIDTHS or value_width not in WIDTHS:
         return f"head size {value_width if width in WIDTHS else width}"
     return f"{keys} keys" if keys >= MOST_KEYS else None
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As in "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def as_rows(tensor: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dtypes import dtype_name
 from ..methods.top_k_feed_forward import TopKFeedForward
-from .arguments import DTYPES, dtype_name
+from .arguments import DTYPES
 from .library import native
 
 MOST_ACTIVATIONS = 2**31 - 1024  # positions are 32 bits wide
