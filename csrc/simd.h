@@ -51,6 +51,9 @@ inline Vec load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+inline Vec load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 // Twice as many at once, those at even and those at odd places apart.
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m512i pairs = _mm512_loadu_si512(p);
@@ -146,6 +149,9 @@ inline Vec times_power_of_two(Vec v, Vec n) {
 inline Vec load_bf16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline Vec load_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -244,6 +250,10 @@ inline Vec times_power_of_two(Vec v, Vec n) {
 inline Vec load_bf16(const uint16_t* p) {
   const Ints wide = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<Vec>(wide << 16);
+}
+inline Vec load_int8(const int8_t* p) {
+  const Ints wide = {p[0], p[1], p[2], p[3]};
+  return __builtin_convertvector(wide, Vec);
 }
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   Ints low, high;

@@ -15,6 +15,7 @@ from ...errors import UsageError
 from ..methods.budget import exact_share
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
 from ..methods.compensation import COMPENSATIONS
+from ..methods.rounded_keys import RoundedKeys
 from ..methods.top_k import TopK
 from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
@@ -88,12 +89,14 @@ def attend(
     value_sum = inputs.value_sum
     if value_sum is not None and value_sum.dtype is not torch.float64:
         value_sum = value_sum.double()
-    kept = flags = v_rows = None
+    rounded = inputs.rounded if queries == 1 else None
+    kept = flags = v_rows = k_rows = None
     if count:
         kept = torch.empty(batch, heads, queries, dtype=torch.int32)
         flags = torch.empty(batch, heads, queries, dtype=torch.uint8)
         v_rows = torch.empty(batch, groups, 1, dtype=torch.int32) if queries == 1 else None
-    run(
+        k_rows = torch.empty(batch, groups, 1, dtype=torch.int32) if rounded is not None else None
+    staged = run(
         batch,
         heads,
         groups,
@@ -121,15 +124,30 @@ def attend(
         DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
         method.v_mean == "dropped",
         0 if value_sum is None else contiguous(value_sum).data_ptr(),
+        *_rounded_arguments(rounded, keys),
         address(kept),
         address(flags),
         address(v_rows),
+        address(k_rows),
         threads or torch.get_num_threads(),
     )
+    if rounded is not None:
+        rounded.used = staged
     if kept is None or flags is None:
         return out, None
-    counts = RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), None if v_rows is None else v_rows.long())
-    return out, counts
+    v_rows = None if v_rows is None else v_rows.long()
+    k_rows = None if k_rows is None or not staged else k_rows.long()
+    return out, RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), v_rows, k_rows)
+
+
+def _rounded_arguments(rounded: RoundedKeys | None, keys: int) -> tuple[int, ...]:
+    """Addresses and panels of rounded keys; UsageError if they do not have room for so many."""
+    if rounded is None:
+        return 0, 0, 0, 0, 0
+    if rounded.room < keys:
+        raise UsageError(f"rounded keys with room for {rounded.room} do not go with {keys} keys: enlarge them")
+    parts = (rounded.codes, rounded.steps, rounded.errors, rounded.filled)
+    return *(part.data_ptr() for part in parts), rounded.codes.shape[2]
 
 
 def _table(method: Method, thresholds: ModuleThresholds | None) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .rounded_keys import RoundedKeys
 from .visibility import Visibility
 
 
@@ -21,7 +22,8 @@ class AttentionInputs:
     scale: factor on query . key. bias: [B or 1, H or 1, q, n], added after scaling. softcap: c in c * tanh(score / c).
     sinks: [H], learned logits that take part in the softmax and carry no value. dropout: probability, on the weights.
     value_sum: [B, G, E], the sum of the visible value rows of a single query, where the caller keeps it and there is no
-    dropout; V-mean compensation then reads no dropped value row.
+    dropout; V-mean compensation then reads no dropped value row. rounded: the keys rounded to 8 bits, where the caller
+    keeps them; a kernel then reads few keys in full.
     """
 
     query: Tensor
@@ -34,6 +36,7 @@ class AttentionInputs:
     sinks: Tensor | None = None
     dropout: float = 0.0
     value_sum: Tensor | None = None
+    rounded: RoundedKeys | None = None
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,14 @@ class Selection:
 class RowCounts:
     """What was kept. kept, fallback, rescued: per row, [B, H, q]. v_rows: the V rows that at least one query head of a
     KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where a kernel did not
-    count them, because it had more than one query."""
+    count them, because it had more than one query. k_rows: of these the keys that were read in full, where the others
+    were read rounded to 8 bits; None where all were."""
 
     kept: Tensor
     fallback: Tensor
     rescued: Tensor
     v_rows: Tensor | None
+    k_rows: Tensor | None = None
 
 
 class Observer(Protocol):
