@@ -60,34 +60,49 @@ struct RoundedGroup {
   }
 };
 
-// The products of kPanels panels of codes, without their steps, with kHeads queries: sums[head][kPanels * kPanel].
-template <int kHeads, int kPanels>
+// The products of a panel of codes, without their steps, with kHeads queries [kHeads, width]: sums[head][kPanel].
+template <int kHeads>
 inline void code_products(const int8_t* panel, const float* queries, int64_t width, float* sums, int64_t stride) {
-  constexpr int kParts = kPanel / simd::kLanes, kVectors = kPanels * kParts;
-  simd::Vec acc[kHeads][kVectors];
-  for (int h = 0; h < kHeads; ++h)
-    for (int v = 0; v < kVectors; ++v) acc[h][v] = simd::zero();
-#pragma GCC unroll 8
-  for (int64_t d = 0; d < width; ++d) {
-    simd::Vec codes[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      codes[v] = simd::load_int8(panel + (v / kParts * width + d) * kPanel + v % kParts * simd::kLanes);
-    for (int h = 0; h < kHeads; ++h) {
-      const simd::Vec q = simd::set(queries[h * width + d]);
-      for (int v = 0; v < kVectors; ++v) acc[h][v] = simd::fma(q, codes[v], acc[h][v]);
+  constexpr int kVectors = kPanel / simd::kLanes;
+  // Two sums for each where there is room in registers, so that they wait less for one another.
+  constexpr int kSplit = 2 * kHeads * kVectors <= 8 ? 2 : 1;
+  constexpr int64_t kAhead = 2048;  // bytes that are fetched before they are needed
+  simd::Vec acc[kSplit * kHeads][kVectors];
+  for (auto& sums_of_head : acc)
+    for (simd::Vec& sum : sums_of_head) sum = simd::zero();
+  for (int64_t d = 0; d < width; d += 4) {
+    __builtin_prefetch(panel + d * kPanel + kAhead);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      simd::Vec codes[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) codes[v] = simd::load_int8(panel + (d + i) * kPanel + v * simd::kLanes);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        const simd::Vec q = simd::set(queries[h * width + d + i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          simd::Vec& sum = acc[i % kSplit * kHeads + h][v];
+          sum = simd::fma(q, codes[v], sum);
+        }
+      }
     }
   }
+#pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h)
-    for (int v = 0; v < kVectors; ++v) simd::store(sums + h * stride + v * simd::kLanes, acc[h][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const simd::Vec sum = kSplit == 1 ? acc[h][v] : simd::add(acc[h][v], acc[(kSplit - 1) * kHeads + h][v]);
+      simd::store(sums + h * stride + v * simd::kLanes, sum);
+    }
 }
 
-// The same for any number of heads. queries: [heads, width]; sums: [heads, stride].
-template <int kPanels>
+// The same for any number of heads.
 inline void code_products(const int8_t* panel, const float* queries, int64_t heads, int64_t width, float* sums,
                           int64_t stride) {
   for (; heads >= 4; heads -= 4, queries += 4 * width, sums += 4 * stride)
-    code_products<4, kPanels>(panel, queries, width, sums, stride);
-  if (heads == 3) code_products<3, kPanels>(panel, queries, width, sums, stride);
-  if (heads == 2) code_products<2, kPanels>(panel, queries, width, sums, stride);
-  if (heads == 1) code_products<1, kPanels>(panel, queries, width, sums, stride);
+    code_products<4>(panel, queries, width, sums, stride);
+  if (heads == 3) code_products<3>(panel, queries, width, sums, stride);
+  if (heads == 2) code_products<2>(panel, queries, width, sums, stride);
+  if (heads == 1) code_products<1>(panel, queries, width, sums, stride);
 }

@@ -252,8 +252,15 @@ inline Vec load_bf16(const uint16_t* p) {
   return reinterpret_cast<Vec>(wide << 16);
 }
 inline Vec load_int8(const int8_t* p) {
-  const Ints wide = {p[0], p[1], p[2], p[3]};
-  return __builtin_convertvector(wide, Vec);
+  // Bytes into the highest of four, in two steps that SSE2 has; the shift carries the sign.
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  Bytes bytes = {};
+  std::memcpy(&bytes, p, 4);
+  const Bytes none = {};
+  const Bytes pairs = __builtin_shufflevector(none, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  typedef int16_t Shorts __attribute__((vector_size(16)));
+  const Shorts fours = __builtin_shufflevector(Shorts{}, reinterpret_cast<Shorts>(pairs), 0, 8, 1, 9, 2, 10, 3, 11);
+  return __builtin_convertvector(reinterpret_cast<Ints>(fours) >> 24, Vec);
 }
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   Ints low, high;

@@ -11,7 +11,7 @@
 #include "weigh.h"
 
 constexpr int64_t kChunk = 512;  // keys that a thread reads at a time
-static_assert(kChunk % (2 * kPanel) == 0);
+static_assert(kChunk % kPanel == 0);
 
 template <typename T>
 class FirstStage {
@@ -67,11 +67,8 @@ class FirstStage {
       keys.put(key, row_of<T>(a_.key, s.batch, group_row % a_.groups, key));
     float* coarse = coarse_of(row) + chunk * kChunk;
     const float* queries = queries_.data() + row * a_.width;
-    int64_t key = s.base;
-    for (; key + 2 * kPanel <= s.last; key += 2 * kPanel)
-      code_products<2>(keys.panel_at(key), queries, per_group_, a_.width, coarse + (key - s.base), room_);
-    for (; key < s.last; key += kPanel)
-      code_products<1>(keys.panel_at(key), queries, per_group_, a_.width, coarse + (key - s.base), room_);
+    for (int64_t key = s.base; key < s.last; key += kPanel)
+      code_products(keys.panel_at(key), queries, per_group_, a_.width, coarse + (key - s.base), room_);
     for (int64_t h = 0; h < per_group_; ++h) bound(row + h, chunk, s, keys);
   }
 
