@@ -41,8 +41,9 @@ struct RoundedGroup {
       left = simd::fma(rest, rest, left);
       simd::store(code + d, broken ? simd::zero() : c);
     }
-    int8_t* to = codes + key / kPanel * width * kPanel + key % kPanel;
-    for (int64_t d = 0; d < width; ++d) to[d * kPanel] = static_cast<int8_t>(code[d]);
+    int8_t narrow[kMostWidth], *to = codes + key / kPanel * width * kPanel + key % kPanel;
+    for (int64_t d = 0; d < width; ++d) narrow[d] = static_cast<int8_t>(code[d]);
+    for (int64_t d = 0; d < width; ++d) to[d * kPanel] = narrow[d];
     // The second part is for the rounding of sums, of the exact score as well.
     const float error = std::sqrt(simd::sum(left)) * 1.0001f + std::sqrt(simd::sum(squares)) * kSumRounding * width;
     steps[key] = broken ? std::numeric_limits<float>::quiet_NaN() : step;

@@ -19,12 +19,13 @@ from ..methods import AttentionInputs, AttentionMethod, attend_rows
 from ..methods.budget import Budget
 from ..methods.chunk import Observer
 from ..methods.clustered import ClusterCounts
+from ..methods.rounded_keys import rounded_bytes
 from ..methods.visibility import FullMask, Visibility
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
+from .carried import Carried
 from .in_graph import AttentionCall, attend_in_graph, leaves_graph
 from .masks import bias_of, build_mask, ordinary_mask, read_mask
-from .value_sums import ValueSums
 
 # transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
 ATTENTION_NAME = "hf_sparsify"
@@ -54,8 +55,8 @@ class ModulePatch:
     """What one attention module does while its model is patched. kind: "self" or "cross".
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
-    sums: where the method compensates with means of values. paths: how many calls took which way: "native", "torch: "
-    and why, or "dense: " and why. text: what a compiled graph holds of this patch (see call_text); calls inside the
+    carried: where the method has a use for it. paths: how many calls took which way: "native", "native, 8-bit first",
+    "torch: " and why, or "dense: " and why. text: what a compiled graph holds of this patch (see call_text); calls inside the
     graph are not counted.
     """
 
@@ -64,7 +65,7 @@ class ModulePatch:
     method: AttentionMethod
     thresholds: ModuleThresholds | None = None
     told: set[str] = field(default_factory=set, repr=False)
-    sums: ValueSums | None = field(default=None, repr=False)
+    carried: Carried | None = field(default=None, repr=False)
     observer: Observer | None = None
     meter: Meter | None = None
     calls: int = 0
@@ -177,9 +178,8 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         check_table(patch.name, patch.method, patch.thresholds, inputs, patch.told)
     if patch.meter is not None or patch.observer is not None:
         inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
-    if patch.sums is not None and not torch.is_grad_enabled() and not inputs.dropout:
-        value_sum = patch.sums.of_step(inputs.value, inputs.visibility, inputs.query.shape[2])
-        inputs = replace(inputs, value_sum=value_sum)
+    if patch.carried is not None and not torch.is_grad_enabled() and not inputs.dropout:
+        inputs = patch.carried.with_carried(inputs)
     out, counts = _run(patch, inputs)
     if patch.meter is None or counts is None:
         return out
@@ -191,6 +191,7 @@ def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         row_bytes = (
             inputs.key.element_size() * inputs.key.shape[3],
             inputs.value.element_size() * inputs.value.shape[3],
+            rounded_bytes(inputs.key.shape[3]),
         )
         patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), counted, row_bytes)
     return out
@@ -206,11 +207,13 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
         refusal = "counting V rows of many queries"
     else:
         refusal = kernel.refusal(inputs, method, patch.observer)
-    patch.paths["native" if refusal is None else f"torch: {refusal}"] += 1
     try:
         if kernel is not None and refusal is None:
             out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
+            staged = inputs.rounded is not None and inputs.rounded.used
+            patch.paths["native, 8-bit first" if staged else "native"] += 1
             return out, counts
+        patch.paths[f"torch: {refusal}"] += 1
         return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
     except NotPatchableError as error:
         raise NotPatchableError(f"{patch.name}: {error}") from None

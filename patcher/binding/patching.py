@@ -21,6 +21,7 @@ from ..methods.budget import Budget
 from ..methods.clustered import ClusteredPlain
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
+from .carried import carried_for
 from .feed_forward import (
     FeedForwardModule,
     FeedForwardPatch,
@@ -29,7 +30,6 @@ from .feed_forward import (
     require_feed_forward_modules,
 )
 from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
-from .value_sums import ValueSums
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ class Patch:
         register()
         for module, patch in self.attention:
             setattr(module, PATCH_ATTRIBUTE, patch)
-            if patch.sums is not None:
-                self.hooks.append(module.register_forward_pre_hook(patch.sums, with_kwargs=True))
+            if patch.carried is not None:
+                self.hooks.append(module.register_forward_pre_hook(patch.carried, with_kwargs=True))
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
         for layer in self.feed_forward:
@@ -99,9 +99,11 @@ class Patch:
 
     def deactivate(self) -> None:
         """Puts everything back as it was before."""
-        for module, _ in self.attention:
+        for module, patch in self.attention:
             if hasattr(module, PATCH_ATTRIBUTE):
                 delattr(module, PATCH_ATTRIBUTE)
+            if patch.carried is not None:
+                patch.carried.forget()
         while self.hooks:
             self.hooks.pop().remove()
         for config, implementation in self.configs:
@@ -177,8 +179,8 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
             patch.feed_forward.append(FeedForwardPatch(name, module, method))
         else:
             kind = found[name].kind
-            sums = ValueSums(kind) if isinstance(method, Budget) and method.compensation == "sdc+vmc" else None
-            patch.attention.append((module, ModulePatch(name, kind, method, tables.get(name), told, sums)))
+            carried = carried_for(kind, method)
+            patch.attention.append((module, ModulePatch(name, kind, method, tables.get(name), told, carried)))
     patch.activate()
     setattr(model, MODEL_ATTRIBUTE, patch)
     return patch
@@ -281,8 +283,8 @@ def current_patch(model: nn.Module) -> Patch:
 
 
 def call_paths(model: nn.Module) -> Counter[str]:
-    """How many attention and feed-forward calls of a patched model went to native kernels ("native"), and how many
-    another way and why ("torch: head size 20"). UsageError if it is not patched."""
+    """How many attention and feed-forward calls of a patched model went to native kernels ("native", and "native, 8-bit
+    first" where those read rounded keys before keys in full), and how many another way and why ("torch: head size 20"). UsageError if it is not patched."""
     return current_patch(model).paths
 
 

@@ -72,7 +72,8 @@ def attend(
     query, key, value = as_rows(inputs.query), as_rows(inputs.key), as_rows(inputs.value)
     batch, heads, queries, width = query.shape
     _, groups, keys, value_width = value.shape
-    if queries == 1:
+    single = queries == 1
+    if single:
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
@@ -89,7 +90,9 @@ def attend(
     value_sum = inputs.value_sum
     if value_sum is not None and value_sum.dtype is not torch.float64:
         value_sum = value_sum.double()
-    rounded = inputs.rounded if queries == 1 else None
+    rounded = inputs.rounded if single else None
+    if rounded is None and single and method.denominator == "rounded":
+        rounded = RoundedKeys.room_for(key, keys)
     kept = flags = v_rows = k_rows = None
     if count:
         kept = torch.empty(batch, heads, queries, dtype=torch.int32)
@@ -121,7 +124,7 @@ def attend(
         min(method.min_length, MOST_KEYS),
         *_table(method, thresholds),
         COMPENSATION[method.compensation],
-        DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
+        DENOMINATOR[method.denominator if single or method.denominator != "rounded" else "exact"],
         method.v_mean == "dropped",
         0 if value_sum is None else contiguous(value_sum).data_ptr(),
         *_rounded_arguments(rounded, keys),

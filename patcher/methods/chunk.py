@@ -44,7 +44,8 @@ class Chunk:
     """Scores of the queries start..stop against the keys low..high, as a selection sees them.
 
     scores: [B, H, c, m], float32 (float64 for float64 inputs), -inf where a row may not look.
-    lengths: visible keys per row, int64 [B or 1, H or 1, c]. sinks, scale: as in AttentionInputs.
+    lengths: visible keys per row, int64 [B or 1, H or 1, c]. sinks, scale: as in AttentionInputs. rounded: like scores,
+    those of rounded keys, where the denominator is theirs.
     """
 
     scores: Tensor
@@ -56,6 +57,7 @@ class Chunk:
     high: int
     sinks: Tensor | None = None
     scale: float = 1.0
+    rounded: Tensor | None = None
 
     @cached_property
     def visible(self) -> Tensor:
@@ -78,6 +80,22 @@ class Chunk:
             self.scores.logsumexp(-1, keepdim=True), self.sinks.to(self.scores.dtype).view(1, -1, 1, 1)
         )
         return total.masked_fill(self.lengths.unsqueeze(-1) == 0, 0)
+
+    @cached_property
+    def denominator(self) -> Tensor:
+        """The log_sum that thresholds on weights compare with: that of the rounded keys' scores, where there are such."""
+        if self.rounded is None:
+            return self.log_sum
+        total = self.rounded.logsumexp(-1, keepdim=True)
+        if self.sinks is not None:
+            total = torch.logaddexp(total, self.sinks.to(total.dtype).view(1, -1, 1, 1))
+        return total.masked_fill(self.lengths.unsqueeze(-1) == 0, 0)
+
+    def rounded_mass(self, keep: Tensor) -> Tensor | None:
+        """The sum [B, H, c] of exp(rounded key's score - row maximum) over dropped keys; None without rounded keys."""
+        if self.rounded is None:
+            return None
+        return torch.where(keep, 0, (self.rounded - self.row_max).exp()).sum(-1)
 
     @cached_property
     def weights(self) -> Tensor:

@@ -61,6 +61,11 @@ class RoundedKeys:
         return made
 
 
+def rounded_bytes(width: int) -> int:
+    """What a rounded key takes: its codes, step and error."""
+    return width + 2 * torch.float32.itemsize
+
+
 def rounded(key: Tensor) -> Tensor:
     """key [..., D] as its codes have it, in float32 or its own wider dtype; NaN for a key that is not finite.
 
