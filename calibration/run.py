@@ -133,9 +133,7 @@ def fitted_plan(plan: Mapping[str, Method], options: CalibrationOptions) -> dict
 def _with_thresholds(method: Budget, options: CalibrationOptions) -> TopTheta:
     made = method if isinstance(method, TopTheta) else TopTheta(**budget_of(method))
     had = denominator_for(options.placement, method.denominator) if isinstance(method, TopK | TopTheta) else "exact"
-    return replace(
-        made, placement=options.placement or made.placement, denominator=options.denominator or had
-    )
+    return replace(made, placement=options.placement or made.placement, denominator=options.denominator or had)
 
 
 def start(model: nn.Module, fitted: Mapping[str, Method], options: CalibrationOptions) -> Observed:

@@ -30,7 +30,7 @@ from ..evaluation.distractors import with_distractors
 from ..evaluation.items import Item, ItemSet, content_hash
 from ..evaluation.tasks import Task, task_for
 from ..patcher.meter import Meter
-from ..patcher.methods import Method, TopTheta, method_to_dict
+from ..patcher.methods import Method, TopK, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.methods.compensation import check_compensation
 from ..patcher.methods.top_theta import denominator_for
@@ -83,6 +83,8 @@ class CalibrateOptions:
                 placement = self.how.placement or method.placement
                 denominator = self.how.denominator or denominator_for(self.how.placement, method.denominator)
                 return replace(method, **changes, placement=placement, denominator=denominator)
+            if isinstance(method, TopK) and self.how.denominator == "exact":
+                return replace(method, **changes, denominator="exact")
             return replace(method, **changes) if isinstance(method, Budget) else method
 
         return {name: changed(method) for name, method in plan.items()}

@@ -16,7 +16,7 @@ constexpr int64_t kPanel = 16;       // rounded keys side by side
 
 enum Placement { kTopK = 0, kPostSoftmax = 1, kMaxRelative = 2, kPreSoftmax = 3 };
 enum Compensation { kNone = 0, kSdc = 1, kSdcVmc = 2 };
-enum Denominator { kExact = 0, kExpThreshold = 1, kOffline = 2, kRounded = 3 };
+enum Denominator { kExact = 0, kExpThreshold = 1, kOffline = 2, kRoundedKeys = 3 };
 enum Flag : uint8_t { kFallback = 1, kRescued = 2 };
 
 // [batch, head, row, width] with elements of one row side by side; strides in elements. data is null for what is absent.

@@ -1,5 +1,5 @@
-// Attention of a single query per sequence, which is what decoding is: bound by memory. Every key is read once for all
-// heads of its group, rounded to 8 bits where the caller keeps such keys and no score of a dropped key is needed; of the
+// Attention of a single query per sequence, which is what decoding is: bound by memory. A key is read once for all heads
+// of its group, rounded to 8 bits where the caller keeps such keys and no score of a dropped key is needed; of the
 // values only the rows that some head keeps.
 #pragma once
 
@@ -151,7 +151,7 @@ class Step {
     else
       state.count = collect_highest(scores, keys, known.positions, known.count, rule.k, maxima_of(row));
     state.kept = state.count;
-    if (stage_ && a_.denominator == kRounded) rule.dropped = stage_->dropped(row, keys, state.count, sums.highest);
+    if (stage_ && a_.denominator == kRoundedKeys) rule.dropped = stage_->dropped(row, keys, state.count, sums.highest);
     state.missing = to_weights(a_, rule, head, scores, state.count, sums, limit);
     // A weight that underflowed hides even a value that is NaN.
     state.count = keep_above(scores, keys, state.count, 0.0f);
@@ -245,8 +245,7 @@ class Step {
     if (a_.flags) a_.flags[row] = state.flags;
     if (head % per_group_) return;
     if (a_.v_rows) a_.v_rows[row / per_group_] = union_of(row);
-    if (a_.k_rows)
-      a_.k_rows[row / per_group_] = static_cast<int32_t>(stage_ ? stage_->rows_read(row / per_group_) : rows_[row].length);
+    if (a_.k_rows) a_.k_rows[row / per_group_] = stage_ ? stage_->rows_read(row / per_group_) : rows_[row].length;
   }
 
   void add_mean(int64_t row, const State& state, float* out, const float* plain) const {

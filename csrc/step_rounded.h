@@ -16,15 +16,15 @@ static_assert(kChunk % kPanel == 0);
 template <typename T>
 class FirstStage {
  public:
-  // Whether a call has a row to gain from it, and none that needs every exact score. Where heads of a group keep a fifth
-  // of its keys between them (of bfloat16 ones a tenth), it was as fast to read all of them in full.
+  // Whether a call has a row to gain from it, and none that needs every exact score. Where the heads of a group keep a
+  // fifth of its keys between them (of bfloat16 ones a tenth), it was as fast to read all of them in full.
   static bool serves(const Attention& a, const std::vector<Rule>& rules) {
     if (!a.rounded.codes) return false;
     bool any = false;
     for (const Rule& rule : rules) {
       if (needs_total(a, rule)) return false;
       const int64_t kept = a.heads / a.groups * budget_of(a, rule.length);
-      any |= !rule.dense && (a.denominator == kRounded || 20 * kept <= rule.length * static_cast<int64_t>(sizeof(T)));
+      any |= !rule.dense && (a.denominator == kRoundedKeys || 20 * kept <= rule.length * static_cast<int64_t>(sizeof(T)));
     }
     return any;
   }

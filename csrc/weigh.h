@@ -10,13 +10,13 @@ struct RowSums {
 
 // Whether a row's rule follows the sum over all exact scores, or over those of rounded keys.
 inline bool needs_total(const Attention& a, const Rule& rule) {
-  if (rule.dense || a.denominator == kRounded) return false;
+  if (rule.dense || a.denominator == kRoundedKeys) return false;
   if (a.placement == kPostSoftmax && !rule.k) return true;
   return a.compensation != kNone && (a.denominator == kExact || rule.fallback);
 }
 
 inline bool needs_rounded_total(const Attention& a, const Rule& rule) {
-  if (rule.dense || a.denominator != kRounded) return false;
+  if (rule.dense || a.denominator != kRoundedKeys) return false;
   return a.compensation != kNone || (a.placement == kPostSoftmax && !rule.k);
 }
 

@@ -129,7 +129,8 @@ def row_by_row(call: AttentionInputs, method: Sparse, table: Table | None = None
         row = row_scores(call, query[b][h][i], key[b][group], visible[b][h][i], (b, h, i))
         coarse = row
         if method.denominator == "rounded" and queries == 1:
-            coarse = row_scores(call, query[b][h][i], [rounded_key(k) for k in key[b][group]], visible[b][h][i], (b, h, i))
+            rounded = [rounded_key(k) for k in key[b][group]]
+            coarse = row_scores(call, query[b][h][i], rounded, visible[b][h][i], (b, h, i))
         sink = None if call.sinks is None else float(call.sinks[h])
         for j, weight in _weights(row, coarse, sink, h, method, table, kept[b, h, i]).items():
             for e, x in enumerate(value[b][group][j]):

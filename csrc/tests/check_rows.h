@@ -40,7 +40,7 @@ struct RowsCall {
         v_rows(a.queries == 1 && kept.size() ? a.batches * a.groups : 0, -1),
         k_rows(v_rows.size(), -1),
         flags(kept.size(), 255),
-        codes(a.denominator == kRounded || (a.queries == 1 && r.once_in(2)) ? room_for_codes(r) : 0, -128),
+        codes(a.denominator == kRoundedKeys || (a.queries == 1 && r.once_in(2)) ? room_for_codes(r) : 0, -128),
         steps(codes.size() / a.width, kNaN),
         errors(steps.size(), kNaN),
         filled(codes.size() ? 2 * a.batches : 0, 0) {
@@ -141,7 +141,7 @@ Attention random_sizes(Random& r, int64_t queries) {
   if (r.once_in(2)) a.placement = static_cast<int>(r.between(1, 3)), a.columns = r.between(0, 4);
   a.compensation = static_cast<int>(r.between(0, 2));
   if (a.placement >= kMaxRelative && a.compensation) a.denominator = static_cast<int>(r.between(0, 2));
-  if (queries == 1 && (a.compensation || a.placement == kPostSoftmax) && r.once_in(3)) a.denominator = kRounded;
+  if (queries == 1 && (a.compensation || a.placement == kPostSoftmax) && r.once_in(3)) a.denominator = kRoundedKeys;
   a.mean_of_dropped = a.compensation == kSdcVmc && r.once_in(2);
   a.threads = static_cast<int>(r.between(1, 3));
   return a;
@@ -219,7 +219,7 @@ Expected expected_row(const RowsCall<T>& c, int64_t b, int64_t h, int64_t i) {
   for (double score : scores) row.spoiled |= std::isnan(score), top = std::fmax(top, score);
   if (row.spoiled) row.out.assign(a.value_width, NAN);
   if (row.spoiled) return row;
-  const std::vector<double> masses = a.denominator == kRounded ? scores_of(c, b, h, i, first, last, true) : scores;
+  const std::vector<double> masses = a.denominator == kRoundedKeys ? scores_of(c, b, h, i, first, last, true) : scores;
   for (double score : masses) total += std::exp(score - top);
   const double sink = a.sinks ? std::exp(a.sinks[h] - top) : 0;
   double limit = rule.theta;

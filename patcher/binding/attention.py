@@ -56,8 +56,8 @@ class ModulePatch:
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
     carried: where the method has a use for it. paths: how many calls took which way: "native", "native, 8-bit first",
-    "torch: " and why, or "dense: " and why. text: what a compiled graph holds of this patch (see call_text); calls inside the
-    graph are not counted.
+    "torch: " and why, or "dense: " and why. text: what a compiled graph holds of this patch (see call_text); calls
+    inside the graph are not counted.
     """
 
     name: str

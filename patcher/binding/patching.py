@@ -283,8 +283,9 @@ def current_patch(model: nn.Module) -> Patch:
 
 
 def call_paths(model: nn.Module) -> Counter[str]:
-    """How many attention and feed-forward calls of a patched model went to native kernels ("native", and "native, 8-bit
-    first" where those read rounded keys before keys in full), and how many another way and why ("torch: head size 20"). UsageError if it is not patched."""
+    """How many attention and feed-forward calls of a patched model went to native kernels ("native", or "native, 8-bit
+    first" where rounded keys were read before few in full), and how many another way and why ("torch: head size 20").
+    UsageError if it is not patched."""
     return current_patch(model).paths
 
 

@@ -83,7 +83,7 @@ class Chunk:
 
     @cached_property
     def denominator(self) -> Tensor:
-        """The log_sum that thresholds on weights compare with: that of the rounded keys' scores, where there are such."""
+        """The log_sum that thresholds on weights compare with: of the rounded keys' scores, where there are such."""
         if self.rounded is None:
             return self.log_sum
         total = self.rounded.logsumexp(-1, keepdim=True)

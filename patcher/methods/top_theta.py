@@ -43,9 +43,10 @@ class TopTheta(Budget):
     placement: what is compared with the threshold: the weight ("post-softmax"), the score less the row's maximum
     ("max-relative") or the score ("pre-softmax"). The first two ignore a constant added to a row's scores.
     denominator: how SDC gets the mass of dropped keys: "exact"; "exp-threshold", an upper bound that reads no dropped
-    score; "offline", the mean of calibration; "rounded": with a single query, from the scores of keys rounded to 8 bits,
-    so that few keys are read in full. Post-softmax weights need a denominator anyway: "exact" or "rounded". min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row
-    no longer than its k is dense; a row without a threshold uses its own exact top-k.
+    score; "offline", the mean of calibration; "rounded": with a single query, from the scores of keys rounded to 8
+    bits, so that few keys are read in full. Post-softmax weights need a denominator anyway: "exact" or "rounded".
+    min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row no longer than its k is
+    dense; a row without a threshold uses its own exact top-k.
     """
 
     min_keep: int = 1

@@ -104,7 +104,9 @@ def exact(inputs: AttentionInputs) -> AttentionInputs:
 
 @settings(max_examples=200, deadline=None)
 @given(calls(), methods(), st.integers(1, 3))
-def test_the_selection_is_that_of_the_definition(inputs: AttentionInputs, method: TopK | TopTheta, threads: int) -> None:
+def test_the_selection_is_that_of_the_definition(
+    inputs: AttentionInputs, method: TopK | TopTheta, threads: int
+) -> None:
     thresholds = table(inputs, method)
     out, counts = rows.attend(inputs, method, thresholds, count=True, threads=threads)
     expected, counted = method.attend(exact(inputs), thresholds=thresholds, count=True)
@@ -172,7 +174,7 @@ def test_few_keys_are_read_in_full_and_the_output_is_that_of_all(method: TopK | 
         assert inputs.rounded.used
         assert bool((counts.k_rows >= counts.v_rows).all())
         if step:  # in the first one all keys are new
-            assert int(counts.k_rows.max()) < 1000
+            assert int((counts.k_rows - counts.v_rows).max()) < 300
         else:
             assert bool((counts.k_rows == 3000).all())
     if method.denominator != "rounded":
@@ -226,7 +228,7 @@ def test_what_is_not_finite_spoils_its_rows_alone(method: TopK | TopTheta, broke
 
 @each_method
 def test_rounded_keys_grow_with_the_cache(method: TopK | TopTheta) -> None:
-    """40 steps, the start of the range moving as in a sliding window: each key is rounded once, as if all were at once."""
+    """40 steps, the start of the range moving as in a sliding window: each key is rounded once, as if all at once."""
     inputs, thresholds = example(340), table(example(340), method)
     made = spoiled(inputs.key, 304)
     for keys in range(300, 341):

@@ -31,7 +31,8 @@ def test_a_rounded_key_is_as_near_as_its_step_allows() -> None:
     step = key.abs().amax(-1, keepdim=True) / LEVELS
     assert bool(((found - key).abs() <= step * 0.5001).all())
     assert not torch.equal(found, key)
-    torch.testing.assert_close(found.double(), torch.tensor([[rounded_key(k) for k in b] for b in key.tolist()]).double(), rtol=1e-6, atol=0)
+    expected = torch.tensor([[rounded_key(k) for k in b] for b in key.tolist()])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_small_whole_numbers_and_zeros_are_nearly_exact() -> None:
@@ -120,7 +121,7 @@ def test_room_grows_with_what_it_holds() -> None:
     ("method", "fields", "reason"),
     [
         (TopK, {}, "denominator rounded goes with compensation sdc or sdc.vmc"),
-        (TopK, {"compensation": "sdc", "denominator": "offline"}, "denominator must be one of exact, rounded, not 'off"),
+        (TopK, {"compensation": "sdc", "denominator": "offline"}, "must be one of exact, rounded, not 'offline'"),
         (TopTheta, {"placement": "pre-softmax"}, "denominator rounded goes with compensation sdc or sdc.vmc"),
     ],
 )
