@@ -23,8 +23,8 @@ class FirstStage {
     bool any = false;
     for (const Rule& rule : rules) {
       if (needs_total(a, rule)) return false;
-      const int64_t kept = a.heads / a.groups * budget_of(a, rule.length);
-      any |= !rule.dense && (a.denominator == kRoundedKeys || 20 * kept <= rule.length * static_cast<int64_t>(sizeof(T)));
+      const int64_t kept = a.heads / a.groups * budget_of(a, rule.length), size = sizeof(T);
+      any |= !rule.dense && (a.denominator == kRoundedKeys || 20 * kept <= rule.length * size);
     }
     return any;
   }
