@@ -39,11 +39,11 @@ class RoundedKeys:
         """Room for `keys` keys like those of key [B, G, n, D], none of them rounded yet."""
         batch, groups, _, width = key.shape
         panels = (keys + PANEL - 1) // PANEL
-        made = {"device": key.device, "dtype": torch.float32}
+        steps = torch.empty(batch, groups, panels * PANEL, device=key.device, dtype=torch.float32)
         return cls(
             torch.empty(batch, groups, panels, width, PANEL, device=key.device, dtype=torch.int8),
-            torch.empty(batch, groups, panels * PANEL, **made),
-            torch.empty(batch, groups, panels * PANEL, **made),
+            steps,
+            torch.empty_like(steps),
             torch.zeros(batch, 2, device=key.device, dtype=torch.int64),
         )
 
