@@ -16,11 +16,15 @@ from .option_groups import (
     takes_asking,
     takes_benching,
     takes_calibrating,
+    takes_finding,
     takes_loading,
     takes_patching,
     typed,
 )
 from .terminal import command_line, exit_codes, progress, results_console, resumable, say
+
+# Of tables with long names or many columns; on a narrower terminal its own line breaks beat cut words.
+WIDE = 120
 
 app = typer.Typer(
     name="sparsify",
@@ -92,6 +96,37 @@ def patch(
     written = None if dry_run else command.save(planned, output)
     if dry_run or not quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
+
+
+@app.command(epilog="Example: sparsify inspect meta-llama/Llama-3.1-8B --lengths 4k,128k")
+@exit_codes
+@takes_finding
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A model or a recipe.")],
+    lengths: o.InspectLengths = None,
+    modules: o.EveryModule = False,
+    as_json: o.Json = False,
+    model: o.MovedModel = None,
+    finding: Any = GATHERED,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Say from the configuration alone what of MODEL can be patched, and how much of its work that is.
+
+    No weights are read and no memory is needed, whatever the model's size. Causal attention is counted by the keys that
+    its rows see. Exit code 4 if nothing can be patched.
+    """
+    from .commands import inspect as command
+    from .inspection.report import inspection_report
+
+    wanted = command.check_lengths(lengths)
+    start(target, quiet, verbose)
+    results = command.inspect(command.open_skeleton(target, finding, model=model), wanted)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        results_console(at_least=WIDE).print(inspection_report(results, modules))
+    raise typer.Exit(command.exit_code(results))
 
 
 @app.command(epilog="Example: sparsify validate ./sparsified")
@@ -178,10 +213,6 @@ def calibrate(
     calibrated.checkpoint.remove()
     if not quiet:
         results_console().print(calibration_report(calibrated, directory))
-
-
-# Of tables with long names or many columns; on a narrower terminal its own line breaks beat cut words.
-WIDE = 120
 
 
 @app.command(name="eval", epilog="Example: sparsify eval --dataset squad --limit 400 --max-drop 2")

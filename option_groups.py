@@ -21,6 +21,8 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "trust_remote_code": (o.TrustRemoteCode, False),
     "gguf_file": (o.GgufFile, None),
 }
+# Those of them that are about its configuration.
+_FINDING = {name: _LOADING[name] for name in ("dtype", "revision", "trust_remote_code", "gguf_file")}
 # The options that describe what `patch` patches and how: as in commands.patch.make_wanted.
 _PATCHING: dict[str, tuple[Any, Any]] = {
     "attention": (o.Attention, "top-k"),
@@ -88,13 +90,18 @@ GATHERED: Any = None  # the default of an argument that a decorator below fills 
 
 def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of how to load a model in place of a command's argument `loading`, which gets LoadOptions."""
+    return _gathered(command, "loading", _LOADING, _load_options)
 
-    def make(**given: Any) -> Any:
-        from .patcher.binding.loading import LoadOptions
 
-        return LoadOptions(**given)
+def takes_finding(command: Callable[..., None]) -> Callable[..., None]:
+    """The same with the options that say where a configuration is, for an argument `finding`."""
+    return _gathered(command, "finding", _FINDING, _load_options)
 
-    return _gathered(command, "loading", _LOADING, make)
+
+def _load_options(**given: Any) -> Any:
+    from .patcher.binding.loading import LoadOptions
+
+    return LoadOptions(**given)
 
 
 def takes_patching(command: Callable[..., None]) -> Callable[..., None]:

@@ -248,6 +248,10 @@ Lengths = Annotated[
     str | None,
     typer.Option(help="Tokens, e.g. 512,2k,8k (default: those of 512,2k,8k that the model has positions for)."),
 ]
+InspectLengths = Annotated[str | None, typer.Option("--lengths", help="Tokens, e.g. 512,2k,8k (default: 512,4k,32k).")]
+EveryModule = Annotated[
+    bool, typer.Option("--modules", help="A line for every module, by its full name.", rich_help_panel=OUTPUT)
+]
 NewTokens = Annotated[
     int, typer.Option(help="Tokens to write one by one, for models that generate; 0 times the prompt alone.")
 ]

@@ -29,6 +29,7 @@ from ..evaluation.dense_cache import dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import Item, ItemSet, content_hash
 from ..evaluation.tasks import Task, task_for
+from ..patcher.binding.modules import interception_of
 from ..patcher.meter import Meter
 from ..patcher.methods import Method, TopK, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget, describe_kept
@@ -115,7 +116,9 @@ def check_options(target: str | None, options: CalibrateOptions) -> None:
 @dataclass(frozen=True)
 class Calibrated:
     """The updated recipe with the histograms behind it, the modules none of whose rows was longer than their budget
-    (they stay dense), and what was kept afterwards on `checked` items, held out or not; of the first process alone."""
+    (they stay dense), and what was kept afterwards on `checked` items, held out or not; of the first process alone.
+
+    interception: see interception_of."""
 
     recipe: Recipe
     histograms: Histograms
@@ -124,6 +127,7 @@ class Calibrated:
     checked: int
     held_out: bool
     checkpoint: Checkpoint
+    interception: dict[str, Any] | None
 
 
 def calibrate_target(
@@ -182,7 +186,8 @@ def calibrate_target(
         checkpoint.remove()
         raise
     without = [name for name in made.observed.histograms if name not in made.thresholds]
-    return Calibrated(recipe, made.observed.histograms, without, kept, len(tried), bool(others), checkpoint)
+    said = interception_of(target.loaded.model, recipe.plan)
+    return Calibrated(recipe, made.observed.histograms, without, kept, len(tried), bool(others), checkpoint, said)
 
 
 def _fitted(plan: dict[str, Method], options: CalibrateOptions) -> tuple[dict[str, Method], dict[str, Method]]:

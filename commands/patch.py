@@ -13,7 +13,7 @@ from ..calibration.run import Histograms
 from ..environment import package_versions
 from ..errors import DataError, UsageError
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.modules import attention_modules, other_attention, unwrapped
+from ..patcher.binding.modules import attention_modules, unreachable_attention, unwrapped
 from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, Method, TopKFeedForward
 from ..patcher.methods.budget import Budget
 from ..patcher.overrides import Override, parse_override
@@ -176,7 +176,7 @@ def plan_recipe(loaded: LoadedModel, wanted: Wanted) -> Planned:
     dense = {layer for name, layer in preset.items() if name not in plan}
     notes = [DEFAULT_DENSE_NOTE.format(ranges(dense))] if dense else []
     recipe = Recipe(loaded.base, plan, versions=package_versions())
-    return Planned(recipe, other_attention(loaded.model), tuple(notes))
+    return Planned(recipe, unreachable_attention(loaded.model), tuple(notes))
 
 
 def _default_dense(loaded: LoadedModel, wanted: Wanted) -> dict[str, int]:

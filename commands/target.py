@@ -12,11 +12,11 @@ from ..environment import describe_environment, package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
-from ..patcher.binding.modules import input_device
+from ..patcher.binding.modules import input_device, interception_of
 from ..patcher.methods import AttentionMethod, TopK, method_to_dict
 from ..patcher.methods.compensation import DEFAULT_COMPENSATION
 from ..patcher.plan import describe_plan, plan_model
-from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
+from ..patcher.recipe import DEFAULT_RECIPE, BaseModel, Recipe, is_recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +101,19 @@ def open_targets(arguments: Sequence[str], options: LoadOptions, *, model: str |
 def check_same_model(recipe: Recipe, loaded: LoadedModel) -> None:
     """RecipeMismatchError if a recipe was made for another model shape; a warning if for another revision."""
     made_for, found = recipe.base_model, loaded.base
+    check_same_shape(made_for, found)
+    if made_for.revision and found.revision and made_for.revision != found.revision:
+        logger.warning(
+            "the recipe was made for revision %s of %s, this is %s", made_for.revision, made_for.id, found.revision
+        )
+
+
+def check_same_shape(made_for: BaseModel, found: BaseModel) -> None:
+    """RecipeMismatchError if a recipe's base model and the one that was found differ in shape."""
     if made_for.config_hash != found.config_hash:
         raise RecipeMismatchError(
             f"the recipe was made for {made_for.id} ({made_for.model_type}), and {found.id} ({found.model_type}) "
             "has another shape: patch it anew with `sparsify patch`"
-        )
-    if made_for.revision and found.revision and made_for.revision != found.revision:
-        logger.warning(
-            "the recipe was made for revision %s of %s, this is %s", made_for.revision, made_for.id, found.revision
         )
 
 
@@ -120,6 +125,7 @@ def describe_target(target: Target, recipe: Recipe) -> dict[str, Any]:
         "base_model": asdict(target.loaded.base),
         "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
+        "interception": interception_of(model, recipe.plan),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(input_device(model)),
         "versions": package_versions(),

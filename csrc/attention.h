@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "simd.h"
+#include "exponentials.h"
 
 constexpr int64_t kMostWidth = 256;  // of a query, key or value
 constexpr int64_t kPanel = 16;       // rounded keys side by side

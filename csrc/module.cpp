@@ -24,17 +24,19 @@
 
 namespace {
 
-// Takes the arguments one after the other.
+// Takes the arguments one after the other, those in a tuple as if they stood there without it.
 class Arguments {
  public:
   Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
 
   int64_t integer() {
     PyObject* value = next();
+    missing_ |= !value;
     return value ? PyLong_AsLongLong(value) : 0;
   }
   double number() {
     PyObject* value = next();
+    missing_ |= !value;
     return value ? PyFloat_AsDouble(value) : 0;
   }
   template <typename T>
@@ -50,18 +52,25 @@ class Arguments {
   // Whether all were there, no more, and of the right kind; sets a Python error otherwise.
   bool complete() {
     if (PyErr_Occurred()) return false;
-    if (at_ == count_) return true;
-    PyErr_Format(PyExc_TypeError, "%zd arguments where %zd are read", count_, at_);
+    if (!missing_ && !next()) return true;
+    PyErr_SetString(PyExc_TypeError, missing_ ? "too few arguments" : "too many arguments");
     return false;
   }
 
  private:
+  // nullptr after the last one.
   PyObject* next() {
-    ++at_;
-    return at_ <= count_ ? values_[at_ - 1] : nullptr;
+    if (inside_ < size_) return PyTuple_GetItem(values_[at_ - 1], inside_++);
+    if (at_ == count_) return nullptr;
+    PyObject* value = values_[at_++];
+    if (!PyTuple_Check(value)) return value;
+    inside_ = 0, size_ = PyTuple_Size(value);
+    return next();
   }
   PyObject* const* values_;
   Py_ssize_t count_, at_ = 0;
+  Py_ssize_t inside_ = 0, size_ = 0;  // of the tuple that is read
+  bool missing_ = false;
 };
 
 Attention read_attention(Arguments& in) {
@@ -76,11 +85,11 @@ Attention read_attention(Arguments& in) {
   a.first = in.address<const int64_t>(), a.last = in.address<const int64_t>(), a.range_batch = in.integer();
   a.k = in.integer(), a.share = in.integer(), a.share_of = in.integer();
   a.min_length = in.integer();
+  a.compensation = static_cast<int>(in.integer()), a.mean_of_dropped = in.integer();
   a.placement = static_cast<int>(in.integer()), a.min_keep = in.integer();
+  a.denominator = static_cast<int>(in.integer());
   a.log_lengths = in.address<const float>(), a.theta = in.address<const float>(), a.dropped = in.address<const float>();
   a.columns = in.integer(), a.shortest = in.integer(), a.longest = in.integer();
-  a.compensation = static_cast<int>(in.integer()), a.denominator = static_cast<int>(in.integer());
-  a.mean_of_dropped = in.integer();
   a.value_sum = in.address<const double>();
   a.rounded.codes = in.address<int8_t>(), a.rounded.steps = in.address<float>();
   a.rounded.errors = in.address<float>(), a.rounded.filled = in.address<int64_t>(), a.rounded.panels = in.integer();

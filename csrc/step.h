@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "parallel.h"
 #include "step_candidates.h"
 #include "step_rounded.h"
 #include "step_scores.h"
@@ -50,8 +51,7 @@ class Step {
     // A thread pays for starting only if it has about a hundred kilobytes to read.
     const int64_t useful = groups * a_.keys * a_.width * (stage_ ? 1 : sizeof(T)) / 100000;
     const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, a_.threads));
-#pragma omp parallel num_threads(threads)
-    {
+    on_threads(threads, [&] {
       if (stage_) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < groups * chunks_; ++i) stage_->score(i / chunks_, i % chunks_);
@@ -69,7 +69,7 @@ class Step {
       for (int64_t i = 0; i < groups * parts_; ++i) gather_part(i / parts_, i % parts_);
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < rows; ++i) write(i);
-    }
+    });
     if (stage_) stage_->finish();
     return stage_.has_value();
   }

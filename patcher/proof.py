@@ -82,8 +82,8 @@ class _Prover:
                 f"{type(model).__name__} takes no input_ids, so the patch cannot be verified on it: use --no-verify"
             )
         self.tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
-        limit = getattr(model.config, "max_position_embeddings", None) or LENGTH
-        self.length = min(LENGTH, limit)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.length = min(LENGTH, limit) if limit is not None and limit > 0 else LENGTH  # -1: as many as one likes
         self.shorter = min(SHORTER, self.length - 2)
         self.tokens = self._random_tokens(2, self.length)
         self.targets = self._random_tokens(2, self.length // 2)
@@ -230,13 +230,14 @@ def _exact(method: Method) -> Method:
     return method
 
 
-def _settings(model: Any) -> list[tuple[Any, bool]]:
-    """What a patch changes: the attention implementation that each module reads, and whether something stands in for
-    the module's own behaviour."""
+def _settings(model: Any) -> list[tuple[Any, bool, int]]:
+    """What a patch changes: the attention implementation that each module reads, whether something stands in for the
+    module's own behaviour, and its hooks."""
     return [
         (
             getattr(getattr(module, "config", None), "_attn_implementation_internal", None),
             hasattr(module, PATCH_ATTRIBUTE) or "forward" in vars(module),
+            len(module._forward_pre_hooks) + len(module._forward_hooks),
         )
         for module in model.modules()
     ]

@@ -104,7 +104,7 @@ struct RowsCall {
   void fill_table(Random& r) {
     const float level[] = {0, -4, -2, 1};  // of each placement
     for (int64_t c = 0; c < a.columns; ++c) log_lengths[c] = std::log(static_cast<float>(4 << 2 * c));
-    a.shortest = a.columns ? r.between(1, 40) : 0, a.longest = r.between(40, 700);
+    a.shortest = a.columns ? r.between(1, 40) : 0, a.longest = r.between(40, r.once_in(2) ? 700 : 7000);
     for (int64_t i = 0; i < theta.size(); ++i) theta[i] = level[a.placement] + r.real(), dropped[i] = 2 + 2 * r.real();
   }
 
@@ -121,7 +121,7 @@ struct RowsCall {
 template <typename T>
 Attention random_sizes(Random& r, int64_t queries) {
   constexpr int64_t kMost = 400000;  // multiplications
-  constexpr int64_t kKeys[] = {0, 1, 3, 17, 40, 97, 130, 300, 700};
+  constexpr int64_t kKeys[] = {0, 1, 3, 17, 40, 97, 130, 300, 700, 3300, 6500};
   Attention a{};
   a.bf16 = sizeof(T) != sizeof(float);
   do {

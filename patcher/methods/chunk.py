@@ -131,9 +131,9 @@ class Selection:
 @dataclass(frozen=True)
 class RowCounts:
     """What was kept. kept, fallback, rescued: per row, [B, H, q]. v_rows: the V rows that at least one query head of a
-    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where a kernel did not
-    count them, because it had more than one query. k_rows: of these the keys that were read in full, where the others
-    were read rounded to 8 bits; None where all were."""
+    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where they were
+    not counted: by a kernel that had more than one query, or where the KV heads are not known. k_rows: of a decoding
+    step, the keys that were read in full, where the others were read rounded to 8 bits; None where all were."""
 
     kept: Tensor
     fallback: Tensor

@@ -57,7 +57,7 @@ def attend_rows(
         selection = Selection(None) if select is None or low == high else select(chunk)
         outputs.append(_output(inputs, chunk, selection, compensation, v_mean))
         if count:
-            counts.append(_count(chunk, selection, inputs.key.shape[1]))
+            counts.append(count_kept(chunk, selection, inputs.key.shape[1]))
     return torch.cat(outputs, 2), _join(counts) if count else None
 
 
@@ -81,17 +81,22 @@ def _scores(inputs: AttentionInputs, key: Tensor, start: int, stop: int, low: in
 def _output(inputs: AttentionInputs, chunk: Chunk, selection: Selection, compensation: str, v_mean: str) -> Tensor:
     """The output rows of a chunk [B, H, c, E]."""
     keep, value = selection.keep, inputs.value[:, :, chunk.low : chunk.high]
-    if keep is None:
-        return _weigh(inputs, chunk.weights, value)
-    if compensation == "none":
-        return _weigh(inputs, softmax(torch.where(keep, chunk.scores, -torch.inf), inputs.sinks), value)
+    if keep is None or compensation != "sdc+vmc" or inputs.value_sum is None:
+        return _weigh(inputs, weights_of(chunk, selection, compensation, v_mean), value)
     weights, missing = compensated(chunk, selection, keep)
-    if compensation == "sdc":
-        return _weigh(inputs, weights, value)
-    if inputs.value_sum is None:
-        return _weigh(inputs, with_mean(chunk, keep, weights, missing, v_mean), value)
     mean = _mean_from_sum(inputs, chunk, keep, v_mean, value)
     return (_weigh(inputs, weights, value, weights.dtype) + missing * mean).to(value.dtype)
+
+
+def weights_of(chunk: Chunk, selection: Selection, compensation: str = "none", v_mean: str = "visible") -> Tensor:
+    """What the value rows of a chunk are weighed with [B, H, c, m]; zeros for a row that sees nothing."""
+    keep = selection.keep
+    if keep is None:
+        return chunk.weights
+    if compensation == "none":
+        return softmax(torch.where(keep, chunk.scores, -torch.inf), chunk.sinks)
+    weights, missing = compensated(chunk, selection, keep)
+    return weights if compensation == "sdc" else with_mean(chunk, keep, weights, missing, v_mean)
 
 
 def _mean_from_sum(inputs: AttentionInputs, chunk: Chunk, keep: Tensor, v_mean: str, value: Tensor) -> Tensor:
@@ -127,12 +132,13 @@ def _weigh_visible(weights: Tensor, value: Tensor) -> Tensor:
     return out.masked_fill(reached, torch.nan)
 
 
-def _count(chunk: Chunk, selection: Selection, groups: int) -> RowCounts:
+def count_kept(chunk: Chunk, selection: Selection, groups: int | None) -> RowCounts:
+    """What a selection keeps of a chunk. groups: KV heads; where they are not known (None) V rows are not counted."""
     scores, keep = chunk.scores, selection.keep
     kept = chunk.visible if keep is None else keep & chunk.visible
     batch, heads, rows, width = scores.shape
     none = torch.zeros(batch, heads, rows, dtype=torch.bool, device=scores.device)
-    v_rows = kept.view(batch, groups, heads // groups, rows, width).any(2).sum(-1)
+    v_rows = None if groups is None else kept.view(batch, groups, heads // groups, rows, width).any(2).sum(-1)
     return RowCounts(
         kept.sum(-1),
         none if selection.fallback is None else selection.fallback.expand(batch, heads, rows),

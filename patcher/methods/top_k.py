@@ -69,7 +69,7 @@ class TopK(Budget):
             denominator=self.denominator,
         )
 
-    def select(self, chunk: Chunk) -> Selection:
+    def select(self, chunk: Chunk, thresholds: object = None) -> Selection:
         """The kept keys of a chunk; everything where no row is longer than its budget."""
         rows_k = self.rows_k(chunk.lengths)
         if bool((rows_k >= chunk.lengths).all()):

@@ -108,7 +108,7 @@ class TopTheta(Budget):
             denominator=self.denominator,
         )
 
-    def select(self, chunk: Chunk, thresholds: Thresholds | None) -> Selection:
+    def select(self, chunk: Chunk, thresholds: Thresholds | None = None) -> Selection:
         """The kept keys of a chunk, with the rows that fell back to top-k and those that min-keep saved."""
         rows_k = self.rows_k(chunk.lengths)
         sparse = rows_k < chunk.lengths

@@ -241,13 +241,15 @@ def test_thresholds_for_another_number_of_heads_are_refused(name: str) -> None:
     assert state(model) == before
 
 
-@pytest.mark.parametrize(("model_class", "extra"), [("GPTJForCausalLM", {"rotary_dim": 4}), ("BloomForCausalLM", {})])
-def test_a_family_outside_the_interface_is_refused(model_class: str, extra: dict[str, int]) -> None:
-    cls = getattr(transformers, model_class)
-    model = cls(cls.config_class(vocab_size=50, hidden_size=16, n_embd=16, n_layer=1, n_head=2, **extra))
+def test_a_family_that_neither_route_reaches_is_refused() -> None:
+    model = transformers.YosoModel(
+        transformers.YosoConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20
+        )
+    )
     before = state(model)
-    with pytest.raises(NotPatchableError, match=model_class):
-        apply_plan(model, {"transformer.h.0.attn": FEW})
+    with pytest.raises(NotPatchableError, match="YosoModel cannot be patched: its YosoSelfAttention"):
+        apply_plan(model, {"encoder.layer.0.attention.self": FEW})
     assert state(model) == before
 
 
