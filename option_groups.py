@@ -37,6 +37,7 @@ _PATCHING: dict[str, tuple[Any, Any]] = {
     "compensation": (o.Compensation, None),
     "v_mean": (o.VMean, None),
     "placement": (o.Placement, None),
+    "denominator": (o.Denominator, None),
     "clusters": (o.Clusters, None),
     "min_length": (o.MinLength, None),
     "ffn": (o.Ffn, "none"),
@@ -62,7 +63,7 @@ _CALIBRATING: dict[str, tuple[Any, Any]] = {
     "estimator": (o.Estimator, "count-matched"),
     "alpha": (o.Alpha, 0.0),
     "activations": (o.Activations, "sparse"),
-    "denominator": (o.Denominator, None),
+    "denominator": (o.OtherDenominator, None),
 }
 # The options that describe what `eval` asks, how, and what decides: as in commands.evaluate.make_options.
 _ASKING: dict[str, tuple[Any, Any]] = {

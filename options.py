@@ -140,6 +140,14 @@ Placement = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Denominator = Annotated[
+    str | None,
+    typer.Option(
+        help="Where sdc gets the dropped mass from: exact (default) or rounded (decoding reads keys in 8 bits: faster, "
+        "not quite exact).",
+        rich_help_panel=METHOD,
+    ),
+]
 Thresholds = Annotated[
     Path | None,
     typer.Option(
@@ -189,11 +197,12 @@ Activations = Annotated[
         rich_help_panel=FITTING,
     ),
 ]
-Denominator = Annotated[
+OtherDenominator = Annotated[
     str | None,
     typer.Option(
-        help="Where sdc gets the dropped mass from: exact (default), exp-threshold (an upper bound) or offline (the "
-        "mean of calibration).",
+        "--denominator",
+        help="Where sdc gets the dropped mass from: exact, exp-threshold (an upper bound), offline (the mean of "
+        "calibration) or rounded (decoding reads keys in 8 bits); default: the recipe's, else exact.",
         rich_help_panel=FITTING,
     ),
 ]

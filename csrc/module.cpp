@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include <new>
+#include <type_traits>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -90,7 +91,10 @@ Attention read_attention(Arguments& in) {
   a.log_lengths = in.address<const float>(), a.theta = in.address<const float>(), a.dropped = in.address<const float>();
   a.columns = in.integer(), a.shortest = in.integer(), a.longest = in.integer();
   a.value_sum = in.address<const double>();
-  a.kept = in.address<int32_t>(), a.flags = in.address<uint8_t>(), a.v_rows = in.address<int32_t>();
+  a.rounded.codes = in.address<int8_t>(), a.rounded.steps = in.address<float>();
+  a.rounded.errors = in.address<float>(), a.rounded.filled = in.address<int64_t>(), a.rounded.panels = in.integer();
+  a.kept = in.address<int32_t>(), a.flags = in.address<uint8_t>();
+  a.v_rows = in.address<int32_t>(), a.k_rows = in.address<int32_t>();
   a.threads = static_cast<int>(in.integer());
   return a;
 }
@@ -119,21 +123,27 @@ FeedForward read_feed_forward(Arguments& in) {
   return f;
 }
 
-// Reads a call and runs it as it is stored, without the GIL; a failed allocation becomes MemoryError.
-template <typename Call, Call read(Arguments&), void run_float(const Call&), void run_bf16(const Call&)>
+// Reads a call and runs it as it is stored, without the GIL; a failed allocation becomes MemoryError. Returns None, or
+// what the call says.
+template <typename Call, Call read(Arguments&), auto run_float, auto run_bf16>
 PyObject* run(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
   const Call call = read(in);
   if (!in.complete()) return nullptr;
-  bool failed = false;
+  constexpr bool kSays = std::is_same_v<decltype(run_float(call)), bool>;
+  bool failed = false, said = false;
   PyThreadState* state = PyEval_SaveThread();
   try {
-    call.bf16 ? run_bf16(call) : run_float(call);
+    if constexpr (kSays)
+      said = call.bf16 ? run_bf16(call) : run_float(call);
+    else
+      call.bf16 ? run_bf16(call) : run_float(call);
   } catch (const std::bad_alloc&) {
     failed = true;
   }
   PyEval_RestoreThread(state);
   if (failed) return PyErr_NoMemory();
+  if (kSays) return PyBool_FromLong(said);
   Py_RETURN_NONE;
 }
 

@@ -69,6 +69,9 @@ inline Vec load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+inline Vec load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 // Twice as many at once, those at even and those at odd places apart.
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m512i pairs = _mm512_loadu_si512(p);
@@ -175,6 +178,9 @@ inline Vec load_bf16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
+inline Vec load_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
@@ -269,6 +275,17 @@ inline Vec raise_exponent(Vec v, Vec n) {
 inline Vec load_bf16(const uint16_t* p) {
   const Ints wide = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<Vec>(wide << 16);
+}
+inline Vec load_int8(const int8_t* p) {
+  // Bytes into the highest of four, in two steps that SSE2 has; the shift carries the sign.
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  Bytes bytes = {};
+  std::memcpy(&bytes, p, 4);
+  const Bytes none = {};
+  const Bytes pairs = __builtin_shufflevector(none, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  typedef int16_t Shorts __attribute__((vector_size(16)));
+  const Shorts fours = __builtin_shufflevector(Shorts{}, reinterpret_cast<Shorts>(pairs), 0, 8, 1, 9, 2, 10, 3, 11);
+  return __builtin_convertvector(reinterpret_cast<Ints>(fours) >> 24, Vec);
 }
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   Ints low, high;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..errors import NotPatchableError
 from .binding.attention import PATCH_ATTRIBUTE
 from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
-from .methods import Method
+from .methods import Method, TopK, TopTheta
 from .thresholds import ModuleThresholds
 
 LENGTH = 48
@@ -220,7 +220,14 @@ def _dense(plan: Plan) -> dict[str, Method]:
 
 
 def _small(plan: Plan) -> dict[str, Method]:
-    return {name: method.as_small(SMALL_K) for name, method in plan.items()}
+    return {name: _exact(method.as_small(SMALL_K)) for name, method in plan.items()}
+
+
+def _exact(method: Method) -> Method:
+    """The same with the denominator that prompts have: with a rounded one a step is near the full pass, not equal."""
+    if isinstance(method, TopK | TopTheta) and method.denominator == "rounded":
+        return replace(method, denominator="exact")
+    return method
 
 
 def _settings(model: Any) -> list[tuple[Any, bool, int]]:

@@ -19,13 +19,14 @@ from ..methods import AttentionInputs, AttentionMethod, RowCounts, attend_rows
 from ..methods.budget import Budget
 from ..methods.chunk import Observer
 from ..methods.clustered import ClusterCounts
+from ..methods.rounded_keys import rounded_bytes
 from ..methods.visibility import FullMask, Visibility
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
+from .carried import Carried
 from .in_graph import AttentionCall, attend_in_graph, leaves_graph
 from .masks import bias_of, build_mask, ordinary_mask, read_mask
 from .modules import ACCURACY_ONLY
-from .value_sums import ValueSums
 
 # transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
 ATTENTION_NAME = "hf_sparsify"
@@ -55,9 +56,10 @@ class ModulePatch:
     """What one attention module does while its model is patched. kind: "self" or "cross".
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
-    sums: where the method compensates with means of values. paths: how many calls took which way: "native", "torch: "
-    and why, "dense: " and why, or ACCURACY_ONLY. text: what a compiled graph holds of this patch (see call_text); calls
-    inside the graph are not counted. intercepted: whether the module's own softmax or SDPA is replaced.
+    carried: where the method has a use for it. paths: how many calls took which way: "native", "native, 8-bit first",
+    "torch: " and why, "dense: " and why, or ACCURACY_ONLY. text: what a compiled graph holds of this patch (see
+    call_text); calls inside the graph are not counted. intercepted: whether the module's own softmax or SDPA is
+    replaced.
     """
 
     name: str
@@ -65,7 +67,7 @@ class ModulePatch:
     method: AttentionMethod
     thresholds: ModuleThresholds | None = None
     told: set[str] = field(default_factory=set, repr=False)
-    sums: ValueSums | None = field(default=None, repr=False)
+    carried: Carried | None = field(default=None, repr=False)
     observer: Observer | None = None
     meter: Meter | None = None
     calls: int = 0
@@ -180,9 +182,8 @@ def attend_patched(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         check_table(patch.name, patch.method, patch.thresholds, inputs, patch.told)
     if patch.meter is not None or patch.observer is not None:
         inputs = replace(inputs, visibility=counting(patch.kind, inputs.visibility))
-    if patch.sums is not None and not torch.is_grad_enabled() and not inputs.dropout:
-        value_sum = patch.sums.of_step(inputs.value, inputs.visibility, inputs.query.shape[2])
-        inputs = replace(inputs, value_sum=value_sum)
+    if patch.carried is not None and not torch.is_grad_enabled() and not inputs.dropout:
+        inputs = patch.carried.with_carried(inputs)
     out, counts = _run(patch, inputs)
     if patch.meter is None or counts is None:
         return out
@@ -192,6 +193,7 @@ def attend_patched(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
         row_bytes = (
             inputs.key.element_size() * inputs.key.shape[3],
             inputs.value.element_size() * inputs.value.shape[3],
+            rounded_bytes(inputs.key.shape[3]),
         )
         add_rows(patch.meter, patch.name, patch.method, counts, inputs.visibility, row_bytes)
     return out
@@ -203,9 +205,9 @@ def add_rows(
     method: Budget,
     counts: RowCounts,
     visibility: Visibility,
-    row_bytes: tuple[int, int] = (0, 0),
+    row_bytes: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
-    """Adds one call of module `name` to a meter. row_bytes: of a K and of a V row."""
+    """Adds one call of module `name` to a meter. row_bytes: of a K row, a V row and a rounded key."""
     lengths = visibility.lengths()
     meter.add(name, counts, lengths, method.rows_k(lengths), visibility.counted, row_bytes)
 
@@ -220,15 +222,19 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
         refusal = "counting V rows of many queries"
     else:
         refusal = kernel.refusal(inputs, method, patch.observer)
-    way = "native" if refusal is None else f"torch: {refusal}"
-    patch.paths[ACCURACY_ONLY if patch.intercepted else way] += 1
+    counts: Any
     try:
         if kernel is not None and refusal is None:
             out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
-            return out, counts
-        return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
+            staged = inputs.rounded is not None and inputs.rounded.used
+            way = "native, 8-bit first" if staged else "native"
+        else:
+            out, counts = method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
+            way = f"torch: {refusal}"
     except NotPatchableError as error:
         raise NotPatchableError(f"{patch.name}: {error}") from None
+    patch.paths[ACCURACY_ONLY if patch.intercepted else way] += 1
+    return out, counts
 
 
 def counting(kind: str, visibility: Visibility) -> Visibility:

@@ -131,6 +131,8 @@ class Interception(TorchFunctionMode):
             raise self.refusal(
                 f"{method.name} attention needs queries and keys, and it hands over their scores: choose top-k"
             )
+        if method.denominator == "rounded":
+            raise self.refusal("the rounded denominator needs keys, and it hands over its scores: choose exact")
         weights = sparse_softmax(self.patch, method, self._by_head(scores), self._limit(scores))
         return weights.reshape(scores.shape).to(dtype)
 

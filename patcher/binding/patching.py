@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 from ...errors import UsageError
 from ..meter import Meter
 from ..methods import AttentionMethod, Method, TopKFeedForward
-from ..methods.budget import Budget
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
+from .carried import carried_for
 from .feed_forward import FeedForwardPatch, is_patched
 from .interception import forget_graphs, intercept, leave_interrupted
 from .modules import INTERCEPTION, INTERFACE, AttentionModule, unwrapped
 from .patchable import PatchableModule, check_module, check_name, patchable_modules
-from .value_sums import ValueSums
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +84,8 @@ class Patch:
             setattr(module, PATCH_ATTRIBUTE, patch)
             if patch.intercepted:
                 self.hooks += intercept(module, patch)
-            if patch.sums is not None:
-                self.hooks.append(module.register_forward_pre_hook(patch.sums, with_kwargs=True))
+            if patch.carried is not None:
+                self.hooks.append(module.register_forward_pre_hook(patch.carried, with_kwargs=True))
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
         for layer in self.feed_forward:
@@ -96,9 +95,11 @@ class Patch:
 
     def deactivate(self) -> None:
         """Puts everything back as it was before."""
-        for module, _ in self.attention:
+        for module, patch in self.attention:
             if hasattr(module, PATCH_ATTRIBUTE):
                 delattr(module, PATCH_ATTRIBUTE)
+            if patch.carried is not None:
+                patch.carried.forget()
         while self.hooks:
             self.hooks.pop().remove()
         for config, implementation in self.configs:
@@ -191,9 +192,8 @@ def _attention_patch(
     target: PatchableModule, method: AttentionMethod, table: ModuleThresholds | None, told: set[str]
 ) -> ModulePatch:
     intercepted = isinstance(target, AttentionModule) and target.route == INTERCEPTION
-    compensated = isinstance(method, Budget) and method.compensation == "sdc+vmc"
-    sums = ValueSums(target.kind) if compensated and not intercepted else None
-    return ModulePatch(target.name, target.kind, method, table, told, sums, intercepted=intercepted)
+    carried = None if intercepted else carried_for(target.kind, method)
+    return ModulePatch(target.name, target.kind, method, table, told, carried, intercepted=intercepted)
 
 
 def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:
@@ -221,8 +221,9 @@ def current_patch(model: nn.Module) -> Patch:
 
 
 def call_paths(model: nn.Module) -> Counter[str]:
-    """How many attention and feed-forward calls of a patched model went to native kernels ("native"), and how many
-    another way and why ("torch: head size 20"). UsageError if it is not patched."""
+    """How many attention and feed-forward calls of a patched model went to native kernels ("native", or "native, 8-bit
+    first" where rounded keys were read before few in full), and how many another way and why ("torch: head size 20").
+    UsageError if it is not patched."""
     return current_patch(model).paths
 
 

@@ -112,8 +112,9 @@ def attention(
 
     first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [], whether `visible`, bool [B or 1, H or 1, q, n], says
     what the ranges cannot; both None where the ranges say it all. table: see table_tensors. call: see call_text.
-    Sums of values are not carried from step to step here, as a graph has no memory: V-mean compensation reads the whole
-    cache. There is no backward pass. Raises NotPatchableError and RecipeMismatchError as the method does.
+    Nothing is carried from step to step here, as a graph has no memory: V-mean compensation reads the whole cache, and
+    the rounded denominator rounds all keys anew. There is no backward pass. Raises NotPatchableError and
+    RecipeMismatchError as the method does.
     """
     visibility: Visibility = RowRanges(first, last)
     if visible is not None and (gaps is None or bool(gaps)):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
+from ..methods.rounded_keys import RoundedKeys
 from ..methods.top_k import TopK
 from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 DENOMINATOR = {name: number for number, name in enumerate(DENOMINATORS)}
 PLACEMENT = {name: number for number, name in enumerate(PLACEMENTS, start=1)}  # 0: exact top-k
 
-NO_THETA = (0,) * 9
-UNCOUNTED = (0, 0, 0)
+NO_TABLE = (0,) * 6
+UNROUNDED = (0,) * 5
+UNCOUNTED = (0,) * 4
 
 Method = TopK | TopTheta
 
@@ -69,7 +71,8 @@ def attend(
     query, value = inputs.query, inputs.value
     batch, heads, queries, width = query.shape
     _, groups, keys, value_width = value.shape
-    if queries == 1:
+    single = queries == 1
+    if single:
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
@@ -82,7 +85,7 @@ def attend(
         query, first, last, out_at = query[:, :, done:], first[:, done:], last[:, done:], strided(out[:, :, done:])
         queries -= done
     query, query_at = located(query)
-    _key, key_at = located(inputs.key)  # a copy, if one was made, lives as long as its name
+    key, key_at = located(inputs.key)  # a copy, if one was made, lives as long as its name
     value, value_at = located(value)
     first, last = contiguous(first), contiguous(last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
@@ -93,7 +96,10 @@ def attend(
     if value_sum is not None:
         value_sum = contiguous(value_sum if value_sum.dtype is torch.float64 else value_sum.double())
     counts, counts_at = _room_for_counts(batch, heads, groups, queries) if count else (None, UNCOUNTED)
-    run(
+    rounded = inputs.rounded if single else None
+    if rounded is None and single and method.denominator == "rounded":
+        rounded = RoundedKeys.room_for(key, keys)
+    staged = run(
         batch,
         heads,
         groups,
@@ -114,32 +120,49 @@ def attend(
         last.data_ptr(),
         queries if batch > 1 and first.shape[0] > 1 else 0,
         method.numbers,
-        _theta(method, thresholds) if isinstance(method, TopTheta) else NO_THETA,
+        _theta(method, thresholds, single),
         0 if value_sum is None else value_sum.data_ptr(),
+        UNROUNDED if rounded is None else _rounded_at(rounded, keys),
         counts_at,
         threads or torch.get_num_threads(),
     )
-    return out, None if counts is None else _row_counts(*counts)
+    if rounded is not None:
+        rounded.used = staged
+    return out, None if counts is None else _row_counts(*counts, staged=bool(staged))
 
 
 def _room_for_counts(
     batch: int, heads: int, groups: int, queries: int
-) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[int, int, int]]:
-    """Kept, flags and V rows, and where they lie."""
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[int, int, int, int]]:
+    """Kept, flags, and of a single query V rows and keys read in full [2, B, G, 1]; and where they lie."""
     kept = torch.empty(batch, heads, queries, dtype=torch.int32)
     flags = torch.empty(batch, heads, queries, dtype=torch.uint8)
-    v_rows = torch.empty(batch, groups, 1, dtype=torch.int32) if queries == 1 else None
-    return (kept, flags, v_rows), (kept.data_ptr(), flags.data_ptr(), 0 if v_rows is None else v_rows.data_ptr())
+    if queries > 1:
+        return (kept, flags, None), (kept.data_ptr(), flags.data_ptr(), 0, 0)
+    read = torch.empty(2, batch, groups, 1, dtype=torch.int32)
+    return (kept, flags, read), (kept.data_ptr(), flags.data_ptr(), read[0].data_ptr(), read[1].data_ptr())
 
 
-def _row_counts(kept: Tensor, flags: Tensor, v_rows: Tensor | None) -> RowCounts:
-    return RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), None if v_rows is None else v_rows.long())
+def _row_counts(kept: Tensor, flags: Tensor, read: Tensor | None, *, staged: bool) -> RowCounts:
+    v_rows, k_rows = (None, None) if read is None else read.long()
+    return RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), v_rows, k_rows if staged else None)
 
 
-def _theta(method: TopTheta, thresholds: ModuleThresholds | None) -> tuple[int, ...]:
-    """Placement, min_keep, denominator and the threshold table."""
-    numbers = PLACEMENT[method.placement], method.min_keep, DENOMINATOR[method.denominator]
+def _rounded_at(rounded: RoundedKeys, keys: int) -> tuple[int, ...]:
+    """Where rounded keys lie, and their panels; UsageError if there is no room for so many."""
+    if rounded.room < keys:
+        raise UsageError(f"rounded keys with room for {rounded.room} do not go with {keys} keys: enlarge them")
+    parts = (rounded.codes, rounded.steps, rounded.errors, rounded.filled)
+    return *(part.data_ptr() for part in parts), rounded.codes.shape[2]
+
+
+def _theta(method: Method, thresholds: ModuleThresholds | None, single: bool) -> tuple[int, ...]:
+    """Placement, min_keep, denominator and the threshold table. single: several queries have no rounded denominator."""
+    denominator = DENOMINATOR["exact" if method.denominator == "rounded" and not single else method.denominator]
+    if not isinstance(method, TopTheta):
+        return 0, 0, denominator, *NO_TABLE
+    numbers = PLACEMENT[method.placement], method.min_keep, denominator
     if thresholds is None:
-        return *numbers, 0, 0, 0, 0, 0, 0
+        return *numbers, *NO_TABLE
     columns = thresholds.lengths.shape[0]
     return *numbers, *thresholds.addresses(), columns, thresholds.shortest, thresholds.longest

@@ -140,6 +140,12 @@ def budget_of(method: Budget) -> dict[str, Any]:
     return {item.name: getattr(method, item.name) for item in fields(Budget)}
 
 
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """UsageError unless a value is one of some choices."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
 def require_count(name: str, value: Any, *, at_least: int = 0) -> None:
     """UsageError unless a value is a whole number of at least so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:

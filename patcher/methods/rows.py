@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Select, Selection, softmax
 from .compensation import compensated, with_mean
+from .rounded_keys import rounded
 
 # Scores of one chunk, in elements (4 MB in float32): measured faster than 4M and 16M with 2 MB of L2 per core.
 CHUNK_ELEMENTS = 1024 * 1024
@@ -25,10 +26,12 @@ def attend_rows(
     chunk_size: int | None = None,
     compensation: str = "none",
     v_mean: str = "visible",
+    denominator: str = "exact",
 ) -> tuple[Tensor, RowCounts | None]:
     """Attention of inputs with the keys that `select` keeps (None: dense).
 
-    compensation, v_mean: see compensation.py. Returns the output [B, H, q, E] in the dtype of value, and counts if
+    compensation, v_mean: see compensation.py. denominator: "rounded" gives chunks of a single query the scores of its
+    rounded keys too. Returns the output [B, H, q, E] in the dtype of value, and counts if
     asked. A row that sees nothing gives zeros.
     """
     queries, keys = inputs.query.shape[2], inputs.key.shape[2]
@@ -40,10 +43,14 @@ def attend_rows(
     for start in range(0, queries, chunk_size):
         stop = min(start + chunk_size, queries)
         low, high = inputs.visibility.key_span(start, stop)
-        scores = _scores(inputs, start, stop, low, high)
+        key = inputs.key[:, :, low:high]
+        scores, coarse = _scores(inputs, key, start, stop, low, high), None
+        if denominator == "rounded" and queries == 1:
+            coarse = _scores(inputs, rounded(key), start, stop, low, high)
+            scores = scores.masked_fill(coarse.isnan(), torch.nan)  # a key that is not finite spoils its rows
         lengths_here = lengths[..., start:stop]
         chunk = Chunk(
-            scores, lengths_here, inputs.visibility, start, stop, low, high, sinks=inputs.sinks, scale=inputs.scale
+            scores, lengths_here, inputs.visibility, start, stop, low, high, inputs.sinks, inputs.scale, coarse
         )
         if observer is not None:
             observer(chunk)
@@ -54,9 +61,9 @@ def attend_rows(
     return torch.cat(outputs, 2), _join(counts) if count else None
 
 
-def _scores(inputs: AttentionInputs, start: int, stop: int, low: int, high: int) -> Tensor:
-    """Masked scores [B, H, c, m] of a chunk; K is not expanded for grouped queries."""
-    query, key = inputs.query[:, :, start:stop], inputs.key[:, :, low:high]
+def _scores(inputs: AttentionInputs, key: Tensor, start: int, stop: int, low: int, high: int) -> Tensor:
+    """Masked scores [B, H, c, m] of a chunk with key [B, G, m, D], which is not expanded for grouped queries."""
+    query = inputs.query[:, :, start:stop]
     dtype = torch.promote_types(query.dtype, torch.float32)
     batch, heads, rows, width = query.shape
     groups = key.shape[1]

@@ -170,6 +170,27 @@ def test_the_offline_denominator_follows_k(sparsify: Sparsify) -> None:
         assert bool((table.dropped[:, -1] > fewer[:, -1]).all())
 
 
+def test_the_rounded_denominator_stays(sparsify: Sparsify) -> None:
+    assert sparsify("patch", "llama", "--k", "4", "--denominator", "rounded", "--no-verify").code == 0
+    assert {method.describe() for method in load_recipe("sparsified").plan.values()} == {
+        "k = 4, sdc+vmc, rounded denominator"
+    }
+    assert sparsify("calibrate", "-d", "q.jsonl").code == 0
+    assert sparsify("patch", "--thresholds", "sparsified", "--k", "2", "-o", "two").code == 0
+    for name, k in (("sparsified", 4), ("two", 2)):
+        recipe = load_recipe(name)
+        assert {method.describe() for method in recipe.plan.values()} == {
+            f"k = {k}, sdc+vmc, post-softmax, rounded denominator"
+        }
+        assert recipe.before_calibration is not None
+        assert {method.describe() for method in recipe.before_calibration.values()} == {
+            f"k = {k}, sdc+vmc, rounded denominator"
+        }
+    exact = ("--denominator", "exact", "--compensation", "none")
+    assert sparsify("calibrate", "-d", "q.jsonl", *exact).code == 0
+    assert {method.describe() for method in load_recipe("sparsified").plan.values()} == {"k = 4, post-softmax"}
+
+
 def test_patching_over_a_calibrated_recipe_leaves_no_histograms(sparsify: Sparsify, calibrated: Path) -> None:
     assert sparsify("patch", "llama", "--k", "4", "--force", "--no-verify").code == 0
     assert files(calibrated) == ["sparsify.json"]

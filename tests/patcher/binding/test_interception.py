@@ -354,3 +354,8 @@ class Interrupting(torch.Tensor):
     @property
     def ndim(self) -> int:
         raise KeyboardInterrupt
+
+
+def test_the_rounded_denominator_is_refused_where_only_scores_are_seen() -> None:
+    message = "the rounded denominator needs keys, and it hands over its scores: choose exact"
+    refused(WAYS["F.softmax"], message, TopK(k=3, compensation="sdc+vmc", denominator="rounded"))

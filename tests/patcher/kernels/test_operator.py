@@ -35,6 +35,7 @@ METHODS: dict[str, AttentionMethod | None] = {
     "means of values": TopK(keep=0.3, compensation="sdc+vmc", v_mean="dropped"),
     "top-theta": TopTheta(k=2, compensation="sdc+vmc"),
     "offline": OFFLINE,
+    "rounded": TopTheta(k=2, compensation="sdc", denominator="rounded"),
     "clustered": Clustered(clusters=3, k=2),
     "clustered-plain": ClusteredPlain(clusters=3),
 }
