@@ -24,6 +24,7 @@ from ..benchmark.workload import GENERATING
 from ..errors import UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
+from ..files import cannot_write, write_file
 from ..patcher.binding.loading import LoadOptions
 from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Recipe, check_place, save_recipe
@@ -194,9 +195,12 @@ def finish(
         **summary(measured),
     }
     directory = output or _place(target)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plotted = plot_ratios(results, directory / PLOT)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_file(directory / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        plotted = plot_ratios(results, directory / PLOT)
+    except OSError as error:
+        raise cannot_write("results", directory, error) from None
     written, why_not = _write(target, results["break_even"]) if options.write else (None, None)
     return Bench(results, directory, plotted, written, why_not)
 

@@ -227,9 +227,7 @@ def save(planned: Planned, directory: Path) -> Path:
     if planned.histograms is not None:
         save_calibrated(planned.recipe, planned.histograms, directory)
         return directory
-    save_recipe(planned.recipe, directory, force=True)
-    (directory / HISTOGRAMS_FILE).unlink(missing_ok=True)
-    return directory
+    return save_recipe(planned.recipe, directory, force=True, beside={HISTOGRAMS_FILE: None})
 
 
 def _holds(directory: Path, recipe: Recipe) -> bool:

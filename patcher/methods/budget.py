@@ -15,6 +15,8 @@ from ...errors import UsageError
 from .chunk import Chunk
 from .compensation import check_compensation
 
+MOST_COUNT = 2**31  # of anything that is counted; more than any row has, and far from where int64 ends
+
 
 @cache
 def exact_share(keep: float) -> Fraction:
@@ -132,7 +134,9 @@ def budget_of(method: Budget) -> dict[str, Any]:
     return {item.name: getattr(method, item.name) for item in fields(Budget)}
 
 
-def require_count(name: str, value: Any, *, at_least: int = 0) -> None:
-    """UsageError unless a value is a whole number of at least so much."""
+def require_count(name: str, value: Any, *, at_least: int = 0, at_most: int = MOST_COUNT) -> None:
+    """UsageError unless a value is a whole number of at least and at most so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise UsageError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+    if value > at_most:
+        raise UsageError(f"{name} must be at most {at_most}")

@@ -15,13 +15,13 @@ from hf_sparsify.calibration.grid import BINS, BUCKETS
 from hf_sparsify.calibration.histogram import ScoreHistogram
 from hf_sparsify.calibration.histogram_file import (
     HISTOGRAMS_FILE,
-    file_hash,
     histograms_of,
     load_histograms,
     read_notes,
     save_histograms,
 )
 from hf_sparsify.errors import DataError
+from hf_sparsify.files import sha256
 from hf_sparsify.patcher.methods import TopTheta
 from hf_sparsify.patcher.methods.budget import Budget
 from hf_sparsify.patcher.recipe import BaseModel, CalibrationRecord, Recipe
@@ -182,7 +182,7 @@ def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def test_those_of_another_calibration_are_noticed(tmp_path: Path) -> None:
     save_histograms(made(), tmp_path / HISTOGRAMS_FILE)
     record = CalibrationRecord("squad", "train", "f", 3, 0, "k = 4")
-    record = replace(record, histograms_sha256=file_hash(tmp_path / HISTOGRAMS_FILE))
+    record = replace(record, histograms_sha256=sha256((tmp_path / HISTOGRAMS_FILE).read_bytes()))
     recipe = Recipe(BaseModel("m", "t", "llama", "h"), {"a.attn": TopTheta(k=4)}, calibration=record)
     assert set(histograms_of(recipe, tmp_path)) == set(made())
     with pytest.raises(DataError, match="belongs to another calibration"):
