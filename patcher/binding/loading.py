@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from ...errors import SparsifyError, UsageError
+from ...errors import NotPatchableError, SparsifyError, UsageError
 from ...hub import hub_answers
 from ..recipe import BaseModel
 
@@ -81,7 +81,8 @@ class LoadedModel:
 def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     """Loads a model by Hub name or folder.
 
-    UsageError for a bad dtype or device; SparsifyError, in one sentence with the fix, if it cannot be found or read.
+    UsageError for a bad dtype or device; NotPatchableError for a model whose code was not trusted; SparsifyError, in one
+    sentence with the fix, if it cannot be found or read.
     """
     options = options or LoadOptions()
     if not name.strip():
@@ -107,6 +108,10 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         )
         tokenizer = _tokenizer(name, task, common)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise NotPatchableError(
+                f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
+            ) from error
         raise SparsifyError(_why(name, error)) from error
     # Poolers are no part of most checkpoints, and attention does not depend on them.
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
@@ -214,8 +219,6 @@ def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
 
 def _why(name: str, error: Exception) -> str:
     text, first = str(error), _first_line(error)
-    if "trust_remote_code" in text:
-        return f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
@@ -252,7 +255,8 @@ def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
     for candidate in (recipe_directory / path.name, recipe_directory.parent / path.name, Path.cwd() / path.name):
         if (candidate / "config.json").is_file():
             try:
-                found = config_hash(AutoConfig.from_pretrained(candidate))
+                # Without False transformers asks on the terminal whether to run a folder's code.
+                found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))
             except (OSError, ValueError):
                 continue
             if found == base.config_hash:
