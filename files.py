@@ -116,14 +116,15 @@ def sha256(data: bytes) -> str:
 
 
 @contextmanager
-def locked(directory: Path, *, shared: bool = False) -> Iterator[bool]:
+def locked(directory: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
     """Waits until no other process writes to a directory (shared: readers do not wait for each other).
 
-    Yields whether there is a lock. OSError if the directory cannot be opened.
+    Yields whether there is a lock. OSError if the directory cannot be opened, BlockingIOError instead of waiting.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield _lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        yield _lock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
     finally:
         os.close(descriptor)
 

@@ -52,7 +52,7 @@ def _told(opened: Target, quiet: bool) -> Target:
     from .commands.target import DEFAULT_K
 
     _hint(opened.loaded.model, quiet)
-    if opened.directory is None:
+    if opened.name is None:
         say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer", quiet=quiet)
     return opened
 

@@ -113,7 +113,7 @@ def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
 def _check_write(target: Target) -> None:
     """UsageError where --write has nothing to write to."""
     if target.directory is None:
-        raise UsageError("--write goes with a recipe: make one with `sparsify patch MODEL`")
+        raise UsageError("--write goes with a recipe here: make one with `sparsify patch MODEL`")
     if all(isinstance(method, TopKFeedForward) for method in target.recipe.plan.values()):
         raise UsageError("--write says below which length attention stays dense, and this recipe patches no attention")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ("", "patch", "validate", "calibrate", "eval", "bench", "generate", "methods", "datasets", "env")
+COMMANDS = ("", "patch", "validate", "calibrate", "eval", "bench", "generate", "push", "methods", "datasets", "env")
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "pyarrow", "safetensors")
 
 

@@ -40,6 +40,9 @@ AUTO_CLASSES = {
     "encoder": AutoModel,
 }
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+
 # What two models must share for one recipe to fit both, under the names that families give it.
 SHAPE_FIELDS = frozenset(
     {
@@ -81,8 +84,8 @@ class LoadedModel:
 def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     """Loads a model by Hub name or folder.
 
-    UsageError for a bad dtype or device; NotPatchableError for a model whose code was not trusted; SparsifyError, in one
-    sentence with the fix, if it cannot be found or read.
+    UsageError for a bad dtype or device, NotPatchableError for a model whose own code was not trusted, SparsifyError in
+    one sentence with the fix if it cannot be found or read.
     """
     options = options or LoadOptions()
     if not name.strip():
@@ -246,14 +249,25 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def holds_model(directory: Path) -> bool:
+    """Whether a folder holds a model with its weights."""
+    return (directory / CONFIG_FILE).is_file() and any((directory / name).is_file() for name in WEIGHTS_FILES)
+
+
 def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
     """Where a recipe's base model is now. A local folder that moved is looked for, by name and config hash, beside the
-    recipe and in the working directory. SparsifyError says how to name it."""
+    recipe and in the working directory. SparsifyError says how to name it, also where a folder has the name of a model
+    on the Hub."""
     path = Path(base.id)
+    if not path.is_absolute() and path.exists():
+        raise SparsifyError(
+            f"the recipe is for {base.id} on the Hub, and here is a folder of that name: say which with --model, "
+            f"./{base.id} for the folder"
+        )
     if not path.is_absolute() or path.exists():
         return base.id
     for candidate in (recipe_directory / path.name, recipe_directory.parent / path.name, Path.cwd() / path.name):
-        if (candidate / "config.json").is_file():
+        if (candidate / CONFIG_FILE).is_file():
             try:
                 # Without False transformers asks on the terminal whether to run a folder's code.
                 found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))

@@ -45,9 +45,8 @@ def test_it_is_a_schema() -> None:
 
 
 def test_it_knows_every_method_and_no_other() -> None:
-    listed = [
-        entry["$ref"].removeprefix("#/$defs/") for entry in SCHEMA["$defs"]["plan"]["additionalProperties"]["oneOf"]
-    ]
+    entries = SCHEMA["$defs"]["plan"]["additionalProperties"]["oneOf"]
+    listed = [entry["$ref"].removeprefix("#/$defs/") for entry in entries]
     assert listed == list(METHODS)
     for name, kind in METHODS.items():
         properties = SCHEMA["$defs"][name]["properties"]
@@ -142,10 +141,10 @@ def test_other_types_are_refused_by_both(value: Any, tmp_path: Path) -> None:
         assert parsed == fits(changed), (key, value)
 
 
-@pytest.mark.parametrize(
-    "id_",
-    ["m", "org/name", "/abs/path with spaces", "./here", "../up", "~/home", "a/b/c", "", "https://x/y", "a\\b", "org/"],
-)
+NO_MODELS = ["./here", "../up", "~/home", "a/b/c", "", "https://x/y", "a\\b", "org/"]
+
+
+@pytest.mark.parametrize("id_", ["m", "org/name", "/abs/path with spaces", *NO_MODELS])
 def test_names_of_base_models(id_: str, tmp_path: Path) -> None:
     data = written(tmp_path)
     data["base_model"]["id"] = id_
