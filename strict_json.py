@@ -1,4 +1,4 @@
-"""JSON that may come from a stranger: bounded, without what programs read differently or a terminal would act on."""
+"""JSON that may come from a stranger: without what programs read differently or a terminal would act on."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ def parse_json(data: bytes | str) -> Any:
     """The value of UTF-8 JSON, a byte order mark aside.
 
     DataError, without the name of the file, for anything else, for NaN and Infinity, numbers that float cannot hold, a
-    key given twice in an object, nesting that is too deep, and control characters or half surrogate pairs in a string.
+    key given twice in an object, and nesting that is too deep.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         raise DataError("it is nested too deeply") from None
     except DataError:
         raise
     except ValueError as error:
         raise DataError(shortened(str(error))) from None
-    check_texts(value)
-    return value
 
 
 def check_texts(value: Any) -> None:
-    """DataError if a string of a JSON value holds what parse_json refuses."""
+    """DataError if a string of a JSON value, a key too, holds control characters or half a surrogate pair."""
     for text in _texts(value):
         if UNPRINTABLE.search(text):
             raise DataError(f"{shortened(ascii(text))} holds control characters or half a surrogate pair")

@@ -25,6 +25,7 @@ from ..files import locked, read_file, read_member, sha256, write_file
 from ..patcher.methods.budget import Budget
 from ..patcher.recipe import CalibrationRecord, Recipe, save_recipe
 from ..patcher.tensor_file import MALFORMED, read_content, read_tensors, reason, tensor_bytes
+from ..strict_json import check_texts
 from .grid import BINS, BUCKETS, buckets_of
 from .histogram import Counts, ScoreHistogram
 
@@ -78,6 +79,7 @@ def parse_histograms(data: bytes, path: Path) -> tuple[dict[str, ScoreHistogram]
     """The same from the bytes of a file."""
     try:
         content, tensors = _content(data), read_tensors(data)
+        check_texts(content["modules"])
         modules = content["modules"].items()
         if sum(_size(name, facts) for name, facts in modules) > MOST_UNPACKED:
             raise ValueError(f"its counts take more than {MOST_UNPACKED >> 30} GiB")

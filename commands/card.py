@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
 from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.journal import RESULTS
 from ..files import read_file
 from ..patcher.methods import method_to_dict
 from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe
-from ..strict_json import parse_json
+from ..strict_json import UNPRINTABLE
 
 MARK = "<!-- written by `sparsify push` -->"  # a card without it is a person's own
 MOST_RESULTS = 2**26  # bytes of a results.json
@@ -81,11 +81,11 @@ def _results(recipe: Recipe, directory: Path) -> list[dict[str, Any]]:
     paths = directory.glob(f"eval/*/{RESULTS}")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
-            found = parse_json(read_file(path, MOST_RESULTS))
+            found = json.loads(read_file(path, MOST_RESULTS))
             if found["plan"] == plan and found["calibration"] == calibration:
                 _row(found)
                 newest[found["dataset"]["name"], found["dataset"]["split"]] = found
-        except (OSError, DataError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError, RecursionError):
             continue
     return list(newest.values())
 
@@ -103,4 +103,4 @@ def _row(results: dict[str, Any]) -> list[str]:
         str(verdict["margin"]),
         str(verdict["decision"]),
     ]
-    return [cell.replace("|", "\\|") for cell in cells]
+    return [UNPRINTABLE.sub(" ", cell).replace("|", "\\|") for cell in cells]

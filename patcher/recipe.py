@@ -164,6 +164,7 @@ def load_recipe(directory: str | Path) -> Recipe:
     try:
         with locked(place, shared=True):
             data = parse_json(read_file(path, MOST_BYTES))
+            check_texts(data)
             digest = data.get("thresholds_sha256") if isinstance(data, dict) else None
             thresholds = _read_thresholds(place, digest) if isinstance(digest, str) else None
     except (FileNotFoundError, NotADirectoryError):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import read_file, write_file
-from ..strict_json import shortened, shown
+from ..strict_json import check_texts, shortened, shown
 from .methods.budget import MOST_COUNT
 from .methods.top_theta import PLACEMENTS
 from .tensor_file import MALFORMED, read_content, read_tensors, reason, tensor_bytes
@@ -172,6 +172,7 @@ def parse_thresholds(data: bytes, path: Path) -> dict[str, ModuleThresholds]:
         content = read_content(data)
         if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
             raise DataError(f"it is not a threshold file of version {FORMAT_VERSION}")
+        check_texts(content)
         tensors = read_tensors(data)
         return {name: ModuleThresholds(**_parts(tensors, name), **facts) for name, facts in content["modules"].items()}
     except MALFORMED as error:

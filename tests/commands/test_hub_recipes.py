@@ -52,9 +52,7 @@ def test_a_recipe_on_the_hub_is_loaded(name: str, complete: Path, work: Path) ->
     (work / "llama").unlink()
     shutil.rmtree(work / "sparsified")
     loaded = hf_sparsify.load(name)
-    assert {module.method.name for module in hf_sparsify.api.current_patch(loaded.model).module_patches} == {
-        "top-theta"
-    }
+    assert {part.method.name for part in current_patch(loaded.model).module_patches} == {"top-theta"}
     assert loaded.base.id == "me/complete"
 
 
@@ -177,7 +175,7 @@ def test_a_recipe_is_pushed_with_its_card(hub: FakeHub, sparsify: Sparsify, work
     found = json.loads(results.read_text())
     row = next(line for line in text.splitlines() if line.startswith("| q.jsonl |"))
     assert f"| {found['scores']['dense'][found['primary']]:.1f} |" in row
-    assert row.endswith(f"| a drop of at most 100 points | {found['verdict']['decision']} |")
+    assert row.endswith(f"| a drop of at most 100.0 points | {found['verdict']['decision']} |")
     assert f"torch {load_recipe('sparsified').versions['torch']}" in text
 
 

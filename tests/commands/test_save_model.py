@@ -80,14 +80,10 @@ def test_commands_work_on_it_without_the_original(complete: Path, sparsify: Spar
 
 def test_weights_are_replaced_with_force_only(complete: Path, sparsify: Sparsify, work: Path) -> None:
     before = contents(complete)
-    refused(
-        sparsify("patch", "llama", "--k", "5", "--no-verify", "--force"), 2, "holds the weights of an earlier recipe"
-    )
-    refused(sparsify("calibrate", "t5", "-d", "q.jsonl", "--force"), 2, "holds the weights of an earlier recipe")
+    others = "holds the weights of an earlier recipe"
+    refused(sparsify("patch", "llama", "--k", "5", "--no-verify", "--force"), 2, others)
+    refused(sparsify("calibrate", "t5", "-d", "q.jsonl", "-o", "sparsified", "--force"), 2, others)
     refused(sparsify(*PATCH), 2, "holds a model already")
-    refused(
-        sparsify("patch", "sparsified/../sparsified", "--no-verify", "--save-model", "--force"), 2, "leave out --save"
-    )
     assert contents(complete) == before
     assert sparsify("patch", "t5", "--k", "4", "--no-verify", "--save-model", "--force", "-q").code == 0
     assert transformers.AutoConfig.from_pretrained(complete).model_type == "t5"
