@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..calibration.histogram_file import HISTOGRAMS_FILE
 from ..errors import SparsifyError, UsageError
 from ..files import locked, settle, sha256, write_file
 from ..patcher.binding.loading import holds_model
@@ -44,8 +45,7 @@ def push_to_hub(
     import huggingface_hub
 
     _write_card(place, recipe, repo_id, has_model=has_model)
-    if recipe.thresholds:
-        settle(place, THRESHOLDS_FILE, sha256(thresholds_bytes(recipe.thresholds)))
+    _settle(place, recipe)
     wanted = [*RECIPE_FILES, CARD_FILE, *(MODEL_FILES if has_model else ())]
     try:
         api = huggingface_hub.HfApi(token=token)
@@ -60,6 +60,14 @@ def push_to_hub(
     except (OSError, ValueError) as error:
         raise SparsifyError(f"{place} cannot be pushed to {repo_id}: {reason(error)}") from error
     return str(done)
+
+
+def _settle(place: Path, recipe: Recipe) -> None:
+    """Puts files into their places that a killed writer left waiting."""
+    if recipe.thresholds:
+        settle(place, THRESHOLDS_FILE, sha256(thresholds_bytes(recipe.thresholds)))
+    if recipe.calibration is not None:
+        settle(place, HISTOGRAMS_FILE, recipe.calibration.histograms_sha256)
 
 
 def _check(recipe: Recipe, place: Path, *, has_model: bool) -> None:

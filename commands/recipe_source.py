@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def find_recipe(argument: str | Path) -> RecipeSource | None:
     if is_recipe(argument):
         return RecipeSource(Path(argument))
     name, _, revision = str(argument).partition("@")
-    if Path(argument).exists() or "/" not in name or not HUB_NAME.fullmatch(name) or name in DEMO_MODELS:
+    if os.path.exists(argument) or "/" not in name or not HUB_NAME.fullmatch(name) or name in DEMO_MODELS:
         return None
     directory = _downloaded(name, revision or None, offline=not hub_answers())
     return None if directory is None else RecipeSource(directory, str(argument))

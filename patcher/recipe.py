@@ -109,7 +109,7 @@ class Recipe:
 
 def is_recipe(path: str | Path) -> bool:
     """Whether a directory holds a recipe."""
-    return (Path(path) / RECIPE_FILE).is_file()
+    return os.path.isfile(Path(path) / RECIPE_FILE)
 
 
 def save_recipe(

@@ -186,7 +186,7 @@ def unreadable(path: Path, error: BaseException) -> DataError:
     return DataError(f"{path} cannot be read ({reason(error)}): {AGAIN}")
 
 
-def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
     found = {part: tensors[f"{name}.{part}"] for part in ("lengths", "theta")}
     if f"{name}.dropped" in tensors:
         found["dropped"] = tensors[f"{name}.dropped"]

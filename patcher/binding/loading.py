@@ -94,7 +94,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     if options.device_map is not None and options.device != "auto":
         raise UsageError("--device-map and --device exclude each other: give one")
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    if not Path(name).exists() and not hub_answers():
+    if not os.path.exists(name) and not hub_answers():
         common["local_files_only"] = True
     if options.revision is not None:
         common["revision"] = options.revision
@@ -122,7 +122,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
             "warning: %s has no weights for %d parameters, e.g. %s: they are random", name, len(missing), missing[0]
         )
     base = BaseModel(
-        id=str(Path(name).resolve()) if Path(name).exists() else name,
+        id=str(Path(name).resolve()) if os.path.exists(name) else name,
         task=task,
         model_type=str(config.model_type),
         config_hash=config_hash(config),
@@ -223,7 +223,7 @@ def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
 def _why(name: str, error: Exception) -> str:
     text, first = str(error), _first_line(error)
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike is_dir also for a name that is too long
         if not (folder / "config.json").exists():
             ggufs = sorted(path.name for path in folder.glob("*.gguf"))
             hint = f": pass --gguf-file {ggufs[0]}" if ggufs else " (it has no config.json)"
@@ -231,7 +231,7 @@ def _why(name: str, error: Exception) -> str:
         if "ignore_mismatched_sizes" in text:
             first = "its weights have other shapes than its config.json says"
         return f"the model in {name} cannot be loaded: {first}"
-    if folder.is_file():
+    if os.path.isfile(folder):
         return f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)"
     if isinstance(error, OSError) and (folder.is_absolute() or name.startswith((".", "~"))):
         return f"there is no folder {name}"
@@ -259,15 +259,16 @@ def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
     recipe and in the working directory. SparsifyError says how to name it, also where a folder has the name of a model
     on the Hub."""
     path = Path(base.id)
-    if not path.is_absolute() and path.exists():
+    there = os.path.exists(path)
+    if not path.is_absolute() and there:
         raise SparsifyError(
             f"the recipe is for {base.id} on the Hub, and here is a folder of that name: say which with --model, "
             f"./{base.id} for the folder"
         )
-    if not path.is_absolute() or path.exists():
+    if not path.is_absolute() or there:
         return base.id
     for candidate in (recipe_directory / path.name, recipe_directory.parent / path.name, Path.cwd() / path.name):
-        if (candidate / CONFIG_FILE).is_file():
+        if os.path.isfile(candidate / CONFIG_FILE):
             try:
                 # Without False transformers asks on the terminal whether to run a folder's code.
                 found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))

@@ -16,6 +16,7 @@ from command_line import Sparsify, contents, files, refused
 from hf_sparsify.commands import recipe_source
 from hf_sparsify.commands.recipe_source import find_recipe
 from hf_sparsify.errors import SparsifyError, UsageError
+from hf_sparsify.patcher.binding.patching import current_patch
 from hf_sparsify.patcher.recipe import load_recipe
 from huggingface_hub import ModelCard, constants
 
