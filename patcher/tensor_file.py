@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import DataError
-from ..strict_json import parse_json, shortened
+from ..strict_json import UNPRINTABLE, parse_json, shortened
 
 METADATA = "hf_sparsify"
 MOST_HEADER = 2**23
@@ -45,7 +45,7 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one short line."""
+    """What went wrong, in one short line that a terminal can show; libraries quote what they found."""
     lines = str(error).splitlines()
     text = lines[0] if lines else type(error).__name__
-    return shortened(f"{text} is missing" if isinstance(error, KeyError) else text)
+    return shortened(UNPRINTABLE.sub("?", f"{text} is missing" if isinstance(error, KeyError) else text))
