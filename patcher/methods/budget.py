@@ -15,7 +15,7 @@ from ...errors import UsageError
 from .chunk import Chunk
 from .compensation import check_compensation
 
-MOST_COUNT = 2**31  # of anything that is counted; more than any row has, and far from where int64 ends
+MOST_COUNT = 2**53  # what every reader of JSON holds exactly, and far from where int64 ends
 
 
 @cache

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 SCHEMA: dict[str, Any] = json.loads((files("hf_sparsify.patcher") / "recipe.schema.json").read_text(encoding="utf-8"))
 RECORDS = {"base_model": BaseModel, "calibration": CalibrationRecord}
 # To a schema 2.0 is a whole number, so it is no probe.
-NUMBERS = [-1, 0, 1, 2, 1000, 1001, 2**31, 2**31 + 1, 2**63 - 1, 2**63, 0.25, 1.5, -0.5]
+NUMBERS = [-1, 0, 1, 2, 1000, 1001, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 0.25, 1.5, -0.5]
 PROBES = [*NUMBERS, None, True, False, "", "none", "1", [], {}]
 WORDS = ["sdc", "sdc+vmc", "vmc", "visible", "dropped", "post-softmax", "max-relative", "pre-softmax", "exact"]
 WORDS += ["exp-threshold", "offline", "Exact", "all"]
