@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,8 +83,10 @@ def _write_model(loaded: LoadedModel, staged: Path) -> None:
     if pooling is not None:
         (staged / POOLING_FILE).parent.mkdir()
         shutil.copyfile(pooling, staged / POOLING_FILE)
+    mode = stat.S_IMODE((staged / CONFIG_FILE).stat().st_mode)
     for path in staged.rglob("*"):
         if path.is_file():
+            path.chmod(mode)  # safetensors makes files that no other user may read
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 

@@ -50,6 +50,7 @@ def test_it_is_an_ordinary_dense_model(name: str, sparsify: Sparsify, work: Path
     assert torch.equal(expected[0], found[0])
     assert set(copy.state_dict()) == set(original.state_dict())
     config = json.loads((work / "sparsified" / "config.json").read_text())
+    assert len({path.stat().st_mode for path in (work / "sparsified").iterdir()}) == 1, "others may read all or none"
     assert "sparsify" not in json.dumps(config)
     assert "attn_implementation" not in json.dumps(config)
 
