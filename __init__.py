@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import calibrate, evaluate, load, patch, unpatch
+    from .commands.push import push_to_hub
     from .errors import DataError, NotPatchableError, RecipeMismatchError, SparsifyError, UsageError
     from .patcher.binding.loading import LoadedModel, LoadOptions
     from .patcher.binding.patching import Patch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     ".api": ("calibrate", "evaluate", "load", "patch", "unpatch"),
+    ".commands.push": ("push_to_hub",),
     ".errors": ("DataError", "NotPatchableError", "RecipeMismatchError", "SparsifyError", "UsageError"),
     ".patcher.binding.loading": ("LoadedModel", "LoadOptions"),
     ".patcher.binding.patching": ("Patch",),
@@ -49,6 +51,7 @@ __all__ = [
     "load",
     "load_recipe",
     "patch",
+    "push_to_hub",
     "save_recipe",
     "unpatch",
 ]

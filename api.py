@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .calibration.options import CalibrationOptions
 from .calibration.run import calibrate_plan
 from .commands.evaluate import chosen_recipe, describe, make_options, make_task, warn_of_seen
+from .commands.recipe_source import find_recipe
 from .commands.target import DEFAULT_METHOD, open_target
 from .errors import UsageError
 from .evaluation.run import Contender
@@ -20,7 +21,6 @@ from .patcher.binding.loading import LoadedModel, LoadOptions
 from .patcher.binding.patching import Patch, apply_plan, current_patch, remove_patch
 from .patcher.methods import AttentionMethod, Method, TopKFeedForward
 from .patcher.plan import plan_model
-from .patcher.recipe import is_recipe
 
 
 def patch(
@@ -59,10 +59,12 @@ def unpatch(model: nn.Module) -> None:
 def load(recipe: str | Path, *, model: str | None = None, options: LoadOptions | None = None) -> LoadedModel:
     """Loads a recipe's base model with its tokenizer and applies the recipe.
 
-    model: where the base model is now, if it moved. Raises UsageError for a directory without a recipe, DataError for a
-    malformed one, RecipeMismatchError for a model of another shape, SparsifyError for a model that cannot be loaded.
+    recipe: a directory, or USER/NAME or USER/NAME@REVISION on the Hub. One that holds the model too (`patch
+    --save-model`) needs no other. model: where the base model is now, if it moved. Raises UsageError where there is no
+    recipe, DataError for a malformed one, RecipeMismatchError for a model of another shape, SparsifyError for a model
+    that cannot be loaded.
     """
-    if not is_recipe(recipe):
+    if find_recipe(recipe) is None:
         raise UsageError(f"{recipe} holds no recipe: make one with `sparsify patch MODEL`")
     target = open_target(str(recipe), options or LoadOptions(), model=model)
     apply_plan(target.loaded.model, target.recipe.plan, target.recipe.thresholds)

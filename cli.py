@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_comparisons import bench, evaluate, generate
-from .cli_recipes import calibrate, inspect, patch, validate
+from .cli_recipes import calibrate, inspect, patch, push, validate
 from .terminal import exit_codes, results_console
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for name, command, example in (
     ("eval", evaluate, "sparsify eval --dataset squad --limit 400 --max-drop 2"),
     ("bench", bench, "sparsify bench ./sparsified --lengths 512,2k,8k --new-tokens 64"),
     ("generate", generate, 'sparsify generate ./sparsified "What is the capital of France?"'),
+    ("push", push, "sparsify push ./sparsified my-name/my-recipe --private"),
 ):
     app.command(name, epilog=f"Example: {example}")(command)
 

@@ -1,4 +1,4 @@
-"""The commands that look at a model, make a recipe or check one: inspect, patch, validate, calibrate. See cli.py."""
+"""The commands that look at a model and make, check or publish a recipe: inspect, patch, validate, calibrate, push."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from . import options as o
 from .opening import Opening, items_of
 from .option_groups import GATHERED, takes_calibrating, takes_finding, takes_opening, takes_patching, typed
-from .terminal import WIDE, exit_codes, results_console, resumable
+from .terminal import WIDE, exit_codes, results_console, resumable, say
 
 
 @exit_codes
@@ -29,6 +29,7 @@ def patch(
     split: o.RefitSplit = None,
     output: o.RecipeOutput = None,
     force: o.Force = False,
+    save_model: o.SaveModel = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and show only.", rich_help_panel=o.OUTPUT)] = False,
     verify: Annotated[bool, typer.Option(help="Prove the patch before writing.", rich_help_panel=o.OUTPUT)] = True,
     opening: Opening = GATHERED,
@@ -40,6 +41,7 @@ def patch(
     """
     from .commands import patch as command
     from .commands import refit
+    from .commands.own_model import check_model_place
     from .commands.report import patch_report
     from .patcher.recipe import DEFAULT_RECIPE
 
@@ -61,12 +63,13 @@ def patch(
         loaded, planned = opened.loaded, refit.refit(source, opened, k, keep)
     if not dry_run:
         command.check_output(planned.recipe, output, force=force)
+        check_model_place(output, loaded, save_model=save_model, force=force)
     if verify and not dry_run:
         opening.say("proving the patch on the loaded model ...")
     checks = command.prove_recipe(loaded, planned.recipe) if verify and not dry_run else []
     if thresholds is not None:
         planned = refit.with_kept(planned, source, loaded, items)
-    written = None if dry_run else command.save(planned, output)
+    written = None if dry_run else command.save(planned, output, loaded if save_model else None)
     if dry_run or not opening.quiet:
         results_console().print(patch_report(planned, loaded, checks, written))
 
@@ -144,6 +147,7 @@ def calibrate(
     """
     from .calibration.histogram_file import save_calibrated
     from .commands.calibrate import calibrate_target, check_options
+    from .commands.own_model import check_model_place
     from .commands.report import calibration_report
     from .patcher.recipe import DEFAULT_RECIPE, check_writable
     from .processes import Processes
@@ -155,6 +159,7 @@ def calibrate(
     directory = output or opened.directory or Path(DEFAULT_RECIPE)
     in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
     check_writable(directory, force=force or in_place)
+    check_model_place(directory, opened.loaded, save_model=False, force=force)
     items = given or items_of(opened.default_dataset, split, "train")
     total, processes = min(asked.samples, len(items)), Processes.join()
     with resumable(), opening.progress(total, "calibrating", processes=processes.count) as advance:
@@ -167,3 +172,20 @@ def calibrate(
     calibrated.checkpoint.remove()
     if not opening.quiet:
         results_console().print(calibration_report(calibrated, directory))
+
+
+@exit_codes
+def push(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe's directory.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where on the Hugging Face Hub; made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Upload a recipe to the Hugging Face Hub, with a model card that holds its verdicts.
+
+    The model goes along if the recipe holds it (`patch --save-model`); questions, predictions and results never do.
+    """
+    from .commands.push import push_to_hub
+
+    say(f"pushing {recipe} ...", quiet=quiet)
+    print(push_to_hub(recipe, repo, private=private or None))

@@ -78,7 +78,7 @@ class Opening:
         from .patcher.preset import ranges
 
         self._hint(opened.loaded)
-        if opened.directory is None:
+        if opened.name is None:
             but = f" but {ranges(opened.dense_layers)}" if opened.dense_layers else ""
             self.say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer{but}")
 

@@ -241,6 +241,10 @@ ResultsOutput = Annotated[
     Path | None,
     typer.Option("--output-dir", "-o", help="Where the results go (default: RECIPE/eval/RUN).", rich_help_panel=OUTPUT),
 ]
+SaveModel = Annotated[
+    bool,
+    typer.Option("--save-model", help="Write the dense model into the recipe too.", rich_help_panel=OUTPUT),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)]
 HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]

@@ -23,6 +23,7 @@ import typer
 
 from ..environment import describe_environment
 from ..errors import SparsifyError, require_at_least_one
+from ..files import write_file
 from ..patcher.kernels import clusters
 from ..patcher.kernels.library import describe, native
 from ..patcher.methods import Clustered
@@ -253,7 +254,7 @@ def write_json(
         "peak_bytes": memory,
         "growth": None if grown is None else asdict(grown),
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

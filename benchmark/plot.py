@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from ..files import write_file
 
 
 def plot_ratios(results: dict[str, Any], path: Path) -> bool:
@@ -32,5 +35,7 @@ def plot_ratios(results: dict[str, Any], path: Path) -> bool:
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set(xlabel="tokens", ylabel="dense time / patched time", title=f"{results['model']}: {results['method']}")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    write_file(path, drawn.getvalue())
     return True

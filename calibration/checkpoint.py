@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Removes this calibration's files, of all processes; to be called by one of them when all are done."""
-        unfinished = self.directory.glob(f".writing-{PREFIX}*") if self.directory else ()
-        for path in (*self._own_parts(), *unfinished):
-            path.unlink(missing_ok=True)
+        for path in self._own_parts():
+            with suppress(OSError):  # the calibration is written; a part that stays is ignored
+                path.unlink()
 
     def _own_parts(self) -> list[Path]:
         return [path for path in _parts(self.directory) if self._notes(path) is not None]

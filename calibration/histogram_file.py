@@ -9,10 +9,7 @@ samples); in memory it is 260 MB, however many samples there are.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -21,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import DataError, SparsifyError
+from ..errors import DataError
+from ..files import locked, read_file, read_member, sha256, write_file
 from ..patcher.methods.budget import Budget
 from ..patcher.recipe import CalibrationRecord, Recipe, save_recipe
+from ..patcher.tensor_file import MALFORMED, read_content, read_tensors, reason, tensor_bytes
+from ..strict_json import check_texts
 from .grid import BINS, BUCKETS, buckets_of
 from .histogram import Counts, ScoreHistogram
 
@@ -38,20 +36,21 @@ AGAIN = "`sparsify calibrate` makes it anew"
 
 # A file may be a stranger's: what it says of its arrays is checked before memory is taken for them.
 MOST = {"heads": 4096, "rows": 2**24}
+MOST_BYTES = 2**28  # of a file, and of one array
+MOST_UNPACKED = 2**32  # of all arrays of a file
 WIDTHS = {b"4": 4, b"8": 8}
-BROKEN = (
-    *(SafetensorError, zlib.error, KeyError, TypeError, ValueError, AttributeError, OSError),
-    *(OverflowError, RecursionError, MemoryError),
-)
+BROKEN = (zlib.error, *MALFORMED)
 
 
 def save_histograms(
     histograms: Mapping[str, ScoreHistogram], path: Path, notes: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes histograms by module name in one step, so that a kill leaves the old file or the new one.
+    """Writes histogram_bytes in one step, so that a kill leaves the old file or the new one. OSError if it fails."""
+    write_file(path, histogram_bytes(histograms, notes))
 
-    notes: any JSON to be kept beside them. Raises OSError if the file cannot be written.
-    """
+
+def histogram_bytes(histograms: Mapping[str, ScoreHistogram], notes: Mapping[str, Any] | None = None) -> bytes:
+    """The file of histograms by module name. notes: any JSON to be kept beside them."""
     tensors: dict[str, Tensor] = {}
     modules = {}
     for name, histogram in histograms.items():
@@ -68,31 +67,32 @@ def save_histograms(
         for part, counts in histogram.parts().items():
             tensors[f"{name}.{part}"] = _packed(torch.stack([counts[b] for b in sorted(counts)]) if counts else None)
     content = {"format": FORMAT, "version": FORMAT_VERSION, "notes": dict(notes or {}), "modules": modules}
-    scratch = path.with_name(f".writing-{path.name}")
-    try:
-        # Not save_file, whose files no other user may read.
-        scratch.write_bytes(save(tensors, metadata={"hf_sparsify": json.dumps(content)}))
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    return tensor_bytes(tensors, content)
 
 
 def load_histograms(path: Path) -> tuple[dict[str, ScoreHistogram], dict[str, Any]]:
     """The histograms and notes of a file that save_histograms wrote; DataError names the file and what is wrong."""
+    return parse_histograms(_bytes_of(path), path)
+
+
+def parse_histograms(data: bytes, path: Path) -> tuple[dict[str, ScoreHistogram], dict[str, Any]]:
+    """The same from the bytes of a file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            content = _content(file)
-            modules = content["modules"].items()
-            return {name: _histogram(file, name, facts) for name, facts in modules}, dict(content["notes"])
+        content, tensors = _content(data), read_tensors(data)
+        check_texts(content["modules"])
+        modules = content["modules"].items()
+        if sum(_size(name, facts) for name, facts in modules) > MOST_UNPACKED:
+            raise ValueError(f"its counts take more than {MOST_UNPACKED >> 30} GiB")
+        return {name: _histogram(tensors, name, facts) for name, facts in modules}, dict(content["notes"])
     except BROKEN as error:
         raise _unreadable(path, error) from None
 
 
 def read_notes(path: Path) -> dict[str, Any]:
     """The notes alone, without unpacking a count; raises what load_histograms raises."""
+    data = _bytes_of(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(_content(file)["notes"])
+        return dict(_content(data)["notes"])
     except BROKEN as error:
         raise _unreadable(path, error) from None
 
@@ -101,11 +101,16 @@ def histograms_of(recipe: Recipe, directory: Path) -> dict[str, ScoreHistogram]:
     """What the thresholds of a recipe were fitted on, by module name. DataError if it is not there, is damaged, or
     belongs to another calibration."""
     path, record = directory / HISTOGRAMS_FILE, record_of(recipe, directory)
-    if not path.is_file():
-        raise DataError(f"{path} is missing: {AGAIN}")
-    if file_hash(path) != record.histograms_sha256:
-        raise DataError(f"{path} belongs to another calibration than the thresholds beside it: {AGAIN}")
-    return load_histograms(path)[0]
+    try:
+        with locked(directory, shared=True):
+            data = read_member(directory, HISTOGRAMS_FILE, record.histograms_sha256, MOST_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: {AGAIN}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except DataError:
+        raise DataError(f"{path} belongs to another calibration than the thresholds beside it: {AGAIN}") from None
+    return parse_histograms(data, path)[0]
 
 
 def record_of(recipe: Recipe, directory: Path) -> CalibrationRecord:
@@ -118,30 +123,24 @@ def record_of(recipe: Recipe, directory: Path) -> CalibrationRecord:
 def save_calibrated(recipe: Recipe, histograms: Mapping[str, ScoreHistogram], directory: Path) -> Recipe:
     """Writes a calibrated recipe with the histograms behind it, and returns it with their hash in its record.
 
-    What a kill leaves behind is the old recipe, the new one, or one that loading refuses; histograms beside a recipe
-    that they do not belong to are noticed by their hash. SparsifyError if it cannot be written.
+    Both are written as one (see save_recipe). SparsifyError if they cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as scratch:
-            made = Path(scratch) / HISTOGRAMS_FILE
-            save_histograms(histograms, made)
-            if recipe.calibration is not None:
-                recipe = replace(recipe, calibration=replace(recipe.calibration, histograms_sha256=file_hash(made)))
-            save_recipe(recipe, directory, force=True)
-            os.replace(made, directory / HISTOGRAMS_FILE)
-    except OSError as error:
-        raise SparsifyError(f"cannot write the recipe to {directory}: {error.strerror or error}") from None
+    data = histogram_bytes(histograms)
+    if recipe.calibration is not None:
+        recipe = replace(recipe, calibration=replace(recipe.calibration, histograms_sha256=sha256(data)))
+    save_recipe(recipe, directory, force=True, beside={HISTOGRAMS_FILE: data})
     return recipe
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return read_file(path, MOST_BYTES)
+    except (OSError, DataError) as error:
+        raise _unreadable(path, error) from None
 
 
-def _content(file: Any) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((file.metadata() or {}).get("hf_sparsify", "{}"))
+def _content(data: bytes) -> dict[str, Any]:
+    content = read_content(data)
     if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
         raise DataError(f"it is not a histogram file of version {FORMAT_VERSION}")
     return content
@@ -150,7 +149,7 @@ def _content(file: Any) -> dict[str, Any]:
 def _unreadable(path: Path, error: BaseException) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path} is missing: {AGAIN}")
-    return DataError(f"{path} cannot be read ({str(error) or type(error).__name__}): {AGAIN}")
+    return DataError(f"{path} cannot be read ({reason(error)}): {AGAIN}")
 
 
 def _packed(counts: Tensor | None) -> Tensor:
@@ -165,9 +164,9 @@ def _packed(counts: Tensor | None) -> Tensor:
 def _unpacked(data: bytes, *shape: int) -> Tensor:
     """The inverse of _packed: int64 of this shape."""
     width = WIDTHS[data[:1]]
-    size = width
-    for extent in shape:
-        size *= extent
+    size = width * math.prod(shape)
+    if size > MOST_BYTES:
+        raise ValueError(f"an array takes more than {MOST_BYTES >> 20} MiB")
     plain = zlib.decompressobj().decompress(data[1:], size + 1)
     if len(plain) != size:
         raise ValueError("an array has another size than it should")
@@ -177,20 +176,27 @@ def _unpacked(data: bytes, *shape: int) -> Tensor:
     return counts
 
 
-def _histogram(file: Any, name: str, facts: dict[str, Any]) -> ScoreHistogram:
-    def bytes_of(part: str) -> bytes:
-        return bytes(file.get_tensor(f"{name}.{part}").numpy().tobytes())
-
-    def counts_of(part: str) -> Counts:
-        buckets = facts["buckets"][part]
-        good = isinstance(buckets, list) and all(_is_count(bucket, BUCKETS - 1) for bucket in buckets)
-        if not good or buckets != sorted(set(buckets)):
-            raise ValueError(f"the buckets of {name} are not ascending whole numbers below {BUCKETS}")
-        return dict(zip(buckets, _unpacked(bytes_of(part), len(buckets), facts["heads"], BINS), strict=True))
-
+def _size(name: str, facts: dict[str, Any]) -> int:
+    """The bytes that the arrays of a module take in memory; ValueError if what is said of them is impossible."""
     for what, most in MOST.items():
         if not _is_count(facts[what], most):
             raise ValueError(f"the number of {what} of {name} is no whole number from 0 to {most}")
+    buckets = 0
+    for part in facts["buckets"].values():
+        good = isinstance(part, list) and all(_is_count(bucket, BUCKETS - 1) for bucket in part)
+        if not good or part != sorted(set(part)):
+            raise ValueError(f"the buckets of {name} are not ascending whole numbers below {BUCKETS}")
+        buckets += len(part)
+    return 8 * (int(facts["rows"]) + buckets * int(facts["heads"]) * BINS)
+
+
+def _histogram(tensors: Mapping[str, Tensor], name: str, facts: dict[str, Any]) -> ScoreHistogram:
+    def bytes_of(part: str) -> bytes:
+        return bytes(tensors[f"{name}.{part}"].numpy().tobytes())
+
+    def counts_of(part: str) -> Counts:
+        buckets = facts["buckets"][part]
+        return dict(zip(buckets, _unpacked(bytes_of(part), len(buckets), facts["heads"], BINS), strict=True))
 
     parts = set(facts["buckets"])
     made = ScoreHistogram(

@@ -24,6 +24,7 @@ from ..benchmark.workload import GENERATING
 from ..errors import NotPatchableError, UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
+from ..files import cannot_write, write_file
 from ..patcher.binding.loading import LoadOptions
 from ..patcher.binding.modules import interception_of
 from ..patcher.methods import TopKFeedForward
@@ -116,7 +117,7 @@ def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
 def _check_write(target: Target) -> None:
     """UsageError where --write has nothing to write to."""
     if target.directory is None:
-        raise UsageError("--write goes with a recipe: make one with `sparsify patch MODEL`")
+        raise UsageError("--write goes with a recipe here: make one with `sparsify patch MODEL`")
     if all(isinstance(method, TopKFeedForward) for method in target.recipe.plan.values()):
         raise UsageError("--write says below which length attention stays dense, and this recipe patches no attention")
 
@@ -198,9 +199,12 @@ def finish(
         **summary(measured),
     }
     directory = output or _place(target)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plotted = plot_ratios(results, directory / PLOT)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_file(directory / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        plotted = plot_ratios(results, directory / PLOT)
+    except OSError as error:
+        raise cannot_write("results", directory, error) from None
     written, why_not = _write(target, results["break_even"]) if options.write else (None, None)
     return Bench(results, directory, plotted, written, why_not)
 

@@ -35,10 +35,11 @@ from ..patcher.methods import Method, TopK, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.methods.compensation import check_compensation
 from ..patcher.methods.top_theta import denominator_for
-from ..patcher.recipe import DEFAULT_RECIPE, CalibrationRecord, Recipe, is_recipe, load_recipe
+from ..patcher.recipe import DEFAULT_RECIPE, CalibrationRecord, Recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
 from .patch import check_exclusive, warn_of_lost_mass
+from .recipe_source import find_recipe
 from .target import DEFAULT_METHOD, Target
 
 # Items that the thresholds are tried on afterwards.
@@ -110,7 +111,8 @@ def check_options(target: str | None, options: CalibrateOptions) -> None:
     Raises what load_recipe raises.
     """
     name = DEFAULT_RECIPE if target is None else target
-    _fitted(load_recipe(name).plan if is_recipe(name) else {name: DEFAULT_METHOD}, options)
+    found = find_recipe(name)
+    _fitted({name: DEFAULT_METHOD} if found is None else load_recipe(found.directory).plan, options)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import SparsifyError, UsageError
+from ..errors import UsageError
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.harness import Harness
 from ..evaluation.journal import RUN, ended_run
 from ..evaluation.results import prediction_lines
 from ..evaluation.run import Contender
+from ..files import cannot_write
 from .evaluate import EvalOptions, Outcome, check_output, chosen_recipe, describe, run_key
 from .target import Target
 
@@ -80,7 +81,7 @@ def evaluate_harness(
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SparsifyError(f"cannot write the results to {place}: {error.strerror or error}") from None
+            raise cannot_write("results", place, error) from None
         replace(evaluation.journal, directory=place).finish(prediction_lines(evaluation), results)
         outcomes.append(Outcome(results, place, was_there=False))
     return outcomes

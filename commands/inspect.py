@@ -19,11 +19,12 @@ from ..inspection.flops import Work, count, fixed_length, why_not
 from ..inspection.sentences import sentences
 from ..inspection.skeleton import Skeleton, load_skeleton
 from ..patcher.binding.feed_forward import require_feed_forward_modules
-from ..patcher.binding.loading import LoadOptions, find_base_model, options_for
+from ..patcher.binding.loading import LoadOptions, options_for
 from ..patcher.binding.modules import interception_of, require_attention_modules, unreachable_attention
 from ..patcher.dtypes import dtype_name
-from ..patcher.recipe import Recipe, is_recipe, load_recipe
+from ..patcher.recipe import Recipe, load_recipe
 from .bench import parse_lengths
+from .recipe_source import find_recipe
 from .target import check_same_shape
 
 SCHEMA_VERSION = 1
@@ -33,11 +34,11 @@ NOT_PATCHABLE = NotPatchableError.exit_code
 
 @dataclass(frozen=True)
 class Inspected:
-    """A model without weights, the recipe for it if one was named, and where that is."""
+    """A model without weights, the recipe for it if one was named, and that one's name."""
 
     skeleton: Skeleton
     recipe: Recipe | None = None
-    directory: Path | None = None
+    recipe_name: str | None = None
 
 
 def check_lengths(text: str | None) -> tuple[int, ...]:
@@ -50,16 +51,18 @@ def open_skeleton(argument: str, options: LoadOptions, *, model: str | None = No
 
     Raises what load_skeleton raises, and RecipeMismatchError for a recipe made for another model.
     """
-    if not is_recipe(argument):
+    found = find_recipe(argument)
+    if found is None:
         if model is not None:
             raise UsageError(f"--model goes with a recipe, and {argument} holds none")
         return Inspected(_named(argument, options))
-    recipe = load_recipe(argument)
-    source = find_base_model(recipe.base_model, Path(argument)) if model is None else model
-    made_for = recipe.base_model if model is None else replace(recipe.base_model, revision=None)
+    recipe = load_recipe(found.directory)
+    source, made_for = found.base_model(recipe.base_model) if model is None else (model, recipe.base_model)
+    if model is not None:
+        made_for = replace(made_for, revision=None)
     skeleton = _named(source, options_for(made_for, options))
     check_same_shape(recipe.base_model, skeleton.base)
-    return Inspected(skeleton, recipe, Path(argument))
+    return Inspected(skeleton, recipe, argument)
 
 
 def _named(name: str, options: LoadOptions) -> Skeleton:
@@ -80,7 +83,7 @@ def inspect(opened: Inspected, lengths: tuple[int, ...]) -> dict[str, Any]:
         "model": Path(skeleton.base.id).name,
         "base_model": asdict(skeleton.base),
         "class": type(model).__name__,
-        "recipe": str(opened.directory) if opened.directory else None,
+        "recipe": opened.recipe_name,
         "loaded_by_commands": skeleton.loads,
         "parameters": model.num_parameters(),
         "dtype": dtype_name(skeleton.dtype),

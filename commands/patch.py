@@ -21,6 +21,7 @@ from ..patcher.plan import check_selection, plan_model
 from ..patcher.preset import DEEP, dense_by_default, ranges
 from ..patcher.proof import Check, prove
 from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe, save_recipe
+from .own_model import hide_model, place_model, staged_model
 from .target import DEFAULT_COMPENSATION, DEFAULT_K
 
 logger = logging.getLogger(__name__)
@@ -198,15 +199,23 @@ def prove_recipe(loaded: LoadedModel, recipe: Recipe) -> list[Check]:
     return prove(loaded.model, recipe.plan, recipe.thresholds, loaded.base.task)
 
 
-def save(planned: Planned, directory: Path) -> Path:
+def save(planned: Planned, directory: Path, own: LoadedModel | None = None) -> Path:
     """Writes a recipe with the histograms behind its thresholds, if any; those of an earlier one go. SparsifyError if
-    it cannot be written."""
+    it cannot be written. own: its dense model, to be written beside it."""
+    if own is None:
+        return _save(planned, directory)
+    with staged_model(own, directory) as staged:
+        hide_model(directory)
+        _save(planned, directory)
+        place_model(staged, directory)
+    return directory
+
+
+def _save(planned: Planned, directory: Path) -> Path:
     if planned.histograms is not None:
         save_calibrated(planned.recipe, planned.histograms, directory)
         return directory
-    save_recipe(planned.recipe, directory, force=True)
-    (directory / HISTOGRAMS_FILE).unlink(missing_ok=True)
-    return directory
+    return save_recipe(planned.recipe, directory, force=True, beside={HISTOGRAMS_FILE: None})
 
 
 def _holds(directory: Path, recipe: Recipe) -> bool:

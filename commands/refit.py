@@ -19,12 +19,13 @@ from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.report import per_k
 from ..evaluation.sources import is_at_hand, load_items
 from ..evaluation.tasks import task_for
-from ..patcher.binding.loading import LoadedModel, find_base_model
+from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import unreachable_attention
 from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.recipe import CalibrationRecord, Plan, Recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
 from .patch import Planned, check_exclusive, warn_of_lost_mass
+from .recipe_source import RecipeSource, find_recipe
 from .target import Target
 from .validate import check_target
 
@@ -94,10 +95,11 @@ def read_source(directory: Path, model: str | None = None) -> Source:
     model: where that is now, if a person says so. DataError, with the fix, if there is no calibration that can be used;
     SparsifyError if the model is gone.
     """
-    recipe = load_recipe(directory)
+    found = find_recipe(directory) or RecipeSource(directory)
+    directory, recipe = found.directory, load_recipe(found.directory)
     if model is None:
         try:
-            find_base_model(recipe.base_model, directory)
+            found.base_model(recipe.base_model)
         except SparsifyError:
             gone = recipe.base_model.id
             raise SparsifyError(f"the recipe's model {gone} is not there any more: name where it is as MODEL") from None

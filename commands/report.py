@@ -59,7 +59,7 @@ def validation_report(target: Target, checks: list[Check]) -> RenderableType:
     recipe = target.recipe
     record = recipe.calibration
     calibrated = f"; calibrated on {record.samples} items of {record.dataset}, {record.budget}" if record else ""
-    verdict = f"the recipe in {target.directory} is valid{calibrated}"
+    verdict = f"the recipe in {target.name} is valid{calibrated}"
     said = _interception(recipe, target.loaded)
     return Group(_plan_table(recipe, target.loaded), "", *said, *_proof(checks), verdict)
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..environment import describe_environment, package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
-from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
+from ..patcher.binding.loading import LoadedModel, LoadOptions, load_model, options_for
 from ..patcher.binding.modules import input_device, interception_of
 from ..patcher.dtypes import dtype_name
 from ..patcher.methods import TopK, method_to_dict
@@ -20,6 +20,7 @@ from ..patcher.overrides import Override
 from ..patcher.plan import describe_plan, plan_model
 from ..patcher.preset import dense_by_default
 from ..patcher.recipe import DEFAULT_RECIPE, BaseModel, Recipe, is_recipe, load_recipe
+from .recipe_source import RecipeSource, find_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +30,22 @@ DEFAULT_METHOD = TopK(k=DEFAULT_K, compensation=DEFAULT_COMPENSATION)
 
 @dataclass(frozen=True)
 class Target:
-    """A dense model, the recipe for it, and the recipe's directory (None if the recipe is the default for a MODEL).
+    """A dense model and the recipe for it.
 
-    dense_layers: those whose attention that default leaves dense.
+    directory: the recipe's, where results go; None for the default recipe of a MODEL and for one on the Hub. hub: that
+    one's name there. dense_layers: those whose attention the default recipe leaves dense.
     """
 
     loaded: LoadedModel
     recipe: Recipe
     directory: Path | None
+    hub: str | None = None
     dense_layers: frozenset[int] = frozenset()
+
+    @property
+    def name(self) -> str | None:
+        """The recipe as a person would name it; None for the default one of a MODEL."""
+        return self.hub or (str(self.directory) if self.directory else None)
 
     @property
     def default_dataset(self) -> str:
@@ -60,7 +68,7 @@ def require_default_recipe() -> None:
 
 
 def open_target(argument: str | None, options: LoadOptions, *, model: str | None = None) -> Target:
-    """Loads what `argument` names: a recipe directory, else a model (with the plan of `sparsify patch MODEL`).
+    """Loads what `argument` names: a recipe (see find_recipe), else a model (with the plan of `sparsify patch MODEL`).
 
     None is the recipe in ./sparsified. model: where a recipe's model is now. Raises UsageError if there is nothing to
     open, RecipeMismatchError for a recipe made for another model, and what loading raises.
@@ -68,20 +76,29 @@ def open_target(argument: str | None, options: LoadOptions, *, model: str | None
     if argument is None:
         require_default_recipe()
         argument = DEFAULT_RECIPE
-    if not is_recipe(argument):
+    found = find_recipe(argument)
+    if found is None:
         if model is not None:
             raise UsageError(f"--model goes with a recipe, and {argument} holds none")
         loaded = load_named(argument, options)
         preset = dense_by_default(loaded.model, DEFAULT_METHOD)
         plan = plan_model(loaded.model, DEFAULT_METHOD, overrides=[Override(name, None) for name in preset])
         recipe = Recipe(loaded.base, plan, versions=package_versions())
-        return Target(loaded, recipe, None, frozenset(preset.values()))
-    recipe = load_recipe(argument)
-    source = find_base_model(recipe.base_model, Path(argument)) if model is None else model
-    made_for = recipe.base_model if model is None else replace(recipe.base_model, revision=None)
+        return Target(loaded, recipe, None, dense_layers=frozenset(preset.values()))
+    recipe = load_recipe(found.directory)
+    source, made_for = found.base_model(recipe.base_model) if model is None else (model, recipe.base_model)
+    if model is not None:
+        made_for = replace(made_for, revision=None)
     loaded = load_named(source, options_for(made_for, options))
     check_same_model(recipe, loaded)
-    return Target(loaded, recipe, Path(argument))
+    if source == str(found.directory):
+        # The recipe's own copy; whose copy it is the recipe says.
+        loaded = replace(loaded, base=recipe.base_model)
+    return _target(found, loaded, recipe)
+
+
+def _target(found: RecipeSource, loaded: LoadedModel, recipe: Recipe) -> Target:
+    return Target(loaded, recipe, None if found.hub else found.directory, found.hub)
 
 
 def open_targets(arguments: Sequence[str], options: LoadOptions, *, model: str | None = None) -> list[Target]:
@@ -92,16 +109,17 @@ def open_targets(arguments: Sequence[str], options: LoadOptions, *, model: str |
     first = open_target(arguments[0] if arguments else None, options, model=model)
     targets = [first]
     for argument in arguments[1:]:
-        if not is_recipe(argument):
+        found = find_recipe(argument)
+        if found is None:
             raise UsageError(f"{argument} holds no recipe; of several arguments all but the first have to")
-        recipe = load_recipe(argument)
+        recipe = load_recipe(found.directory)
         if recipe.base_model.id != first.recipe.base_model.id:
             raise UsageError(
                 f"{argument} is for {recipe.base_model.id} and {arguments[0]} for {first.recipe.base_model.id}: "
                 "evaluate recipes for one model at a time"
             )
         check_same_model(recipe, first.loaded)
-        targets.append(Target(first.loaded, recipe, Path(argument)))
+        targets.append(_target(found, first.loaded, recipe))
     return targets
 
 
@@ -128,7 +146,7 @@ def describe_target(target: Target, recipe: Recipe) -> dict[str, Any]:
     """What was run, for results as JSON. recipe: the target's, or what is made of it."""
     model = target.loaded.model
     return {
-        "recipe": str(target.directory) if target.directory else None,
+        "recipe": target.name,
         "base_model": asdict(target.loaded.base),
         "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 
 from ..errors import NotPatchableError, RecipeMismatchError
 from ..patcher.binding.patchable import check_module, check_name, patchable_modules
 from ..patcher.methods import TopTheta
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from .recipe_source import find_recipe
 from .target import Target, require_default_recipe
 
 
-def read_recipe(argument: str | None) -> Path:
-    """The directory of the recipe, read once, so that what is wrong with its files is said before a model is loaded.
+def read_recipe(argument: str | None) -> str:
+    """The name of the recipe, read once, so that what is wrong with its files is said before a model is loaded.
 
     None is ./sparsified. Raises what load_recipe raises, UsageError if there is no ./sparsified.
     """
     if argument is None:
         require_default_recipe()
-    directory = Path(argument or DEFAULT_RECIPE)
-    load_recipe(directory)
-    return directory
+    name = argument or DEFAULT_RECIPE
+    found = find_recipe(name)
+    load_recipe(name if found is None else found.directory)
+    return name
 
 
 def check_target(target: Target) -> None:
@@ -31,7 +32,7 @@ def check_target(target: Target) -> None:
     problems = [*_module_problems(target), *_calibration_problems(target.recipe)]
     if problems:
         count = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
-        raise RecipeMismatchError(f"the recipe in {target.directory} has {count}: " + "; ".join(problems))
+        raise RecipeMismatchError(f"the recipe in {target.name} has {count}: " + "; ".join(problems))
 
 
 def _module_problems(target: Target) -> Iterator[str]:

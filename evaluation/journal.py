@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import SparsifyError, UsageError
+from ..files import append_file, cannot_write, write_file
 from ..patcher.meter import Meter
 from ..processes import Processes
 from .tasks.base import Record
@@ -223,17 +224,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    append_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def _replace(path: Path, lines: Any) -> None:
-    scratch = path.with_name(f".{path.name}.writing")
-    scratch.unlink(missing_ok=True)
-    with scratch.open("x", encoding="utf-8") as file:  # never through a link that somebody left here
-        file.writelines(line + "\n" for line in lines)
-    os.replace(scratch, path)
+    write_file(path, "".join(line + "\n" for line in lines).encode())
 
 
 def _cannot_write(directory: Path, error: OSError) -> SparsifyError:
-    return SparsifyError(f"cannot write the results to {directory}: {error.strerror or error}")
+    return cannot_write("results", directory, error)

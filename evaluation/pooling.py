@@ -33,7 +33,7 @@ def pooling_mode(loaded: LoadedModel) -> str:
 
     DataError for a malformed file, SparsifyError for a mode that is not known.
     """
-    file = _pooling_file(loaded)
+    file = pooling_file(loaded)
     if file is None:
         return DEFAULT_MODE
     try:
@@ -56,7 +56,8 @@ def _asked(config: dict[str, Any]) -> list[str]:
     return [name.removeprefix(prefix) for name, wanted in config.items() if name.startswith(prefix) and wanted is True]
 
 
-def _pooling_file(loaded: LoadedModel) -> Path | None:
+def pooling_file(loaded: LoadedModel) -> Path | None:
+    """The POOLING_FILE of a model, None if it has none."""
     # Not base.id: an embedded model has a name of its own there.
     name = loaded.model.name_or_path
     if Path(name).exists():

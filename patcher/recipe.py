@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
+import re
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, SparsifyError, UsageError
+from ..files import cannot_write, locked, read_file, read_member, sha256, write_set
+from ..strict_json import check_texts, parse_json, shortened, shown
 from .methods import Method, exact_top_k, method_from_dict, method_to_dict
-from .thresholds import ModuleThresholds, load_thresholds, save_thresholds
+from .tensor_file import MALFORMED, reason
+from .thresholds import MOST_BYTES as MOST_THRESHOLDS
+from .thresholds import ModuleThresholds, parse_thresholds, thresholds_bytes, unreadable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of sparsify.json, see recipe.schema.json
 RECIPE_FILE = "sparsify.json"
 THRESHOLDS_FILE = "thresholds.safetensors"
 DEFAULT_RECIPE = "sparsified"
+
+# A recipe may be a stranger's.
+MOST_BYTES = 2**24  # of sparsify.json; a plan of 10,000 modules and the items of 100,000 questions have 4 MB
+MOST_MODULES = 10_000
+MOST_WHOLE = 2**63 - 1
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 Plan = dict[str, Method]
 
@@ -99,32 +109,32 @@ class Recipe:
 
 def is_recipe(path: str | Path) -> bool:
     """Whether a directory holds a recipe."""
-    return (Path(path) / RECIPE_FILE).is_file()
+    return os.path.isfile(Path(path) / RECIPE_FILE)
 
 
-def save_recipe(recipe: Recipe, directory: str | Path, *, force: bool = False) -> Path:
-    """Writes a recipe. What a kill leaves behind is the old recipe, the new one, or one that loading refuses.
+def save_recipe(
+    recipe: Recipe, directory: str | Path, *, force: bool = False, beside: Mapping[str, bytes | None] | None = None
+) -> Path:
+    """Writes a recipe, and returns its directory. Who reads it at any time, also after a kill, finds all of the old one
+    or all of the new one; processes that write the same directory take turns.
 
-    UsageError if the directory already holds a recipe and `force` is off; SparsifyError if it cannot be written.
+    beside: further files of the directory, by name, that the recipe names by their hash; None removes one. UsageError
+    if the directory already holds a recipe and `force` is off, or for a name that a recipe cannot hold; SparsifyError
+    if it cannot be written.
     """
     target = Path(directory)
     check_writable(target, force=force)
+    thresholds = thresholds_bytes(recipe.thresholds) if recipe.thresholds else None
+    content = {**recipe.to_dict(), "thresholds_sha256": None if thresholds is None else sha256(thresholds)}
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as scratch:
-            made = Path(scratch)
-            content = {**recipe.to_dict(), "thresholds_sha256": None}
-            if recipe.thresholds:
-                save_thresholds(recipe.thresholds, made / THRESHOLDS_FILE)
-                content["thresholds_sha256"] = _sha256(made / THRESHOLDS_FILE)
-            (made / RECIPE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            if recipe.thresholds:
-                os.replace(made / THRESHOLDS_FILE, target / THRESHOLDS_FILE)
-            os.replace(made / RECIPE_FILE, target / RECIPE_FILE)
-            if not recipe.thresholds:
-                (target / THRESHOLDS_FILE).unlink(missing_ok=True)
+        check_texts(content)
+    except DataError as error:
+        raise UsageError(f"a recipe cannot hold this name: {error}") from None
+    text = (json.dumps(content, indent=2) + "\n").encode()
+    try:
+        write_set(target, {**(beside or {}), THRESHOLDS_FILE: thresholds, RECIPE_FILE: text}, last=RECIPE_FILE)
     except OSError as error:
-        raise SparsifyError(f"cannot write the recipe to {target}: {error.strerror or error}") from None
+        raise cannot_write("recipe", target, error) from None
     return target
 
 
@@ -147,55 +157,85 @@ def check_place(target: Path, what: str) -> None:
 
 
 def load_recipe(directory: str | Path) -> Recipe:
-    """Reads a recipe. DataError says what is missing or malformed; nothing in the directory is executed."""
-    path = Path(directory) / RECIPE_FILE
+    """Reads a recipe. DataError says what is missing or malformed; nothing in the directory is executed, and no name in
+    it is taken for the path of a file."""
+    place = Path(directory)
+    path = place / RECIPE_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{directory} holds no recipe ({RECIPE_FILE}): make one with `sparsify patch MODEL`") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        with locked(place, shared=True):
+            data = parse_json(read_file(path, MOST_BYTES))
+            check_texts(data)
+            digest = data.get("thresholds_sha256") if isinstance(data, dict) else None
+            thresholds = _read_thresholds(place, digest) if isinstance(digest, str) else None
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{place} holds no recipe ({RECIPE_FILE}): make one with `sparsify patch MODEL`") from None
+    except _ThresholdsError as error:
+        raise DataError(str(error)) from None
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read: {str(error).removeprefix(f'{path} ')}") from None
     try:
-        return _parse(data, Path(directory))
-    except (KeyError, TypeError, AttributeError, UsageError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{path} is malformed: {reason}") from None
+        recipe = _parse(data)
+    except MALFORMED as error:
+        raise DataError(f"{path} is malformed: {reason(error)}") from None
+    if thresholds is None:
+        return recipe
+    tables = parse_thresholds(thresholds, place / THRESHOLDS_FILE)
+    return replace(recipe, thresholds={name: table for name, table in tables.items() if name in recipe.plan})
 
 
-def _parse(data: Any, directory: Path) -> Recipe:
+class _ThresholdsError(Exception):
+    """sparsify.json is there and what it names is not."""
+
+
+def _read_thresholds(directory: Path, digest: str) -> bytes:
+    try:
+        return read_member(directory, THRESHOLDS_FILE, digest, MOST_THRESHOLDS)
+    except (OSError, DataError) as error:
+        raise _ThresholdsError(unreadable(directory / THRESHOLDS_FILE, error)) from None
+
+
+def _parse(data: Any) -> Recipe:
+    """All but the thresholds."""
     version = _object("the recipe", data)["schema_version"]
-    _object("versions", data["versions"])
-    if version != SCHEMA_VERSION:
-        raise UsageError(f"schema version {version!r} is not {SCHEMA_VERSION}: use the hf-sparsify that wrote it")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise UsageError(f"schema version {shown(version)} is not {SCHEMA_VERSION}: use the hf-sparsify that wrote it")
+    versions = _object("versions", data["versions"])
+    if any(not isinstance(value, str) for value in versions.values()):
+        raise UsageError("versions are texts")
+    if not isinstance(data["thresholds_sha256"], str | None):
+        raise UsageError(f"thresholds_sha256 is {shown(data['thresholds_sha256'])}")
     calibration, before = data["calibration"], data["before_calibration"]
-    plan = _plan(data["plan"])
-    digest = data["thresholds_sha256"]
-    thresholds = {} if digest is None else load_thresholds(directory / THRESHOLDS_FILE)
-    if digest is not None and digest != _sha256(directory / THRESHOLDS_FILE):
-        raise UsageError(f"{THRESHOLDS_FILE} belongs to another calibration: patch and calibrate again")
     return Recipe(
-        base_model=_record(BaseModel, data["base_model"]),
-        plan=plan,
-        thresholds={name: table for name, table in thresholds.items() if name in plan},
-        calibration=_record(CalibrationRecord, calibration) if calibration else None,
-        before_calibration=_plan(before) if before else None,
-        versions={str(name): str(value) for name, value in data["versions"].items()},
+        base_model=_base_model(data["base_model"]),
+        plan=_plan(data["plan"]),
+        calibration=None if calibration is None else _record(CalibrationRecord, calibration),
+        before_calibration=None if before is None else _plan(before),
+        versions=versions,
     )
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _base_model(data: Any) -> BaseModel:
+    """A base model, which is on the Hub or in a folder with its full path: what depends on where a command is typed is
+    nothing that another person could have meant."""
+    base: BaseModel = _record(BaseModel, data)
+    if not HUB_NAME.fullmatch(base.id) and not Path(base.id).is_absolute():
+        raise UsageError(f"the base model {shown(base.id)} is neither a name on the Hub nor a full path")
+    if base.gguf_file is not None and (Path(base.gguf_file).is_absolute() or ".." in Path(base.gguf_file).parts):
+        raise UsageError(f"gguf_file is {shown(base.gguf_file)}, which is not inside the model")
+    return base
 
 
 def _plan(data: Any) -> Plan:
     if not _object("the plan", data):
         raise UsageError("the plan names no module")
-    return {name: method_from_dict(_object(f"the plan's {name}", entry)) for name, entry in data.items()}
+    if len(data) > MOST_MODULES:
+        raise UsageError(f"the plan names more than {MOST_MODULES} modules")
+    return {name: method_from_dict(_object(f"the plan's {shortened(name)}", entry)) for name, entry in data.items()}
 
 
 def _object(what: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise UsageError(f"{what} is {data!r} instead of an object with names and values")
+        raise UsageError(f"{what} is {shown(data)} instead of an object with names and values")
     return data
 
 
@@ -204,19 +244,25 @@ _TYPES: dict[str, Any] = {
     "int": int,
     "float": float | int,
     "str | None": str | None,
-    "tuple[str, ...]": list | tuple,
+    "tuple[str, ...]": list,
 }
 
 
-def _record(kind: Any, data: dict[str, Any]) -> Any:
+def _record(kind: Any, data: Any) -> Any:
     """A record from its dict, unknown keys dropped (a newer version may have written them)."""
     known = {item.name: item.type for item in fields(kind)}
-    _object(kind.__name__, data)
+    given = {key: value for key, value in _object(kind.__name__, data).items() if key in known}
     for item in fields(kind):
-        if item.default is MISSING and item.name not in data:
+        if item.default is MISSING and item.name not in given:
             raise KeyError(item.name)
-    for key, value in data.items():
-        if key in known and not isinstance(value, _TYPES[str(known[key])]):
-            raise UsageError(f"{key} is {value!r}")
-    plain = {key: tuple(map(str, value)) if isinstance(value, list) else value for key, value in data.items()}
-    return kind(**{key: value for key, value in plain.items() if key in known})
+    for key, value in given.items():
+        if not isinstance(value, _TYPES[str(known[key])]) or not _is_plain(value):
+            raise UsageError(f"{key} is {shown(value)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+
+
+def _is_plain(value: Any) -> bool:
+    """A list of texts alone, no whole number beyond what other programs know, and no truth value for a number."""
+    if isinstance(value, list):
+        return all(isinstance(part, str) for part in value)
+    return not isinstance(value, bool) and (not isinstance(value, int) or abs(value) <= MOST_WHOLE)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import read_file, write_file
+from ..strict_json import check_texts, shortened, shown
+from .methods.budget import MOST_COUNT
 from .methods.top_theta import PLACEMENTS
+from .tensor_file import MALFORMED, read_content, read_tensors, reason, tensor_bytes
 
 FORMAT = "hf_sparsify.thresholds"
 FORMAT_VERSION = 2
+MOST_BYTES = 2**26  # of a file; 80 layers of 64 heads with every bucket of row lengths have about 2 MB
 
 # A recipe without its thresholds cannot be loaded, so it cannot be calibrated either.
 AGAIN = "make the recipe anew with `sparsify patch --force` and `sparsify calibrate`"
@@ -53,14 +56,18 @@ class ModuleThresholds:
             raise DataError("a threshold table needs lengths [T] and theta [H, T] with the same T")
         if not (self.theta.is_floating_point() and self.lengths.is_floating_point()):
             raise DataError("a threshold table needs floating-point numbers")
-        if len(self.lengths) == 0 or not 1 <= self.shortest <= self.longest:
+        whole = all(isinstance(end, int) and not isinstance(end, bool) for end in (self.shortest, self.longest))
+        if len(self.lengths) == 0 or not whole or not 1 <= self.shortest <= self.longest <= MOST_COUNT:
             raise DataError("a threshold table needs at least one calibrated row length")
         good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()
         if not bool(good) or bool((self.lengths.diff() <= 0).any()):
             raise DataError("a threshold table needs ascending lengths and finite thresholds")
-        if self.placement not in PLACEMENTS or not isinstance(self.scale, float | int | None):
-            raise DataError(f"a threshold table cannot have placement {self.placement!r} and scale {self.scale!r}")
-        if self.dropped is not None and (self.dropped.shape != self.theta.shape or not bool((self.dropped >= 0).all())):
+        if self.placement not in PLACEMENTS or not _is_number(self.scale) or not isinstance(self.nature, str | None):
+            raise DataError(
+                f"a threshold table cannot have placement {shown(self.placement)}, scale {shown(self.scale)} and "
+                f"nature {shown(self.nature)}"
+            )
+        if self.dropped is not None and not _is_mass(self.dropped, self.theta):
             raise DataError("the dropped mass of a threshold table needs the shape of theta and no negative value")
 
     @property
@@ -107,6 +114,15 @@ class ModuleThresholds:
         return self._on_device[device]
 
 
+def _is_number(scale: Any) -> bool:
+    """Whether it can be a scale: a finite number, or None."""
+    return scale is None or (isinstance(scale, float | int) and not isinstance(scale, bool) and math.isfinite(scale))
+
+
+def _is_mass(dropped: Tensor, theta: Tensor) -> bool:
+    return dropped.shape == theta.shape and bool((dropped >= 0).all()) and bool(torch.isfinite(dropped).all())
+
+
 def _at(table: Tensor, column: Tensor) -> Tensor:
     """table [H, T] at columns [B, H or 1, c] -> [B, H, c]."""
     heads = table.shape[0]
@@ -118,11 +134,12 @@ def _at(table: Tensor, column: Tensor) -> Tensor:
 
 
 def save_thresholds(tables: Mapping[str, ModuleThresholds], path: Path) -> None:
-    """Writes one safetensors file: `NAME.lengths`, `NAME.theta` and, if any, `NAME.dropped` for every module name.
+    """Writes thresholds_bytes in one step. OSError if that fails."""
+    write_file(path, thresholds_bytes(tables))
 
-    All else is one JSON text, because the library writes several metadata entries in a random order: equal tables make
-    equal bytes.
-    """
+
+def thresholds_bytes(tables: Mapping[str, ModuleThresholds]) -> bytes:
+    """One safetensors file: `NAME.lengths`, `NAME.theta` and, if any, `NAME.dropped` for every module name."""
     tensors: dict[str, Tensor] = {}
     modules: dict[str, Any] = {}
     for name, table in tables.items():
@@ -137,40 +154,42 @@ def save_thresholds(tables: Mapping[str, ModuleThresholds], path: Path) -> None:
             tensor = getattr(table, part)
             if tensor is not None:
                 tensors[f"{name}.{part}"] = tensor.float().contiguous()
-    content = {"format": FORMAT, "version": FORMAT_VERSION, "modules": modules}
-    # Not save_file, whose files no other user may read.
-    path.write_bytes(save(tensors, metadata={"hf_sparsify": json.dumps(content)}))
+    return tensor_bytes(tensors, {"format": FORMAT, "version": FORMAT_VERSION, "modules": modules})
 
 
 def load_thresholds(path: Path) -> dict[str, ModuleThresholds]:
     """The tables of a file that save_thresholds wrote; DataError names the file and what is wrong with it."""
     try:
-        with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get("hf_sparsify", "{}"))
-            if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
-                raise DataError(f"it is not a threshold file of version {FORMAT_VERSION}: {AGAIN}")
-            names = set(file.keys())
-            return {
-                name: ModuleThresholds(**_tensors_of(file, name, names), **facts)
-                for name, facts in content["modules"].items()
-            }
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: {AGAIN}") from None
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OSError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        if isinstance(error, DataError):
-            raise DataError(f"{path}: {error}") from None
-        raise DataError(f"{path} cannot be read ({error}): {AGAIN}") from None
+        data = read_file(path, MOST_BYTES)
+    except (OSError, DataError) as error:
+        raise unreadable(path, error) from None
+    return parse_thresholds(data, path)
 
 
-def _tensors_of(file: safe_open, name: str, names: set[str]) -> dict[str, Any]:
-    parts = ["lengths", "theta", *(["dropped"] if f"{name}.dropped" in names else [])]
-    return {part: file.get_tensor(f"{name}.{part}") for part in parts}
+def parse_thresholds(data: bytes, path: Path) -> dict[str, ModuleThresholds]:
+    """The tables in the bytes of a file; errors as in load_thresholds."""
+    try:
+        content = read_content(data)
+        if content.get("format") != FORMAT or content.get("version") != FORMAT_VERSION:
+            raise DataError(f"it is not a threshold file of version {FORMAT_VERSION}")
+        check_texts(content)
+        tensors = read_tensors(data)
+        return {name: ModuleThresholds(**_parts(tensors, name), **facts) for name, facts in content["modules"].items()}
+    except MALFORMED as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: BaseException) -> DataError:
+    """The sentence for a file of thresholds that cannot be used."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path} is missing: {AGAIN}")
+    return DataError(f"{path} cannot be read ({reason(error)}): {AGAIN}")
+
+
+def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    found = {part: tensors[f"{name}.{part}"] for part in ("lengths", "theta")}
+    if f"{name}.dropped" in tensors:
+        found["dropped"] = tensors[f"{name}.dropped"]
+    if any(tensor.dtype != torch.float32 for tensor in found.values()):
+        raise DataError(f"the thresholds of {shortened(name)} are not float32")
+    return found

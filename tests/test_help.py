@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ("", "patch", "inspect", "validate", "calibrate", "eval", "bench", "generate", "methods", "datasets", "env")
+COMMANDS = (
+    *("", "patch", "inspect", "validate", "calibrate", "eval", "bench", "generate", "push"),
+    *("methods", "datasets", "env"),
+)
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "pyarrow", "safetensors")
 
 

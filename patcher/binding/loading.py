@@ -40,6 +40,9 @@ AUTO_CLASSES = {
     "encoder": AutoModel,
 }
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
+
 # What two models must share for one recipe to fit both, under the names that families give it.
 SHAPE_FIELDS = frozenset(
     {
@@ -81,7 +84,8 @@ class LoadedModel:
 def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     """Loads a model by Hub name or folder.
 
-    UsageError for a bad dtype or device; SparsifyError, in one sentence with the fix, if it cannot be found or read.
+    UsageError for a bad dtype or device, NotPatchableError for a model whose own code was not trusted, SparsifyError in
+    one sentence with the fix if it cannot be found or read.
     """
     options = options or LoadOptions()
     if not name.strip():
@@ -129,7 +133,7 @@ def load_config(name: str, options: LoadOptions) -> Any:
 def _where(name: str, options: LoadOptions) -> dict[str, Any]:
     """The arguments of every from_pretrained that say where a model is and what may run."""
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    if not Path(name).exists() and not hub_answers():
+    if not os.path.exists(name) and not hub_answers():
         common["local_files_only"] = True
     if options.revision is not None:
         common["revision"] = options.revision
@@ -141,7 +145,7 @@ def _where(name: str, options: LoadOptions) -> dict[str, Any]:
 def base_model(name: str, config: Any, options: LoadOptions) -> BaseModel:
     """Who a model is, by its name and configuration."""
     return BaseModel(
-        id=str(Path(name).resolve()) if Path(name).exists() else name,
+        id=str(Path(name).resolve()) if os.path.exists(name) else name,
         task=task_of(config),
         model_type=str(config.model_type),
         config_hash=config_hash(config),
@@ -246,7 +250,7 @@ def _refusal(name: str, error: Exception) -> SparsifyError:
 def _why(name: str, error: Exception) -> str:
     text, first = str(error), _first_line(error)
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike is_dir also for a name that is too long
         if not (folder / "config.json").exists():
             ggufs = sorted(path.name for path in folder.glob("*.gguf"))
             hint = f": pass --gguf-file {ggufs[0]}" if ggufs else " (it has no config.json)"
@@ -254,7 +258,7 @@ def _why(name: str, error: Exception) -> str:
         if "ignore_mismatched_sizes" in text:
             first = "its weights have other shapes than its config.json says"
         return f"the model in {name} cannot be loaded: {first}"
-    if folder.is_file():
+    if os.path.isfile(folder):
         return f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)"
     if isinstance(error, OSError) and (folder.is_absolute() or name.startswith((".", "~"))):
         return f"there is no folder {name}"
@@ -272,16 +276,29 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def holds_model(directory: Path) -> bool:
+    """Whether a folder holds a model with its weights."""
+    return (directory / CONFIG_FILE).is_file() and any((directory / name).is_file() for name in WEIGHTS_FILES)
+
+
 def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
     """Where a recipe's base model is now. A local folder that moved is looked for, by name and config hash, beside the
-    recipe and in the working directory. SparsifyError says how to name it."""
+    recipe and in the working directory. SparsifyError says how to name it, also where a folder has the name of a model
+    on the Hub."""
     path = Path(base.id)
-    if not path.is_absolute() or path.exists():
+    there = os.path.exists(path)
+    if not path.is_absolute() and there:
+        raise SparsifyError(
+            f"the recipe is for {base.id} on the Hub, and here is a folder of that name: say which with --model, "
+            f"./{base.id} for the folder"
+        )
+    if not path.is_absolute() or there:
         return base.id
     for candidate in (recipe_directory / path.name, recipe_directory.parent / path.name, Path.cwd() / path.name):
-        if (candidate / "config.json").is_file():
+        if os.path.isfile(candidate / CONFIG_FILE):
             try:
-                found = config_hash(AutoConfig.from_pretrained(candidate))
+                # Without False transformers asks on the terminal whether to run a folder's code.
+                found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))
             except (OSError, ValueError):
                 continue
             if found == base.config_hash:

@@ -15,6 +15,8 @@ from ...errors import UsageError
 from .chunk import Chunk
 from .compensation import COMPENSATIONS, V_MEANS, check_compensation
 
+MOST_COUNT = 2**53  # what every reader of JSON holds exactly, and far from where int64 ends
+
 
 @cache
 def exact_share(keep: float) -> Fraction:
@@ -146,7 +148,9 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
-def require_count(name: str, value: Any, *, at_least: int = 0) -> None:
-    """UsageError unless a value is a whole number of at least so much."""
+def require_count(name: str, value: Any, *, at_least: int = 0, at_most: int = MOST_COUNT) -> None:
+    """UsageError unless a value is a whole number of at least and at most so much."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise UsageError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+    if value > at_most:
+        raise UsageError(f"{name} must be at most {at_most}")

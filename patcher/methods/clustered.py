@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import NotPatchableError, UsageError
+from ...errors import NotPatchableError
 from .budget import require_count
 from .chunk import AttentionInputs, Observer
 from .cluster_rows import attend_clusters, working
@@ -24,6 +24,7 @@ from .visibility import FullMask, RowRanges, Visibility
 
 # How many random directions describe a row of the position bias, where there is one.
 BIAS_DIRECTIONS = 32
+MOST_ITERATIONS = 1000  # a recipe may be a stranger's, and k-means has long settled by then
 
 
 class ClusterCounts(NamedTuple):
@@ -59,10 +60,9 @@ class ClusteredPlain:
 
     def __post_init__(self) -> None:
         require_count("clusters", self.clusters, at_least=1)
-        for name in ("iterations", "min_length", "seed"):
-            require_count(name, getattr(self, name))
-        if self.seed >= 2**63:
-            raise UsageError(f"seed must be below 2**63, not {self.seed}")
+        require_count("iterations", self.iterations, at_most=MOST_ITERATIONS)
+        require_count("min_length", self.min_length)
+        require_count("seed", self.seed, at_most=2**63 - 1)
 
     @property
     def refined(self) -> int:

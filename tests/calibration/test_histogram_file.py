@@ -15,13 +15,13 @@ from hf_sparsify.calibration.grid import BINS, BUCKETS
 from hf_sparsify.calibration.histogram import ScoreHistogram
 from hf_sparsify.calibration.histogram_file import (
     HISTOGRAMS_FILE,
-    file_hash,
     histograms_of,
     load_histograms,
     read_notes,
     save_histograms,
 )
 from hf_sparsify.errors import DataError
+from hf_sparsify.files import sha256
 from hf_sparsify.patcher.methods import TopTheta
 from hf_sparsify.patcher.methods.budget import Budget
 from hf_sparsify.patcher.recipe import BaseModel, CalibrationRecord, Recipe
@@ -147,6 +147,27 @@ def test_a_small_file_does_not_unpack_to_a_large_one(tmp_path: Path, monkeypatch
     assert peak < 2**24
 
 
+@pytest.mark.parametrize(
+    ("rows", "heads", "said"), [(2**24, 4096, r"take more than 4 GiB"), (5, 4096, "an array takes more than 256 MiB")]
+)
+def test_what_is_said_of_arrays_is_bounded(rows: int, heads: int, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_histograms(made(), path)
+    tensors, content = parts(path)
+    facts = content["modules"]["a.attn"]
+    names = [f"m{number}" for number in range(4 if rows > 5 else 1)]
+    facts |= {"rows": rows if rows > 5 else facts["rows"], "heads": heads, "buckets": {"counts": [*range(40)]}}
+    content["modules"] = dict.fromkeys(names, facts)
+    tensors = {f"{name}.{part}": tensors[f"a.attn.{part}"].clone() for name in names for part in ("rows", "counts")}
+    save_file(tensors, path, metadata={"hf_sparsify": json.dumps(content)})
+    tracemalloc.start()
+    with pytest.raises(DataError, match=said):
+        load_histograms(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", '"text"', "1" * 5000])
 @pytest.mark.parametrize("read", [load_histograms, read_notes])
 def test_metadata_that_is_nothing_of_the_kind(text: str, read: Any, tmp_path: Path) -> None:
@@ -182,7 +203,7 @@ def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def test_those_of_another_calibration_are_noticed(tmp_path: Path) -> None:
     save_histograms(made(), tmp_path / HISTOGRAMS_FILE)
     record = CalibrationRecord("squad", "train", "f", 3, 0, "k = 4")
-    record = replace(record, histograms_sha256=file_hash(tmp_path / HISTOGRAMS_FILE))
+    record = replace(record, histograms_sha256=sha256((tmp_path / HISTOGRAMS_FILE).read_bytes()))
     recipe = Recipe(BaseModel("m", "t", "llama", "h"), {"a.attn": TopTheta(k=4)}, calibration=record)
     assert set(histograms_of(recipe, tmp_path)) == set(made())
     with pytest.raises(DataError, match="belongs to another calibration"):

@@ -41,7 +41,7 @@ def interrupt(patching: pytest.MonkeyPatch, where: str, calls: int = 0) -> None:
         ("eval", "json.dumps"),
         ("eval", "hf_sparsify.evaluation.sources.read_items"),
         ("calibrate", "hf_sparsify.calibration.histogram.bins_of"),
-        ("calibrate", "hf_sparsify.patcher.recipe.save_thresholds"),
+        ("calibrate", "hf_sparsify.patcher.recipe.thresholds_bytes"),
     ],
 )
 def test_ctrl_c_leaves_nothing_half_written(

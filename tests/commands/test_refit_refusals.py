@@ -10,7 +10,8 @@ import pytest
 import tiny_language_models
 import torch
 from command_line import Done, Sparsify, content, contents, files, refused
-from hf_sparsify.calibration.histogram_file import file_hash, load_histograms, save_histograms
+from hf_sparsify.calibration.histogram_file import load_histograms, save_histograms
+from hf_sparsify.files import sha256
 
 
 def test_the_source_is_not_written_over_before_the_model_is_loaded(
@@ -100,7 +101,7 @@ def test_counts_of_another_number_of_heads_are_refused(sparsify: Sparsify, calib
             part.update({bucket: counts[:1] for bucket, counts in part.items()})
     save_histograms(histograms, path, notes)
     made = content("sparsified")
-    made["calibration"]["histograms_sha256"] = file_hash(path)
+    made["calibration"]["histograms_sha256"] = sha256(path.read_bytes())
     (calibrated / "sparsify.json").write_text(json.dumps(made))
     done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three", "--no-verify")
     refused(done, 4, "heads")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,17 @@ def test_a_patch_that_is_not_sound_is_not_written(
 def test_an_empty_dataset_name_is_not_the_default_one(sparsify: Sparsify, recipe: Path) -> None:
     refused(sparsify("eval", "--dataset", ""), 2, "--dataset is empty")
     refused(sparsify("calibrate", "--dataset", ""), 2, "--dataset is empty")
+
+
+@pytest.mark.parametrize("command", ["patch own", "eval own -d q.jsonl", "bench own", "validate sparsified"])
+def test_code_that_comes_with_a_model_is_not_run(command: str, sparsify: Sparsify, recipe: Path) -> None:
+    folder = Path(shutil.copytree(recipe.parent / "llama", recipe.parent / "own"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(recipe.parent / 'ran')!r}, 'w')\n")
+    if command.startswith("validate"):  # the recipe's own copy
+        for file in folder.iterdir():
+            shutil.copy(file, recipe)
+    refused(sparsify(*command.split()), 4, "read that code, then pass --trust-remote-code to run it")
+    assert not (recipe.parent / "ran").exists()

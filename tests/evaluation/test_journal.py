@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from command_line import contents
+from faulty_disk import FaultyDisk, disk_full
 from hf_sparsify.errors import SparsifyError, UsageError
 from hf_sparsify.evaluation.items import Question
 from hf_sparsify.evaluation.journal import SCHEMA_VERSION, Journal, ended_run
@@ -178,39 +179,27 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize(("method", "calls"), [*(("append", n) for n in range(2)), *(("finish", n) for n in range(8))])
-def test_a_failed_write_loses_no_finished_batch(
-    error: Any, method: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ENDED = 11  # calls to the file system until the run has ended: two files of five calls each, and run.json removed
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, disk_full])
+@pytest.mark.parametrize(
+    ("method", "failing"), [*(("append", n) for n in range(4)), *(("finish", n) for n in range(ENDED + 1))]
+)
+def test_a_failed_write_loses_no_finished_batch(error: Any, method: str, failing: int, tmp_path: Path) -> None:
     """Whatever call to the file system fails, the run goes on from the batches that were done, or has ended."""
     journal = Journal.open(tmp_path / "run", "key", ALONE)
     add(journal, 0, "ä")
     if method == "finish":
         add(journal, 1, "b")
-    left = calls
-
-    def failing(function: Any) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            if left == 0:
-                raise error
-            left -= 1
-            return function(*arguments, **options)
-
-        return call
-
-    with monkeypatch.context() as patching:
-        patching.setattr(Path, "open", failing(Path.open))
-        patching.setattr(Path, "unlink", failing(Path.unlink))
-        patching.setattr(os, "replace", failing(os.replace))
-        with pytest.raises((KeyboardInterrupt, SparsifyError)) as caught:
-            add(journal, 1, "b") if method == "append" else journal.finish(LINES, RESULTS)
+    disk = FaultyDisk(tmp_path / "run", failing, error)
+    with disk.at_work(), pytest.raises((KeyboardInterrupt, SparsifyError)) as caught:
+        add(journal, 1, "b") if method == "append" else journal.finish(LINES, RESULTS)
     if error is not KeyboardInterrupt:
         assert str(caught.value) == f"cannot write the results to {tmp_path / 'run'}: No space left on device"
     journal._lock.close()  # type: ignore[union-attr]
     ended = ended_run(tmp_path / "run")
-    assert (ended is not None) == (method == "finish" and calls == 7)
+    assert (ended is not None) == (method == "finish" and failing == ENDED)
     again = Journal.of_ended(tmp_path / "run", ended) if ended else Journal.open(tmp_path / "run", "key", ALONE)
     assert [again.has(batch) for batch in (0, 1)] == [True, method == "finish"]
     assert set(again.records) == ({"ä", "b"} if method == "finish" else {"ä"})

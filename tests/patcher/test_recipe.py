@@ -28,6 +28,7 @@ PLAN: dict[str, AttentionMethod] = {
     "layers.0.attn": TopK(k=8, protect_first=2),
     "layers.1.attn": TopTheta(keep=0.25, min_keep=3, min_length=99),
 }
+BASE_DATA = {"id": "some/model", "task": "causal-lm", "model_type": "llama", "config_hash": "abc"}
 RECORD = CalibrationRecord("squad", "train", "f" * 64, 16, 7, "k = 8")
 
 
@@ -179,6 +180,17 @@ def test_json_that_is_no_recipe(tmp_path: Path, text: str) -> None:
         ({"plan": {"a": 5}}, "malformed"),
         ({"base_model": {}}, "malformed"),
         ({"base_model": {"id": 5, "task": "t", "model_type": "m", "config_hash": "h"}}, "id is 5"),
+        ({"base_model": {**BASE_DATA, "id": "../model"}}, "neither a name on the Hub nor a full path"),
+        ({"base_model": {**BASE_DATA, "gguf_file": "../x.gguf"}}, "not inside the model"),
+        ({"base_model": {**BASE_DATA, "gguf_file": "/x.gguf"}}, "not inside the model"),
+        ({"base_model": {**BASE_DATA, "task": "\x1b[2J"}}, "control characters"),
+        ({"plan": {"a": {"method": "top-k", "k": 10**30}}}, "k must be at most"),
+        ({"plan": {"a": {"method": "clustered", "iterations": 10**6}}}, "iterations must be at most 1000"),
+        ({"plan": {f"a{i}": {"method": "top-k", "k": 1} for i in range(10_001)}}, "more than 10000 modules"),
+        ({"schema_version": True}, "schema version True"),
+        ({"schema_version": "x" * 10**6}, "schema version 'xxx"),
+        ({"thresholds_sha256": 5}, "thresholds_sha256 is 5"),
+        ({"versions": {"torch": 2}}, "versions are texts"),
         ({"calibration": {"dataset": "squad"}}, "malformed"),
         ({"calibration": ...}, "'calibration' is missing"),
         ({"versions": None}, "malformed"),
@@ -188,6 +200,25 @@ def test_a_malformed_recipe_is_named(tmp_path: Path, changes: dict[str, Any], re
     with pytest.raises(DataError, match=reason) as caught:
         load_recipe(damaged(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    save_recipe(calibrated(), tmp_path)
+    with (tmp_path / "thresholds.safetensors").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"thresholds\.safetensors cannot be read .*larger than 64 MiB"):
+        load_recipe(tmp_path)
+    with (tmp_path / "sparsify.json").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"sparsify\.json cannot be read: is larger than 16 MiB"):
+        load_recipe(tmp_path)
+
+
+def test_a_name_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a recipe cannot hold this name"):
+        save_recipe(replace(plain(), base_model=replace(BASE, id="/a\nb")), tmp_path)
+    assert not list(content(tmp_path))
 
 
 def test_fields_of_a_newer_version_are_ignored(tmp_path: Path) -> None:

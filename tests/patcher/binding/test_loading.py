@@ -271,6 +271,24 @@ def test_a_moved_model_is_found_by_its_hash(
         find_base_model(made_for, recipe)
 
 
+@pytest.mark.parametrize("id_", ["a" * 5000, "/" + "a" * 300, "/a\ud800"])
+def test_names_that_no_file_system_takes(id_: str, tmp_path: Path) -> None:
+    base = BaseModel(id_, "causal-lm", "llama", "0")
+    if id_.startswith("/"):
+        with pytest.raises(SparsifyError, match="is not there any more"):
+            find_base_model(base, tmp_path)
+    else:
+        assert find_base_model(base, tmp_path) == id_
+    assert "\n" not in refused(id_)
+
+
+def test_a_folder_with_the_name_of_a_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SparsifyError, match=r"for org/name on the Hub, and here is a folder of that name"):
+        find_base_model(BaseModel("org/name", "causal-lm", "llama", "0"), tmp_path)
+
+
 def test_names_and_folders_that_did_not_move_are_taken_as_they_are(copy: Path) -> None:
     assert find_base_model(base(copy), copy) == str(copy.resolve())
     assert find_base_model(BaseModel("org/name", "causal-lm", "llama", "0"), copy) == "org/name"
