@@ -104,7 +104,7 @@ class Budget(Kept):
         min_length, compensation and v_mean by their places in COMPENSATIONS and V_MEANS."""
         share = (0, 1) if self.keep is None else exact_share(self.keep).as_integer_ratio()
         means = COMPENSATIONS.index(self.compensation), V_MEANS.index(self.v_mean)
-        return self.k or 0, *share, min(self.min_length, 2**62), *means
+        return self.k or 0, *share, self.min_length, *means
 
     def as_dense(self) -> Self:
         """As in Kept; short rows take the same way as all others."""
