@@ -20,6 +20,14 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the rest of the matrix unless it is asked for, whatever else `-m` selects."""
+    if "matrix" not in config.getoption("markexpr"):
+        rest = [item for item in items if item.get_closest_marker("matrix")]
+        items[:] = [item for item in items if not item.get_closest_marker("matrix")]
+        config.hook.pytest_deselected(items=rest)
+
+
 @pytest.fixture(autouse=True)
 def hugging_face_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own for every test, also in the processes that it starts: no dense answers are there yet."""

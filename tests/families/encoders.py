@@ -1,0 +1,54 @@
+"""Encoders: every model that reads a text in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers as hf
+from transformers import PreTrainedModel
+
+from .family import IDS, TEXT, VOCABULARY, Family, text
+
+_DISTIL: dict[str, Any] = {
+    **IDS,
+    "vocab_size": VOCABULARY,
+    "dim": 32,
+    "hidden_dim": 40,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 64,
+}
+_MODERN: dict[str, Any] = {"global_attn_every_n_layers": 2, "local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}
+
+
+def _encoder(name: str, model_class: str, **fields: Any) -> Family:
+    def make() -> PreTrainedModel:
+        cls = getattr(hf, model_class)
+        return cls(cls.config_class(**{**TEXT, **fields}))
+
+    return Family(name, make, text)
+
+
+def _distilbert() -> PreTrainedModel:
+    return hf.DistilBertForQuestionAnswering(hf.DistilBertConfig(**_DISTIL))
+
+
+_FAMILIES = (
+    _encoder("bert", "BertForQuestionAnswering"),
+    _encoder("roberta", "RobertaForQuestionAnswering"),
+    _encoder("xlm_roberta", "XLMRobertaForQuestionAnswering"),
+    _encoder("camembert", "CamembertForQuestionAnswering"),
+    _encoder("roberta_prelayernorm", "RobertaPreLayerNormForQuestionAnswering"),
+    Family("distilbert", _distilbert, text),
+    _encoder("albert", "AlbertForQuestionAnswering", embedding_size=16),
+    _encoder("electra", "ElectraForQuestionAnswering", embedding_size=16),
+    _encoder("ernie", "ErnieForQuestionAnswering"),
+    _encoder("modernbert", "ModernBertForQuestionAnswering", **_MODERN),
+    _encoder("splinter", "SplinterForQuestionAnswering", question_token_id=3),
+    _encoder("markuplm", "MarkupLMForQuestionAnswering"),
+    _encoder("layoutlm", "LayoutLMForTokenClassification"),
+    _encoder("esm", "EsmForTokenClassification"),
+    _encoder("data2vec_text", "Data2VecTextForQuestionAnswering"),
+)
+
+ENCODERS = {family.name: family for family in _FAMILIES}
