@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from .every import EVERY
-from .family import Family, real_rows, scores
+from .family import Family, in_dtype_of, scores
 
 Cell = tuple[str, str, str]  # family, method, setting
 
@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
     "clustered": Clustered(clusters=1, k=3),
     "feed-forward": TopKFeedForward(k=8),
 }
+LENGTH = 9  # of texts; longer ones take the definition, a loop over every score, too long
 PADDINGS = {"unpadded": "none", "padded left": "left", "padded right": "right"}
 _GENERATION: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -77,15 +78,15 @@ def run(model: PreTrainedModel, family: Family, setting: str) -> Tensor:
         return through_a_cache(model, family)
     if setting in _GENERATION:
         return written(model, family, **_GENERATION[setting])
-    call = family.inputs(PADDINGS[setting])
+    call = family.inputs(PADDINGS[setting], LENGTH)
     found = scores(model, call)
-    return found[real_rows(call, found)]
+    return found[family.real_rows(call, found)]
 
 
 @torch.no_grad()
 def written(model: PreTrainedModel, family: Family, **options: Any) -> Tensor:
     """Scores of 4 tokens that follow a prompt, padded if it can be: [4, sequences, vocabulary]."""
-    call = family.inputs("left" if "left" in family.paddings else "none")
+    call = in_dtype_of(model, family.inputs("left" if "left" in family.paddings else "none", LENGTH))
     prompt = {name: value for name, value in call.items() if name not in ("position_ids", "decoder_input_ids")}
     made = model.generate(
         **prompt,

@@ -14,8 +14,11 @@ MODES = ("greedy", "beams", "static cache", "chunked prefill")
 _GROUPED: dict[str, Any] = {**TEXT, "num_key_value_heads": 2}
 _GQA: dict[str, Any] = {**_GROUPED, "head_dim": 8}
 _HYBRID: dict[str, Any] = {**_GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-_EXPERTS: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 24}
+# Eager: the fast experts know no float64.
+_MIXTURE: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1, "experts_implementation": "eager"}
+_EXPERTS: dict[str, Any] = {**_MIXTURE, "num_experts": 2, "moe_intermediate_size": 24}
 _LATENT: dict[str, Any] = {
+    **_MIXTURE,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 4,
@@ -24,7 +27,6 @@ _LATENT: dict[str, Any] = {
     "n_group": 1,
     "topk_group": 1,
     "n_routed_experts": 2,
-    "num_experts_per_tok": 1,
     "moe_intermediate_size": 24,
     "first_k_dense_replace": 1,
 }
@@ -48,7 +50,7 @@ def _decoder(name: str, model_class: str, fields: dict[str, Any], **options: Any
 _FAMILIES = (
     _decoder("llama", "LlamaForCausalLM", _GQA),
     _decoder("mistral", "MistralForCausalLM", {**_GQA, "sliding_window": WINDOW}, window=True),
-    _decoder("mixtral", "MixtralForCausalLM", {**_GQA, "num_local_experts": 2, "num_experts_per_tok": 1},
+    _decoder("mixtral", "MixtralForCausalLM", {**_GQA, **_MIXTURE},
              feed_forward=False),
     _decoder("ministral", "MinistralForCausalLM", _HYBRID, window=True),
     _decoder("qwen2", "Qwen2ForCausalLM", {**_GROUPED, "use_sliding_window": True, "sliding_window": WINDOW,
@@ -61,7 +63,7 @@ _FAMILIES = (
     _decoder("gemma2", "Gemma2ForCausalLM", {**_HYBRID, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
              window=True),
     _decoder("gemma3", "Gemma3ForCausalLM", {**_HYBRID, "query_pre_attn_scalar": 8}, window=True),
-    _decoder("gpt_oss", "GptOssForCausalLM", {**_HYBRID, "num_local_experts": 2, "num_experts_per_tok": 1},
+    _decoder("gpt_oss", "GptOssForCausalLM", {**_HYBRID, **_MIXTURE},
              window=True, feed_forward=False),
     _decoder("phi", "PhiForCausalLM", TEXT),
     _decoder("phi3", "Phi3ForCausalLM", _GROUPED),

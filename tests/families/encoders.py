@@ -7,7 +7,7 @@ from typing import Any
 import transformers as hf
 from transformers import PreTrainedModel
 
-from .family import IDS, TEXT, VOCABULARY, Family, text
+from .family import IDS, TEXT, VOCABULARY, Family, Inputs, text
 
 _DISTIL: dict[str, Any] = {
     **IDS,
@@ -21,12 +21,18 @@ _DISTIL: dict[str, Any] = {
 _MODERN: dict[str, Any] = {"global_attn_every_n_layers": 2, "local_attention": 6, "cls_token_id": 1, "sep_token_id": 2}
 
 
-def _encoder(name: str, model_class: str, **fields: Any) -> Family:
+def _question(padding: str, length: int, batch: int) -> Inputs:
+    call = text(padding, length, batch)
+    call["input_ids"][:, length // 2] = 3  # Splinter's answers depend on where this token is
+    return call
+
+
+def _encoder(name: str, model_class: str, *, width: float = 0.3, **fields: Any) -> Family:
     def make() -> PreTrainedModel:
         cls = getattr(hf, model_class)
         return cls(cls.config_class(**{**TEXT, **fields}))
 
-    return Family(name, make, text)
+    return Family(name, make, _question if name == "splinter" else text, width=width)
 
 
 def _distilbert() -> PreTrainedModel:
@@ -45,7 +51,7 @@ _FAMILIES = (
     _encoder("ernie", "ErnieForQuestionAnswering"),
     _encoder("modernbert", "ModernBertForQuestionAnswering", **_MODERN),
     _encoder("splinter", "SplinterForQuestionAnswering", question_token_id=3),
-    _encoder("markuplm", "MarkupLMForQuestionAnswering"),
+    _encoder("markuplm", "MarkupLMForQuestionAnswering", width=0.6),
     _encoder("layoutlm", "LayoutLMForTokenClassification"),
     _encoder("esm", "EsmForTokenClassification"),
     _encoder("data2vec_text", "Data2VecTextForQuestionAnswering"),

@@ -34,7 +34,8 @@ class Family:
     or "right" pads the second sequence, "none" passes no mask. paddings: those that it takes. width: of its random
     weights, large enough that attention is far from uniform. modes: the ways in which it generates. window: whether
     some of its layers see the last WINDOW keys alone. bidirectional: whether some take clustered attention.
-    feed_forward: whether its feed-forward layers can be patched, as those of a mixture of experts cannot.
+    feed_forward: whether its feed-forward layers can be patched, as those of a mixture of experts cannot. frame: of the
+    input, how many values make a position and how many come between two.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Family:
     window: bool = False
     bidirectional: bool = True
     feed_forward: bool = True
+    frame: tuple[int, int] = (1, 1)
 
     def build(self) -> PreTrainedModel:
         """A random model in eval mode, always the same."""
@@ -60,6 +62,14 @@ class Family:
     def inputs(self, padding: str = "none", length: int = 12, batch: int = 2) -> Inputs:
         """What a forward call takes, always the same."""
         return self.call(padding, length, batch)
+
+    def real_rows(self, call: Inputs, found: Tensor) -> Tensor:
+        """bool, False for the rows of the scores `found` that are padding: [batch, positions], or [batch] where there
+        is one row per sequence."""
+        mask, (width, step) = call.get("attention_mask"), self.frame
+        if mask is None or "decoder_input_ids" in call or found.ndim < 3:
+            return torch.ones(found.shape[: min(2, found.ndim - 1)], dtype=torch.bool)
+        return mask[:, width - 1 :: step].bool()
 
 
 def text(padding: str, length: int, batch: int) -> Inputs:
@@ -85,21 +95,18 @@ def decoder_ids(batch: int) -> Tensor:
     return torch.randint(5, VOCABULARY, (batch, 7), generator=torch.Generator().manual_seed(8))
 
 
+def in_dtype_of(model: PreTrainedModel, call: Inputs) -> Inputs:
+    """The same inputs in the precision of the model's weights."""
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in call.items()}
+
+
 @torch.no_grad()
 def scores(model: PreTrainedModel, call: Inputs) -> Tensor:
     """What the model says: the logits or, without a head, the hidden states; one row per sequence or per position."""
-    output = model(**call)
+    output = model(**in_dtype_of(model, call))
     if "start_logits" in output:
         return torch.stack([output.start_logits, output.end_logits], -1)
     for field in ("logits", "logits_per_image", "last_hidden_state"):
         if field in output:
             return output[field]
     raise ValueError(f"no scores known among {list(output)}")
-
-
-def real_rows(call: Inputs, found: Tensor) -> Tensor:
-    """bool, False for the rows of `found` that are padding: [batch, positions], or [batch] for one row a sequence."""
-    mask = call.get("attention_mask")
-    if mask is None or "decoder_input_ids" in call or found.shape[:2] != mask.shape:
-        return torch.ones(found.shape[: min(2, found.ndim - 1)], dtype=torch.bool)
-    return mask.bool()

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from .encoder_decoders import BART, MODES
 from .family import SIZES, TEXT, Family, Inputs, decoder_ids, text
 
-_IMAGE: dict[str, Any] = {**SIZES, "image_size": 16, "patch_size": 4}
+_IMAGE: dict[str, Any] = {**SIZES, "image_size": 12, "patch_size": 4}
+# Two convolutions: a position covers 20 samples and begins 8 after the one before.
 _WAVE: dict[str, Any] = {
     **TEXT,
     "conv_dim": [16, 16],
@@ -39,7 +40,7 @@ def _random(*shape: int) -> Tensor:
 
 
 def _image(padding: str, length: int, batch: int) -> Inputs:
-    return {"pixel_values": _random(batch, 3, 16, 16)}
+    return {"pixel_values": _random(batch, 3, 12, 12)}
 
 
 def _image_and_text(padding: str, length: int, batch: int) -> Inputs:
@@ -83,7 +84,7 @@ def _wave_model(name: str, model_class: str) -> Family:
         cls = getattr(hf, model_class)
         return cls(cls.config_class(**_WAVE))
 
-    return Family(name, make, _wave, paddings=("none", "right"))
+    return Family(name, make, _wave, paddings=("none", "right"), frame=(20, 8))
 
 
 def _whisper() -> PreTrainedModel:

@@ -17,6 +17,7 @@ from families.every import EVERY
 from hf_sparsify.patcher.binding.patching import apply_plan, current_patch, remove_patch
 from hf_sparsify.patcher.methods import TopK, TopKFeedForward
 from patched_models import close, far, state
+from torch.nn.utils.parametrize import is_parametrized
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,10 @@ def test_copies_of_a_patched_model_are_patched_models(name: str) -> None:
         plan |= plan_for(model, TopKFeedForward(k=8))
     apply_plan(model, plan)
     sparse = run(model, family, "unpadded")
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+    copies = [copy.deepcopy(model)]
+    if not any(is_parametrized(module) for module in model.modules()):  # those cannot be pickled, patched or not
+        copies.append(pickle.loads(pickle.dumps(model)))  # noqa: S301
+    for twin in copies:
         assert torch.equal(run(twin, family, "unpadded"), sparse)
         remove_patch(twin)
         assert state(twin) == before
