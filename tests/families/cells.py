@@ -58,11 +58,10 @@ def plan_for(model: nn.Module, method: Method) -> dict[str, Method]:
     """The method on every module that takes it."""
     if isinstance(method, TopKFeedForward):
         return {module.name: method for module in feed_forward_modules(model)}
-    bidirectional = isinstance(method, Clustered)
     return {
         module.name: method
         for module in attention_modules(model)
-        if not (bidirectional and (module.causal or module.kind == "cross"))
+        if module.nature == "bidirectional" or not isinstance(method, Clustered)
     }
 
 

@@ -7,13 +7,12 @@ from typing import Any
 import transformers as hf
 from transformers import PreTrainedModel
 
-from .family import IDS, TEXT, VOCABULARY, WINDOW, Family, positioned_text, text
+from .family import GQA, IDS, TEXT, VOCABULARY, WINDOW, Family, positioned_text
 
 MODES = ("greedy", "beams", "static cache", "chunked prefill")
 
 _GROUPED: dict[str, Any] = {**TEXT, "num_key_value_heads": 2}
-_GQA: dict[str, Any] = {**_GROUPED, "head_dim": 8}
-_HYBRID: dict[str, Any] = {**_GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_HYBRID: dict[str, Any] = {**GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 # Eager: the fast experts know no float64.
 _MIXTURE: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1, "experts_implementation": "eager"}
 _EXPERTS: dict[str, Any] = {**_MIXTURE, "num_experts": 2, "moe_intermediate_size": 24}
@@ -33,12 +32,6 @@ _LATENT: dict[str, Any] = {
 _GPT2: dict[str, Any] = {**IDS, "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 
-def _llama_that_looks_both_ways() -> PreTrainedModel:
-    config = hf.LlamaConfig(**_GQA)
-    config.is_causal = False
-    return hf.LlamaForCausalLM(config)
-
-
 def _decoder(name: str, model_class: str, fields: dict[str, Any], **options: Any) -> Family:
     def make() -> PreTrainedModel:
         cls = getattr(hf, model_class)
@@ -48,18 +41,18 @@ def _decoder(name: str, model_class: str, fields: dict[str, Any], **options: Any
 
 
 _FAMILIES = (
-    _decoder("llama", "LlamaForCausalLM", _GQA),
-    _decoder("mistral", "MistralForCausalLM", {**_GQA, "sliding_window": WINDOW}, window=True),
-    _decoder("mixtral", "MixtralForCausalLM", {**_GQA, **_MIXTURE},
+    _decoder("llama", "LlamaForCausalLM", GQA),
+    _decoder("mistral", "MistralForCausalLM", {**GQA, "sliding_window": WINDOW}, window=True),
+    _decoder("mixtral", "MixtralForCausalLM", {**GQA, **_MIXTURE},
              feed_forward=False),
     _decoder("ministral", "MinistralForCausalLM", _HYBRID, window=True),
     _decoder("qwen2", "Qwen2ForCausalLM", {**_GROUPED, "use_sliding_window": True, "sliding_window": WINDOW,
                                            "max_window_layers": 1}, window=True),
     _decoder("qwen2_moe", "Qwen2MoeForCausalLM", {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 24},
              feed_forward=False),
-    _decoder("qwen3", "Qwen3ForCausalLM", _GQA),
-    _decoder("qwen3_moe", "Qwen3MoeForCausalLM", {**_GQA, **_EXPERTS}, feed_forward=False),
-    _decoder("gemma", "GemmaForCausalLM", _GQA),
+    _decoder("qwen3", "Qwen3ForCausalLM", GQA),
+    _decoder("qwen3_moe", "Qwen3MoeForCausalLM", {**GQA, **_EXPERTS}, feed_forward=False),
+    _decoder("gemma", "GemmaForCausalLM", GQA),
     _decoder("gemma2", "Gemma2ForCausalLM", {**_HYBRID, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 5.0},
              window=True),
     _decoder("gemma3", "Gemma3ForCausalLM", {**_HYBRID, "query_pre_attn_scalar": 8}, window=True),
@@ -77,17 +70,16 @@ _FAMILIES = (
     _decoder("deepseek_v3", "DeepseekV3ForCausalLM", {**TEXT, **_LATENT}, feed_forward=False),
     _decoder("stablelm", "StableLmForCausalLM", _GROUPED),
     _decoder("starcoder2", "Starcoder2ForCausalLM", _GROUPED),
-    _decoder("glm4", "Glm4ForCausalLM", _GQA),
+    _decoder("glm4", "Glm4ForCausalLM", GQA),
     _decoder("nemotron", "NemotronForCausalLM", _GROUPED),
     _decoder("exaone4", "Exaone4ForCausalLM", _HYBRID, window=True),
-    _decoder("ernie4_5", "Ernie4_5ForCausalLM", _GQA),
+    _decoder("ernie4_5", "Ernie4_5ForCausalLM", GQA),
     _decoder("gpt2", "GPT2LMHeadModel", _GPT2),
     _decoder("gpt_bigcode", "GPTBigCodeForCausalLM", {**_GPT2, "multi_query": True}),
     _decoder("gpt_neox", "GPTNeoXForCausalLM", TEXT),
     _decoder("opt", "OPTForCausalLM", {**TEXT, "ffn_dim": 40, "word_embed_proj_dim": 32}),
     _decoder("biogpt", "BioGptForCausalLM", TEXT),
     _decoder("bert_decoder", "BertLMHeadModel", {**TEXT, "is_decoder": True}),
-    Family("llama_both_ways", _llama_that_looks_both_ways, text),
 )  # fmt: skip
 
 DECODERS = {family.name: family for family in _FAMILIES}

@@ -23,14 +23,17 @@ SIZES: dict[str, Any] = {
 }
 TEXT: dict[str, Any] = {**IDS, **SIZES, "vocab_size": VOCABULARY, "max_position_embeddings": 64}
 
+GQA: dict[str, Any] = {**TEXT, "num_key_value_heads": 2, "head_dim": 8}
+
 Inputs = dict[str, Tensor]
+Call = Callable[[str, int, int], Inputs]  # padding, length, batch
 
 
 @dataclass(frozen=True)
 class Family:
     """One family. Every model has 2 layers, or 2 in each stack, and 4 heads.
 
-    make: the model as transformers initialises it. call(padding, length, batch): what its forward takes; padding "left"
+    make: the model as transformers initialises it. call: what its forward takes; padding "left"
     or "right" pads the second sequence, "none" passes no mask. paddings: those that it takes. width: of its random
     weights, large enough that attention is far from uniform. modes: the ways in which it generates. window: whether
     some of its layers see the last WINDOW keys alone. bidirectional: whether some take clustered attention.
@@ -40,7 +43,7 @@ class Family:
 
     name: str
     make: Callable[[], PreTrainedModel]
-    call: Callable[[str, int, int], Inputs]
+    call: Call
     paddings: tuple[str, ...] = ("none", "left", "right")
     width: float = 0.3
     modes: tuple[str, ...] = ()
@@ -51,7 +54,9 @@ class Family:
 
     def build(self) -> PreTrainedModel:
         """A random model in eval mode, always the same."""
-        model = self.make().eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = self.make().eval()
         generator = torch.Generator().manual_seed(len(self.name) + sum(map(ord, self.name)))
         with torch.no_grad():
             for name, parameter in model.named_parameters():

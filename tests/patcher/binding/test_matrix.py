@@ -1,7 +1,7 @@
 """Every family with every method: whole rows are dense, few keys are the definition, and unpatching is exact.
 
-The whole matrix carries the mark `matrix` and runs with `make test-all`; a part in which every two of family, method and
-setting meet always runs.
+A part in which every two of family, method and setting meet always runs; the rest has the mark `matrix` and runs with
+`make test-all`.
 """
 
 from __future__ import annotations
