@@ -44,7 +44,7 @@ def check_every_call(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Count
         out = attend(module, query, key, value, attention_mask, **kwargs)
         patch: ModulePatch | None = getattr(module, PATCH_ATTRIBUTE, None)
         if patch is not None:
-            call = _inputs(module, query, key, value, attention_mask, **options)
+            call = _inputs(module, query, key, value, attention_mask, **kwargs)
             torch.testing.assert_close(out[0].transpose(1, 2), defined(call, patch), **TOLERANCE)
             calls[patch.name] += 1
         return out

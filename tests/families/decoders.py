@@ -13,8 +13,7 @@ MODES = ("greedy", "beams", "static cache", "chunked prefill")
 
 _GROUPED: dict[str, Any] = {**TEXT, "num_key_value_heads": 2}
 _HYBRID: dict[str, Any] = {**GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-# Eager: the fast experts know no float64.
-_MIXTURE: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1, "experts_implementation": "eager"}
+_MIXTURE: dict[str, Any] = {"num_local_experts": 2, "num_experts_per_tok": 1}
 _EXPERTS: dict[str, Any] = {**_MIXTURE, "num_experts": 2, "moe_intermediate_size": 24}
 _LATENT: dict[str, Any] = {
     **_MIXTURE,

@@ -105,6 +105,12 @@ def in_dtype_of(model: PreTrainedModel, call: Inputs) -> Inputs:
     return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in call.items()}
 
 
+def in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, its experts by a plain loop: the faster ways know no float64."""
+    model.config._experts_implementation = "eager"
+    return model.double()
+
+
 @torch.no_grad()
 def scores(model: PreTrainedModel, call: Inputs) -> Tensor:
     """What the model says: the logits or, without a head, the hidden states; one row per sequence or per position."""

@@ -14,6 +14,7 @@ import torch
 from definition import check_every_call
 from families.cells import CELLS, METHODS, PART, Cell, plan_for, run, tables_for
 from families.every import EVERY
+from families.family import in_float64
 from hf_sparsify.patcher.binding.patching import apply_plan, current_patch, remove_patch
 from hf_sparsify.patcher.methods import TopK, TopKFeedForward
 from patched_models import close, far, state
@@ -43,7 +44,7 @@ def test_family_by_method_by_setting(cell: Cell, monkeypatch: pytest.MonkeyPatch
     assert state(model) == before
     assert torch.equal(run(model, family, setting), dense)
 
-    apply_plan(model.double(), plan, tables_for(plan))
+    apply_plan(in_float64(model), plan, tables_for(plan))
     calls = check_every_call(model, monkeypatch)
     run(model, family, setting)
     assert set(calls) == set(plan)
