@@ -63,12 +63,12 @@ def _spectrogram(padding: str, length: int, batch: int) -> Inputs:
     return {"input_features": _random(batch, 8, 24), "decoder_input_ids": decoder_ids(batch)}
 
 
-def _two_towers(name: str, model_class: str, **fields: Any) -> Family:
+def _two_towers(name: str, model_class: str, paddings: tuple[str, ...], **fields: Any) -> Family:
     def make() -> PreTrainedModel:
         cls = getattr(hf, model_class)
         return cls(cls.config_class(text_config=TEXT, vision_config=_IMAGE, **fields))
 
-    return Family(name, make, _image_and_text, paddings=("none", "right"))
+    return Family(name, make, _image_and_text, paddings=paddings)
 
 
 def _vision(name: str, model_class: str) -> Family:
@@ -95,8 +95,8 @@ _FAMILIES = (
     _vision("vit", "ViTForImageClassification"),
     _vision("deit", "DeiTForImageClassification"),
     _vision("dinov2", "Dinov2ForImageClassification"),
-    _two_towers("clip", "CLIPModel", projection_dim=16),
-    _two_towers("siglip", "SiglipModel"),
+    _two_towers("clip", "CLIPModel", ("none", "right"), projection_dim=16),
+    _two_towers("siglip", "SiglipModel", ("none",)),  # its text is what stands last, padding or not
     _wave_model("wav2vec2", "Wav2Vec2ForCTC"),
     _wave_model("hubert", "HubertForCTC"),
     Family("whisper", _whisper, _spectrogram, paddings=("none",), modes=MODES),
