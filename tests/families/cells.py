@@ -61,7 +61,8 @@ def plan_for(model: nn.Module, method: Method) -> dict[str, Method]:
     return {
         module.name: method
         for module in attention_modules(model)
-        if module.nature == "bidirectional" or not isinstance(method, Clustered)
+        if (module.nature == "bidirectional" or not isinstance(method, Clustered))
+        and "LocalSelfAttention" not in module.name  # LongT5's encoder does not use the interface
     }
 
 
