@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .terminal import say, set_up
+from . import terminal
 
 if TYPE_CHECKING:
     from .commands.target import Target
@@ -12,54 +15,77 @@ if TYPE_CHECKING:
     from .patcher.binding.loading import LoadedModel, LoadOptions
 
 
-def start(target: str | None, quiet: bool, verbose: bool) -> None:
-    """Says what will be loaded before the first slow import, and misses ./sparsified before data or model are."""
-    say(f"loading {target or './sparsified'} ...", quiet=quiet)
-    set_up(quiet=quiet, verbose=verbose)
-    if target is None:
-        from .commands.target import require_default_recipe
+@dataclass(frozen=True)
+class Opening:
+    """How a command opens its model, and how much it says. model: where a recipe's model is now, if it moved."""
 
-        require_default_recipe()
+    loading: LoadOptions
+    model: str | None
+    quiet: bool
+    verbose: bool
 
+    @classmethod
+    def of(cls, *, quiet: bool, verbose: bool, model: str | None = None, seed: int = 0, **loading: Any) -> Opening:
+        """From the options of a command. seed: taken by every command, also where nothing is drawn."""
+        from .patcher.binding.loading import LoadOptions
 
-def load(model: str, options: LoadOptions, quiet: bool) -> LoadedModel:
-    """A dense model by name; raises what load_model raises."""
-    from .commands.target import load_named
+        return cls(LoadOptions(**loading), model, quiet, verbose)
 
-    loaded = load_named(model, options)
-    _hint(loaded.model, quiet)
-    return loaded
+    def start(self, target: str | None) -> None:
+        """Says what will be loaded before the first slow import, and misses ./sparsified before data or model are."""
+        self.say(f"loading {target or './sparsified'} ...")
+        terminal.set_up(quiet=self.quiet, verbose=self.verbose)
+        if target is None:
+            from .commands.target import require_default_recipe
 
+            require_default_recipe()
 
-def open_target(argument: str | None, options: LoadOptions, model: str | None, quiet: bool) -> Target:
-    """A recipe or model with what is to be done to it; raises what commands.target.open_target raises."""
-    from .commands import target
+    def load(self, model: str) -> LoadedModel:
+        """A dense model by name; raises what load_model raises."""
+        from .commands.target import load_named
 
-    return _told(target.open_target(argument, options, model=model), quiet)
+        loaded = load_named(model, self.loading)
+        self._hint(loaded)
+        return loaded
 
+    def target(self, argument: str | None) -> Target:
+        """A recipe or model with what is to be done to it; raises what commands.target.open_target raises."""
+        from .commands.target import open_target
 
-def open_targets(arguments: list[str], options: LoadOptions, model: str | None, quiet: bool) -> list[Target]:
-    """Recipes for one model; raises what commands.target.open_targets raises."""
-    from .commands import target
+        opened = open_target(argument, self.loading, model=self.model)
+        self._tell(opened)
+        return opened
 
-    opened = target.open_targets(arguments, options, model=model)
-    _told(opened[0], quiet)
-    return opened
+    def targets(self, arguments: list[str]) -> list[Target]:
+        """Recipes for one model; raises what commands.target.open_targets raises."""
+        from .commands.target import open_targets
 
+        opened = open_targets(arguments, self.loading, model=self.model)
+        self._tell(opened[0])
+        return opened
 
-def _told(opened: Target, quiet: bool) -> Target:
-    """What a person should know of it."""
-    from .commands.target import DEFAULT_K
+    def say(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        terminal.say(text, quiet=self.quiet)
 
-    _hint(opened.loaded.model, quiet)
-    if opened.directory is None:
-        say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer", quiet=quiet)
-    return opened
+    def progress(self, total: int, what: str, *, processes: int = 1) -> AbstractContextManager[Callable[[int], None]]:
+        """As in terminal.py, unless quiet."""
+        return terminal.progress(total, what, quiet=self.quiet, processes=processes)
 
+    def _tell(self, opened: Target) -> None:
+        """What a person should know of what was opened."""
+        from .commands.target import DEFAULT_K
+        from .patcher.preset import ranges
 
-def _hint(model: Any, quiet: bool) -> None:
-    if model.device.type == "cpu" and str(model.dtype) == "torch.bfloat16":
-        say("hint: on a CPU, --dtype float32 is faster than bfloat16 for prompts", quiet=quiet)
+        self._hint(opened.loaded)
+        if opened.directory is None:
+            but = f" but {ranges(opened.dense_layers)}" if opened.dense_layers else ""
+            self.say(f"no recipe named: starting from top-k attention with k = {DEFAULT_K} on every layer{but}")
+
+    def _hint(self, loaded: LoadedModel) -> None:
+        model = loaded.model
+        if model.device.type == "cpu" and str(model.dtype) == "torch.bfloat16":
+            self.say("hint: on a CPU, --dtype float32 is faster than bfloat16 for prompts")
 
 
 def items_of(dataset: str, split: str | None, default_split: str) -> ItemSet:

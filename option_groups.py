@@ -11,16 +11,23 @@ from typing import Any
 import typer
 
 from . import options as o
+from .opening import Opening
 
-# The options that describe how to load a model: name -> annotation and default, as in LoadOptions.
-_LOADING: dict[str, tuple[Any, Any]] = {
+# The options of how to open a model, and what a person is told: name -> annotation and default, as in Opening.of.
+_OPENING: dict[str, tuple[Any, Any]] = {
+    "model": (o.MovedModel, None),
+    "seed": (o.HiddenSeed, 0),
     "dtype": (o.Dtype, "auto"),
     "device": (o.Device, "auto"),
     "device_map": (o.DeviceMap, None),
     "revision": (o.Revision, None),
     "trust_remote_code": (o.TrustRemoteCode, False),
     "gguf_file": (o.GgufFile, None),
+    "quiet": (o.Quiet, False),
+    "verbose": (o.Verbose, False),
 }
+# Those of them that go with a configuration alone.
+_FINDING = ("model", "dtype", "revision", "trust_remote_code", "gguf_file", "quiet", "verbose")
 # The options that describe what `patch` patches and how: as in commands.patch.make_wanted.
 _PATCHING: dict[str, tuple[Any, Any]] = {
     "attention": (o.Attention, "top-k"),
@@ -30,6 +37,7 @@ _PATCHING: dict[str, tuple[Any, Any]] = {
     "compensation": (o.Compensation, None),
     "v_mean": (o.VMean, None),
     "placement": (o.Placement, None),
+    "denominator": (o.Denominator, None),
     "clusters": (o.Clusters, None),
     "min_length": (o.MinLength, None),
     "ffn": (o.Ffn, "none"),
@@ -55,7 +63,7 @@ _CALIBRATING: dict[str, tuple[Any, Any]] = {
     "estimator": (o.Estimator, "count-matched"),
     "alpha": (o.Alpha, 0.0),
     "activations": (o.Activations, "sparse"),
-    "denominator": (o.Denominator, None),
+    "denominator": (o.OtherDenominator, None),
 }
 # The options that describe what `eval` asks, how, and what decides: as in commands.evaluate.make_options.
 _ASKING: dict[str, tuple[Any, Any]] = {
@@ -85,15 +93,19 @@ _BENCHING: dict[str, tuple[Any, Any]] = {
 GATHERED: Any = None  # the default of an argument that a decorator below fills in
 
 
-def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
-    """Puts the options of how to load a model in place of a command's argument `loading`, which gets LoadOptions."""
+def takes_opening(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of how to open a model in place of a command's argument `opening`, which gets an Opening.
 
-    def make(**given: Any) -> Any:
-        from .patcher.binding.loading import LoadOptions
+    An option that the command has itself stays its own.
+    """
+    own = inspect.signature(command).parameters
+    options = {name: option for name, option in _OPENING.items() if name not in own}
+    return _gathered(command, "opening", options, Opening.of)
 
-        return LoadOptions(**given)
 
-    return _gathered(command, "loading", _LOADING, make)
+def takes_finding(command: Callable[..., None]) -> Callable[..., None]:
+    """The same with the options that say where a configuration is."""
+    return _gathered(command, "opening", {name: _OPENING[name] for name in _FINDING}, Opening.of)
 
 
 def takes_patching(command: Callable[..., None]) -> Callable[..., None]:

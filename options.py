@@ -140,6 +140,14 @@ Placement = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Denominator = Annotated[
+    str | None,
+    typer.Option(
+        help="Where sdc gets the dropped mass from: exact (default) or rounded (decoding reads keys in 8 bits: faster, "
+        "not quite exact).",
+        rich_help_panel=METHOD,
+    ),
+]
 Thresholds = Annotated[
     Path | None,
     typer.Option(
@@ -189,11 +197,12 @@ Activations = Annotated[
         rich_help_panel=FITTING,
     ),
 ]
-Denominator = Annotated[
+OtherDenominator = Annotated[
     str | None,
     typer.Option(
-        help="Where sdc gets the dropped mass from: exact (default), exp-threshold (an upper bound) or offline (the "
-        "mean of calibration).",
+        "--denominator",
+        help="Where sdc gets the dropped mass from: exact, exp-threshold (an upper bound), offline (the mean of "
+        "calibration) or rounded (decoding reads keys in 8 bits); default: the recipe's, else exact.",
         rich_help_panel=FITTING,
     ),
 ]
@@ -238,6 +247,10 @@ HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]
 Lengths = Annotated[
     str | None,
     typer.Option(help="Tokens, e.g. 512,2k,8k (default: those of 512,2k,8k that the model has positions for)."),
+]
+InspectLengths = Annotated[str | None, typer.Option("--lengths", help="Tokens, e.g. 512,2k,8k (default: 512,4k,32k).")]
+EveryModule = Annotated[
+    bool, typer.Option("--modules", help="A line for every module, by its full name.", rich_help_panel=OUTPUT)
 ]
 NewTokens = Annotated[
     int, typer.Option(help="Tokens to write one by one, for models that generate; 0 times the prompt alone.")

@@ -22,6 +22,8 @@ from .processes import is_main_process
 
 INTERRUPTED = 130
 PLAIN_WIDTH = 160
+# Of tables with long names or many columns; on a narrower terminal its own line breaks beat cut words.
+WIDE = 120
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

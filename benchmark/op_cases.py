@@ -13,6 +13,7 @@ from ..patcher.kernels import clusters, feed_forward, rows
 from ..patcher.methods import AttentionInputs, Clustered, TopK, TopKFeedForward, TopTheta
 from ..patcher.methods.chunk import RowCounts
 from ..patcher.methods.cluster_rows import attend_clusters
+from ..patcher.methods.rounded_keys import RoundedKeys, rounded_bytes
 from ..patcher.thresholds import ModuleThresholds
 from .op_inputs import SHARE, WIDTH, attention, dense, exact, queries_at, score_product, thresholds
 
@@ -118,27 +119,52 @@ def decode(keys: int, heads: int, groups: int, floor: float | None, *, in_turn: 
     """One query against one KV cache, or against several in turn, as a model's layers have them."""
     caches = max(1, CACHE_BYTES // (2 * groups * keys * WIDTH * 4)) if in_turn else 1
     calls = [attention(1, keys, heads, groups, seed=seed) for seed in range(caches)]
-    method = TopTheta(keep=SHARE)
-    tables = [thresholds(inputs, method) for inputs in calls]
-
-    def sparse() -> None:
-        for inputs, table in zip(calls, tables, strict=True):
-            rows.attend(inputs, method, table)
-
-    def all_kept() -> None:
-        for inputs in calls:
-            rows.attend(inputs, method.as_dense())
+    summed = [replace(inputs, value_sum=inputs.value.double().sum(2)) for inputs in calls]
+    name = f"{'GQA' if groups < heads else 'MHA'} {heads}/{groups}"
+    whole = step_arm(f"same kernel, all kept, {name}", calls, TopTheta(keep=1.0))
+    few = TopTheta(k=K, placement="pre-softmax")
+    compensated = TopTheta(k=K, compensation="sdc+vmc")
+    arms = [
+        step_arm(f"top-theta decode, {name}", calls, TopTheta(keep=SHARE), floor),
+        whole,
+        step_arm(f"pre-softmax decode, k = {K}, {name}", calls, few),
+        step_arm(f"pre-softmax decode, k = {K}, 8-bit first, {name}", with_rounded(calls, few), few),
+        step_arm(f"post-softmax sdc+vmc decode, k = {K}, {name}", summed, compensated),
+    ]
+    rounded = replace(compensated, denominator="rounded")
+    of_rounded = with_rounded(summed, rounded)
+    arms.append(step_arm(f"post-softmax sdc+vmc decode, k = {K}, rounded denominator, {name}", of_rounded, rounded))
 
     def sdpa() -> None:
         for inputs in calls:
             dense(inputs)
 
-    name = f"{'GQA' if groups < heads else 'MHA'} {heads}/{groups}"
-    arms = [
-        Arm(f"top-theta decode, {name}", sparse, lambda: checked_step(calls[0], method, tables[0]), floor),
-        Arm(f"same kernel, all kept, {name}", all_kept, lambda: checked_step(calls[0], method.as_dense(), None)),
-    ]
-    return Case(f"{length(keys, 'key')}, {caches} cache{'s in turn' if caches > 1 else ''}", sdpa, all_kept, arms)
+    return Case(f"{length(keys, 'key')}, {caches} cache{'s in turn' if caches > 1 else ''}", sdpa, whole.run, arms)
+
+
+def step_arm(name: str, calls: list[AttentionInputs], method: TopTheta, floor: float | None = None) -> Arm:
+    """A decoding step with each of several caches."""
+    tables = [step_table(inputs, method) for inputs in calls]
+
+    def run() -> None:
+        for inputs, table in zip(calls, tables, strict=True):
+            rows.attend(inputs, method, table)
+
+    return Arm(name, run, lambda: checked_step(calls[0], method, tables[0]), floor)
+
+
+def step_table(inputs: AttentionInputs, method: TopTheta) -> ModuleThresholds | None:
+    """Thresholds that keep what the method is to keep on average; None where that is all."""
+    share = method.keep if method.keep is not None else (method.k or 0) / inputs.key.shape[2]
+    return thresholds(inputs, method, share) if share < 1 else None
+
+
+def with_rounded(calls: list[AttentionInputs], method: TopTheta) -> list[AttentionInputs]:
+    """The same calls with their keys rounded, as decoding carries them from step to step."""
+    made = [replace(inputs, rounded=RoundedKeys.room_for(inputs.key, inputs.key.shape[2])) for inputs in calls]
+    for inputs in made:
+        rows.attend(inputs, method, step_table(inputs, method))
+    return made
 
 
 def feed_forward_layer(tokens: int, floor: float | None, d_model: int = 768, d_ff: int = 3072, k: int = 192) -> Case:
@@ -196,13 +222,18 @@ def row_arm(
 
 
 def checked_step(inputs: AttentionInputs, method: TopTheta, table: ModuleThresholds | None) -> Checked:
-    """One decoding step. What is read at least: all keys, and the values that some head of a group keeps."""
+    """One decoding step. What is read at least: all keys, or all of them rounded and few in full, and the values that
+    some head of a group keeps."""
     out, counts = rows.attend(inputs, method, table, count=True)
     expected, _ = method.attend(exact(inputs), thresholds=table)
     groups, keys = inputs.key.shape[1:3]
     least = None
     if table is not None and counts is not None and counts.v_rows is not None:
-        least = (1 + float(counts.v_rows.sum()) / (groups * keys)) / 2
+        of_keys = 1.0
+        if counts.k_rows is not None:
+            row_bytes = inputs.key.element_size() * WIDTH
+            of_keys = rounded_bytes(WIDTH) / row_bytes + float(counts.k_rows.sum()) / (groups * keys)
+        least = (of_keys + float(counts.v_rows.sum()) / (groups * keys)) / 2
     return Checked(_rows(out), _rows(expected), _kept_share(counts, inputs), least)
 
 

@@ -65,8 +65,8 @@ def score_product(inputs: AttentionInputs) -> Callable[[], None]:
     return run
 
 
-def thresholds(inputs: AttentionInputs, method: TopTheta) -> ModuleThresholds:
-    """A table that keeps SHARE of the keys on average.
+def thresholds(inputs: AttentionInputs, method: TopTheta, share: float = SHARE) -> ModuleThresholds:
+    """A table that keeps a share of the keys on average.
 
     The queries are alike, so that any of them may stand for the query at any position.
     """
@@ -81,11 +81,11 @@ def thresholds(inputs: AttentionInputs, method: TopTheta) -> ModuleThresholds:
             compared = compared.log_softmax(-1)
         elif method.placement == "max-relative":
             compared = compared - compared.amax(-1, keepdim=True)
-        theta[:, column] = _exceeded(compared.flatten(1))
+        theta[:, column] = _exceeded(compared.flatten(1), share)
     return ModuleThresholds(torch.tensor(lengths).float(), theta, 1, keys, placement=method.placement)
 
 
-def _exceeded(values: Tensor) -> Tensor:
-    """What SHARE of every row's values [H, n] exceeds: between two of them, so that rounding changes nothing."""
-    highest = values.topk(max(1, round(SHARE * values.shape[1])) + 1).values
+def _exceeded(values: Tensor, share: float) -> Tensor:
+    """What a share of every row's values [H, n] exceeds: between two of them, so that rounding changes nothing."""
+    highest = values.topk(max(1, round(share * values.shape[1])) + 1).values
     return highest[:, -2:].mean(1)

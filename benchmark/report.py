@@ -12,6 +12,13 @@ from ..tables import grid, percent, titled
 from .arms import ARMS, DENSE, PATCHED
 from .workload import DECODE
 
+# What is left of the dense model: key of a length's results -> column.
+_KEPT = {
+    "kept_share": "elements kept",
+    "cluster_scores_share": "scores computed",
+    "activations_kept_share": "activations kept",
+}
+
 
 def bench_tables(results: dict[str, Any]) -> RenderableType:
     """Times, throughput and memory of all contenders, where the time goes, and one sentence for each phase."""
@@ -65,15 +72,17 @@ def _number(value: float) -> str:
 
 
 def _shares(results: dict[str, Any]) -> Table:
-    header = ["phase", "length", "attention", "down-projections", "patched", "at most", "elements kept"]
+    # Only what the plan has.
+    kept = [name for name in _KEPT if any(entry[name] is not None for entry in results["lengths"])]
+    header = ["phase", "length", "attention", "down-projections", "patched", "at most", *(_KEPT[name] for name in kept)]
     rows = []
     for phase in results["lengths"][0]["phases"]:
         for entry in results["lengths"]:
             found = entry["phases"][phase]
             shares, most = found["shares"], found["ceiling"]
             parts = [percent(shares[name]) for name in ("attention", "feed_forward", "patched")]
-            kept = percent(entry["kept_share"])
-            rows.append([phase, f"{entry['tokens']:,}", *parts, f"{most:.2f}x" if most else "-", kept])
+            left = [percent(entry[name]) for name in kept]
+            rows.append([phase, f"{entry['tokens']:,}", *parts, f"{most:.2f}x" if most else "-", *left])
     return grid(header, rows)
 
 

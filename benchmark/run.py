@@ -24,18 +24,20 @@ from .workload import Workload, workload
 SLOW, SECONDS = 2.0, 10.0
 # The share of the free memory that eager attention may fill.
 MEMORY_SHARE = 0.7
+# What is left of the dense model's attention elements, scores (in clustered attention) and activations.
+KEPT = ("kept_share", "cluster_scores_share", "activations_kept_share")
 
 
 @dataclass
 class LengthResult:
     """Of one length. seconds: arm -> phase -> one time for each round. calls: of patched modules, by the way they took.
-    kept: share of attention elements. left_out: arms that were not run, and why. load: processes that wanted to run
-    before it began, on average over a minute. peak_memory: arm -> bytes above the loaded model."""
+    kept: the shares in KEPT, None for what the plan has not. left_out: arms that were not run, and why. load: processes
+    that wanted to run before it began, on average over a minute. peak_memory: arm -> bytes above the loaded model."""
 
     work: Workload
     seconds: dict[str, dict[str, list[float]]]
     calls: dict[str, int]
-    kept: float | None
+    kept: dict[str, float | None]
     shares: dict[str, Shares]
     left_out: dict[str, str]
     load: float
@@ -66,7 +68,8 @@ def measure(
     calls = dict(arms.calls())
     with arms.use(PATCHED), arms.patch.metered(Meter()) as meter:
         work.run()
-    kept = meter.summary()["total"]["kept_share"]
+    total = meter.total().summary()
+    kept = {name: total[name] for name in KEPT}
     return LengthResult(work, seconds, calls, kept, shares_of(work, planned), left_out, load)
 
 
@@ -139,7 +142,7 @@ def _length(result: LengthResult) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "phases": phases,
-        "kept_share": result.kept,
+        **result.kept,
         "calls": result.calls,
         "left_out": result.left_out,
         "load_average": result.load,

@@ -18,7 +18,7 @@ from .workload import Workload, clock
 
 @dataclass
 class Shares:
-    """Shares of a phase's time, between 0 and 1.
+    """Shares of a phase's time (or of its FLOPs, or of the bytes it reads), between 0 and 1.
 
     attention: in scaled dot products, without the projections around them. feed_forward: in down-projections, the part
     that top-k feed-forward makes sparse. patched: in those of the two that the recipe patches. None where the model

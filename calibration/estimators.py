@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..patcher.methods.budget import Budget
+from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.thresholds import ModuleThresholds
 from .grid import BINS, buckets_of, edges
 from .histogram import MASS_UNIT, Counts, ScoreHistogram
@@ -122,7 +122,7 @@ def _check(histogram: ScoreHistogram, method: Budget, estimator: str) -> None:
     if (method.k, method.keep) != (seen.k, seen.keep):
         raise UsageError(
             "the mean estimator can be read only at the budget that was calibrated "
-            f"({Budget(seen.k, seen.keep).describe()}), not at another: use count-matched"
+            f"({describe_kept([seen])}), not at another: use count-matched"
         )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..patcher.methods.top_theta import DENOMINATORS, PLACEMENTS
+from ..patcher.methods.top_theta import DENOMINATORS, PLACEMENTS, denominator_for
 
 ESTIMATORS = ("count-matched", "mean")
 ACTIVATIONS = ("sparse", "dense")
@@ -43,8 +43,8 @@ class CalibrationOptions:
             raise UsageError(f"--alpha must be a finite number, not {self.alpha}")
         if self.alpha and self.estimator != "mean":
             raise UsageError(f"--alpha {self.alpha:g} goes with --estimator mean: count-matched has no spread to add")
-        if self.denominator not in (None, "exact") and self.placement == "post-softmax":
+        if self.denominator and denominator_for(self.placement, self.denominator) != self.denominator:
             raise UsageError(
                 f"--denominator {self.denominator} goes with --placement max-relative or pre-softmax: post-softmax "
-                "needs the exact denominator anyway"
+                "needs the exact or rounded denominator anyway"
             )

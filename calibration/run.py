@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..errors import DataError, UsageError
 from ..patcher.binding.modules import attention_modules, unwrapped
 from ..patcher.binding.patching import apply_plan
-from ..patcher.methods import Method, TopTheta, exact_top_k
+from ..patcher.methods import Method, TopK, TopTheta, exact_top_k
 from ..patcher.methods.budget import Budget, budget_of
+from ..patcher.methods.top_theta import denominator_for
 from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .estimators import fit
@@ -131,9 +132,8 @@ def fitted_plan(plan: Mapping[str, Method], options: CalibrationOptions) -> dict
 
 def _with_thresholds(method: Budget, options: CalibrationOptions) -> TopTheta:
     made = method if isinstance(method, TopTheta) else TopTheta(**budget_of(method))
-    # Post-softmax weights need the exact denominator, whatever the module had before.
-    denominator = options.denominator or ("exact" if options.placement == "post-softmax" else made.denominator)
-    return replace(made, placement=options.placement or made.placement, denominator=denominator)
+    had = denominator_for(options.placement, method.denominator) if isinstance(method, TopK | TopTheta) else "exact"
+    return replace(made, placement=options.placement or made.placement, denominator=options.denominator or had)
 
 
 def start(model: nn.Module, fitted: Mapping[str, Method], options: CalibrationOptions) -> Observed:

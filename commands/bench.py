@@ -21,10 +21,11 @@ from ..benchmark.plot import plot_ratios
 from ..benchmark.run import LengthResult, measure, summary, with_min_length
 from ..benchmark.text import documentation, texts_of, tokens_of
 from ..benchmark.workload import GENERATING
-from ..errors import UsageError, require_at_least_one
+from ..errors import NotPatchableError, UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..patcher.binding.loading import WITHOUT_TEXT, LoadOptions
+from ..patcher.binding.modules import interception_of
 from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Recipe, check_place, save_recipe
 from .bench_process import Job
@@ -90,7 +91,11 @@ def make_options(lengths: str | None = None, **others: Any) -> BenchOptions:
 
 def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
     """The lengths to measure. UsageError for one that the model has no positions for or that new tokens fill, for a
-    model that does not read text alone, and for --write where there is nothing to write to."""
+    model that does not read text alone, and for --write where there is nothing to write to. NotPatchableError for
+    intercepted modules: they compute all scores and run Python beside, so that their times say nothing of the method.
+    """
+    if intercepted := interception_of(target.loaded.model, target.recipe.plan):
+        raise NotPatchableError(f"nothing to time: {intercepted['note']}; leave them dense (patch --set NAME=none)")
     if options.write:
         _check_write(target)
     loaded = target.loaded

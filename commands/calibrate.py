@@ -29,10 +29,12 @@ from ..evaluation.dense_cache import dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import Item, ItemSet, content_hash
 from ..evaluation.tasks import Task, task_for
+from ..patcher.binding.modules import interception_of
 from ..patcher.meter import Meter
-from ..patcher.methods import Method, TopTheta, method_to_dict
+from ..patcher.methods import Method, TopK, TopTheta, method_to_dict
 from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.methods.compensation import check_compensation
+from ..patcher.methods.top_theta import denominator_for
 from ..patcher.recipe import DEFAULT_RECIPE, CalibrationRecord, Recipe, is_recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
@@ -76,14 +78,14 @@ class CalibrateOptions:
         changes: dict[str, Any] = {} if self.compensation is None else {"compensation": self.compensation}
         if self.k is not None or self.keep is not None:
             changes |= {"k": self.k, "keep": self.keep}
-        # Post-softmax has the exact denominator anyway.
-        exact = "exact" if self.how.placement == "post-softmax" else None
-        asked = {"placement": self.how.placement, "denominator": self.how.denominator or exact}
-        for_theta = changes | {name: value for name, value in asked.items() if value is not None}
 
         def changed(method: Method) -> Method:
             if isinstance(method, TopTheta):
-                return replace(method, **for_theta)
+                placement = self.how.placement or method.placement
+                denominator = self.how.denominator or denominator_for(self.how.placement, method.denominator)
+                return replace(method, **changes, placement=placement, denominator=denominator)
+            if isinstance(method, TopK) and self.how.denominator == "exact":
+                return replace(method, **changes, denominator="exact")
             return replace(method, **changes) if isinstance(method, Budget) else method
 
         return {name: changed(method) for name, method in plan.items()}
@@ -114,7 +116,9 @@ def check_options(target: str | None, options: CalibrateOptions) -> None:
 @dataclass(frozen=True)
 class Calibrated:
     """The updated recipe with the histograms behind it, the modules none of whose rows was longer than their budget
-    (they stay dense), and what was kept afterwards on `checked` items, held out or not; of the first process alone."""
+    (they stay dense), and what was kept afterwards on `checked` items, held out or not; of the first process alone.
+
+    interception: see interception_of."""
 
     recipe: Recipe
     histograms: Histograms
@@ -123,6 +127,7 @@ class Calibrated:
     checked: int
     held_out: bool
     checkpoint: Checkpoint
+    interception: dict[str, Any] | None
 
 
 def calibrate_target(
@@ -181,7 +186,8 @@ def calibrate_target(
         checkpoint.remove()
         raise
     without = [name for name in made.observed.histograms if name not in made.thresholds]
-    return Calibrated(recipe, made.observed.histograms, without, kept, len(tried), bool(others), checkpoint)
+    said = interception_of(target.loaded.model, recipe.plan)
+    return Calibrated(recipe, made.observed.histograms, without, kept, len(tried), bool(others), checkpoint, said)
 
 
 def _fitted(plan: dict[str, Method], options: CalibrateOptions) -> tuple[dict[str, Method], dict[str, Method]]:

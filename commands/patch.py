@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,18 @@ from ..calibration.run import Histograms
 from ..environment import package_versions
 from ..errors import DataError, UsageError
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.binding.modules import attention_modules, other_attention, unwrapped
+from ..patcher.binding.modules import unreachable_attention
 from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, Method, TopKFeedForward
 from ..patcher.methods.budget import Budget
 from ..patcher.overrides import Override, parse_override
 from ..patcher.plan import check_selection, plan_model
+from ..patcher.preset import DEEP, dense_by_default, ranges
 from ..patcher.proof import Check, prove
 from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe, save_recipe
 from .target import DEFAULT_COMPENSATION, DEFAULT_K
 
 logger = logging.getLogger(__name__)
 
-# Attention of these layers stays dense in stacks of more than DEEP layers unless a person says which; () turns it off.
-DEFAULT_DENSE_LAYERS: tuple[int, ...] = (0, 1)
-DEEP = 8
 DEFAULT_DENSE_NOTE = (
     f"attention of layers {{}} stays dense by default in models with more than {DEEP} layers; --skip-layers none "
     "patches it too"
@@ -160,8 +158,10 @@ def require_something(attention: object, feed_forward: object, overrides: Sequen
 
 
 def plan_recipe(loaded: LoadedModel, wanted: Wanted) -> Planned:
-    """The recipe for a model; raises what plan_model raises. DEFAULT_DENSE_LAYERS may apply."""
-    preset = _default_dense(loaded, wanted)
+    """The recipe for a model; raises what plan_model raises. The preset holds where no layers are asked for."""
+    preset: dict[str, int] = {}
+    if wanted.layers is None and wanted.skip_layers is None:
+        preset = dense_by_default(loaded.model, wanted.attention, kind=wanted.kind, stack=wanted.stack)
     plan = plan_model(
         loaded.model,
         wanted.attention,
@@ -176,30 +176,7 @@ def plan_recipe(loaded: LoadedModel, wanted: Wanted) -> Planned:
     dense = {layer for name, layer in preset.items() if name not in plan}
     notes = [DEFAULT_DENSE_NOTE.format(ranges(dense))] if dense else []
     recipe = Recipe(loaded.base, plan, versions=package_versions())
-    return Planned(recipe, other_attention(loaded.model), tuple(notes))
-
-
-def _default_dense(loaded: LoadedModel, wanted: Wanted) -> dict[str, int]:
-    """The attention modules that stay dense because nobody said which layers to patch, with their layers."""
-    if wanted.layers is not None or wanted.skip_layers is not None or not isinstance(wanted.attention, Budget):
-        return {}
-    layers: dict[str, dict[str, int]] = {}
-    for module in attention_modules(unwrapped(loaded.model)):
-        if module.layer is not None and wanted.stack in (None, module.stack) and wanted.kind in (None, module.kind):
-            layers.setdefault(module.stack, {})[module.name] = module.layer
-    deep = [members for members in layers.values() if len(set(members.values())) > DEEP]
-    return {name: layer for members in deep for name, layer in members.items() if layer in DEFAULT_DENSE_LAYERS}
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return Planned(recipe, unreachable_attention(loaded.model), tuple(notes))
 
 
 def warn_of_lost_mass(plan: Mapping[str, Method]) -> None:

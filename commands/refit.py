@@ -20,7 +20,7 @@ from ..evaluation.report import per_k
 from ..evaluation.sources import is_at_hand, load_items
 from ..evaluation.tasks import task_for
 from ..patcher.binding.loading import LoadedModel, find_base_model
-from ..patcher.binding.modules import other_attention
+from ..patcher.binding.modules import unreachable_attention
 from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.recipe import CalibrationRecord, Plan, Recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
@@ -138,7 +138,7 @@ def refit(source: Source, target: Target, k: int | None = None, keep: float | No
     check_target(replace(target, recipe=made))
     idle = [name for name in methods if name not in thresholds]
     notes = [f"{len(idle)} modules never saw a row longer than k, e.g. {idle[0]}: no thresholds"] if idle else []
-    return Planned(made, other_attention(target.loaded.model), tuple(notes), source.histograms)
+    return Planned(made, unreachable_attention(target.loaded.model), tuple(notes), source.histograms)
 
 
 def with_kept(planned: Planned, source: Source, loaded: LoadedModel, items: ItemSet | None = None) -> Planned:

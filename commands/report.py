@@ -16,25 +16,31 @@ from ..evaluation.datasets import datasets_rows
 from ..evaluation.report import called, comparison, modules_table, results_tables
 from ..patcher.binding.feed_forward import feed_forward_modules
 from ..patcher.binding.loading import WITHOUT_TEXT, LoadedModel
-from ..patcher.binding.modules import attention_modules
-from ..patcher.binding.patching import PatchableModule
+from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, interception_of
+from ..patcher.binding.patchable import PatchableModule
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
+from ..patcher.preset import ranges
 from ..patcher.proof import Check
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
 from .evaluate import Outcome
-from .patch import Planned, ranges
+from .patch import Planned
 from .target import Target
+
+INTERCEPTED = (
+    "Where a model computes attention itself, outside the transformers attention interface, attention methods select "
+    f"the same keys ({ACCURACY_ONLY}) and make nothing faster."
+)
 
 
 def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], written: Path | None) -> RenderableType:
     """The plan by kind of module, the proof, and where the recipe went."""
-    parts: list[RenderableType] = [_plan_table(planned.recipe, loaded), ""]
+    parts: list[RenderableType] = [_plan_table(planned.recipe, loaded), "", *_interception(planned.recipe, loaded)]
     if planned.unreachable:
         names = ", ".join(planned.unreachable)
-        parts.append(Text(f"stays dense, it computes attention outside the interface: {names}", style="yellow"))
+        parts.append(Text(f"stays dense, its attention can be reached by no route: {names}", style="yellow"))
     parts += planned.notes
     calibrated = planned.recipe.calibration is not None
     if not calibrated and any(method.needs_thresholds for method in planned.recipe.plan.values()):
@@ -57,7 +63,13 @@ def validation_report(target: Target, checks: list[Check]) -> RenderableType:
     record = recipe.calibration
     calibrated = f"; calibrated on {record.samples} items of {record.dataset}, {record.budget}" if record else ""
     verdict = f"the recipe in {target.directory} is valid{calibrated}"
-    return Group(_plan_table(recipe, target.loaded), "", *_proof(checks), verdict)
+    said = _interception(recipe, target.loaded)
+    return Group(_plan_table(recipe, target.loaded), "", *said, *_proof(checks), verdict)
+
+
+def _interception(recipe: Recipe, loaded: LoadedModel) -> list[RenderableType]:
+    found = interception_of(loaded.model, recipe.plan)
+    return [Text(found["note"], style="yellow")] if found else []
 
 
 def _proof(checks: list[Check]) -> list[RenderableType]:
@@ -119,11 +131,13 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
         rows.append(("fitted", f"{record.estimator}{alpha}, {record.placement}, {record.activations} activations"))
     if names := calibrated.without_thresholds:
         rows.append(("rows never longer than k", f"{len(names)} modules, e.g. {names[0]}: dense on such data"))
+    said = [Text(calibrated.interception["note"], style="yellow")] if calibrated.interception else []
     return Group(
         titled(title, facts(rows)),
         "",
         _kept_table(calibrated),
         "",
+        *said,
         f"wrote {directory}; next: {_command('eval', directory)}",
     )
 
@@ -179,4 +193,4 @@ def datasets_report() -> RenderableType:
 def methods_report() -> RenderableType:
     """One line and the paper for each method."""
     rows = [[name, method.summary, method.paper] for name, method in METHODS.items()]
-    return grid(["method", "what it does", "paper"], rows, text_columns=3)
+    return Group(grid(["method", "what it does", "paper"], rows, text_columns=3), "", INTERCEPTED)

@@ -12,11 +12,14 @@ from ..environment import describe_environment, package_versions
 from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, find_base_model, load_model, options_for
-from ..patcher.binding.modules import input_device
-from ..patcher.methods import AttentionMethod, TopK, method_to_dict
+from ..patcher.binding.modules import input_device, interception_of
+from ..patcher.dtypes import dtype_name
+from ..patcher.methods import TopK, method_to_dict
 from ..patcher.methods.compensation import DEFAULT_COMPENSATION
+from ..patcher.overrides import Override
 from ..patcher.plan import describe_plan, plan_model
-from ..patcher.recipe import DEFAULT_RECIPE, Recipe, is_recipe, load_recipe
+from ..patcher.preset import dense_by_default
+from ..patcher.recipe import DEFAULT_RECIPE, BaseModel, Recipe, is_recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +29,15 @@ DEFAULT_METHOD = TopK(k=DEFAULT_K, compensation=DEFAULT_COMPENSATION)
 
 @dataclass(frozen=True)
 class Target:
-    """A dense model, the recipe for it, and the recipe's directory (None if the recipe is the default for a MODEL)."""
+    """A dense model, the recipe for it, and the recipe's directory (None if the recipe is the default for a MODEL).
+
+    dense_layers: those whose attention that default leaves dense.
+    """
 
     loaded: LoadedModel
     recipe: Recipe
     directory: Path | None
+    dense_layers: frozenset[int] = frozenset()
 
     @property
     def default_dataset(self) -> str:
@@ -52,10 +59,8 @@ def require_default_recipe() -> None:
         raise UsageError(f"there is no recipe in ./{DEFAULT_RECIPE}: run `sparsify patch MODEL` first, or name one")
 
 
-def open_target(
-    argument: str | None, options: LoadOptions, *, model: str | None = None, method: AttentionMethod = DEFAULT_METHOD
-) -> Target:
-    """Loads what `argument` names: a recipe directory, else a model (with `method` on all its attention modules).
+def open_target(argument: str | None, options: LoadOptions, *, model: str | None = None) -> Target:
+    """Loads what `argument` names: a recipe directory, else a model (with the plan of `sparsify patch MODEL`).
 
     None is the recipe in ./sparsified. model: where a recipe's model is now. Raises UsageError if there is nothing to
     open, RecipeMismatchError for a recipe made for another model, and what loading raises.
@@ -67,8 +72,10 @@ def open_target(
         if model is not None:
             raise UsageError(f"--model goes with a recipe, and {argument} holds none")
         loaded = load_named(argument, options)
-        plan = plan_model(loaded.model, method)
-        return Target(loaded, Recipe(loaded.base, plan, versions=package_versions()), None)
+        preset = dense_by_default(loaded.model, DEFAULT_METHOD)
+        plan = plan_model(loaded.model, DEFAULT_METHOD, overrides=[Override(name, None) for name in preset])
+        recipe = Recipe(loaded.base, plan, versions=package_versions())
+        return Target(loaded, recipe, None, frozenset(preset.values()))
     recipe = load_recipe(argument)
     source = find_base_model(recipe.base_model, Path(argument)) if model is None else model
     made_for = recipe.base_model if model is None else replace(recipe.base_model, revision=None)
@@ -101,14 +108,19 @@ def open_targets(arguments: Sequence[str], options: LoadOptions, *, model: str |
 def check_same_model(recipe: Recipe, loaded: LoadedModel) -> None:
     """RecipeMismatchError if a recipe was made for another model shape; a warning if for another revision."""
     made_for, found = recipe.base_model, loaded.base
+    check_same_shape(made_for, found)
+    if made_for.revision and found.revision and made_for.revision != found.revision:
+        logger.warning(
+            "the recipe was made for revision %s of %s, this is %s", made_for.revision, made_for.id, found.revision
+        )
+
+
+def check_same_shape(made_for: BaseModel, found: BaseModel) -> None:
+    """RecipeMismatchError if a recipe's base model and the one that was found differ in shape."""
     if made_for.config_hash != found.config_hash:
         raise RecipeMismatchError(
             f"the recipe was made for {made_for.id} ({made_for.model_type}), and {found.id} ({found.model_type}) "
             "has another shape: patch it anew with `sparsify patch`"
-        )
-    if made_for.revision and found.revision and made_for.revision != found.revision:
-        logger.warning(
-            "the recipe was made for revision %s of %s, this is %s", made_for.revision, made_for.id, found.revision
         )
 
 
@@ -120,7 +132,8 @@ def describe_target(target: Target, recipe: Recipe) -> dict[str, Any]:
         "base_model": asdict(target.loaded.base),
         "method": describe_plan(recipe.plan),
         "plan": {name: method_to_dict(method) for name, method in recipe.plan.items()},
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "interception": interception_of(model, recipe.plan),
+        "dtype": dtype_name(model.dtype),
         "device": str(input_device(model)),
         "versions": package_versions(),
         "environment": describe_environment(),

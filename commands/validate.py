@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..errors import NotPatchableError, RecipeMismatchError
-from ..patcher.binding.patching import check_module, check_name, patchable_modules
+from ..patcher.binding.patchable import check_module, check_name, patchable_modules
 from ..patcher.methods import TopTheta
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, load_recipe

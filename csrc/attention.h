@@ -9,19 +9,29 @@
 #include <cstdint>
 #include <limits>
 
-#include "simd.h"
+#include "exponentials.h"
 
 constexpr int64_t kMostWidth = 256;  // of a query, key or value
+constexpr int64_t kPanel = 16;       // rounded keys side by side
 
 enum Placement { kTopK = 0, kPostSoftmax = 1, kMaxRelative = 2, kPreSoftmax = 3 };
 enum Compensation { kNone = 0, kSdc = 1, kSdcVmc = 2 };
-enum Denominator { kExact = 0, kExpThreshold = 1, kOffline = 2 };
+enum Denominator { kExact = 0, kExpThreshold = 1, kOffline = 2, kRoundedKeys = 3 };
 enum Flag : uint8_t { kFallback = 1, kRescued = 2 };
 
 // [batch, head, row, width] with elements of one row side by side; strides in elements. data is null for what is absent.
 struct Strided {
   const char* data = nullptr;
   int64_t batch = 0, head = 0, row = 0;
+};
+
+// Keys rounded to 8 bits, by position (see rounded_keys.py); a step rounds those that it sees first. codes is null where
+// there are none.
+struct Rounded {
+  int8_t* codes = nullptr;                     // [batch, group, panels, width, kPanel]
+  float *steps = nullptr, *errors = nullptr;   // [batch, group, panels * kPanel]
+  int64_t* filled = nullptr;                   // [batch, 2]
+  int64_t panels = 0;
 };
 
 struct Attention {
@@ -46,10 +56,12 @@ struct Attention {
   int compensation, denominator;
   bool mean_of_dropped;  // VMC: the mean of dropped value rows instead of all visible ones
   const double* value_sum;  // [batch, group, value_width]: of all visible rows of a single query
+  Rounded rounded;          // of a single query
 
   int32_t* kept;    // [batch, heads, queries]
   uint8_t* flags;   // [batch, heads, queries]
   int32_t* v_rows;  // [batch, groups]: of a single query, value rows that some head of a group keeps
+  int32_t* k_rows;  // [batch, groups]: of a single query, keys that are read in full
   int threads;
 };
 
@@ -140,6 +152,12 @@ struct Stored<uint16_t> {
     return simd::load_bf16(part);
   }
 };
+
+// The keys that a single query sees: first <= j < last.
+inline int64_t first_of(const Attention& a, int64_t batch) { return a.first[batch * a.range_batch]; }
+inline int64_t last_of(const Attention& a, int64_t batch) {
+  return std::max(a.last[batch * a.range_batch], first_of(a, batch));
+}
 
 template <typename T>
 const T* row_of(const Strided& s, int64_t batch, int64_t head, int64_t row) {

@@ -19,7 +19,7 @@ constexpr int kListed = 64;
 
 // What a thread works with. The large parts are left uninitialised, so that only pages that are used are ever touched.
 struct Scratch {
-  std::vector<float> queries, keys, sums, plain, mean;
+  std::vector<float> queries, keys, sums, plain, mean, ahead;
   std::vector<int32_t> list;
   int64_t room;  // for candidates of one row
   std::unique_ptr<float[]> scores, maxima, values;
@@ -31,7 +31,8 @@ struct Scratch {
         sums(kBlockRows * a.value_width),
         plain(a.mean_of_dropped ? kBlockRows * a.value_width : 0),
         mean(a.value_width),
-        list(kListed * kBlockRows + 4),
+        ahead(a.placement == kPostSoftmax ? (a.keys / kSpanKeys + 1) * kBlockRows : 0),
+        list(kListed * kBlockRows + kSlack),
         room(room),
         scores(new float[std::min<int64_t>(a.keys, kSpanKeys) * kBlockRows]),
         maxima(new float[(std::min<int64_t>(a.keys, kSpanKeys) / 2 + 1) * kBlockRows]),
@@ -43,7 +44,7 @@ struct Scratch {
 struct Block {
   const Attention& a;
   Scratch& s;
-  const float* runs;  // sums of value rows of the group; null where no row needs them
+  const float *runs, *key_runs;  // sums of value rows and of keys of the group; null where no row needs them
   int64_t batch, group, start, per_group;
   int rows;
   int64_t low, high;                // keys that some row sees
@@ -59,8 +60,16 @@ struct Block {
   bool spoiled[kBlockRows], saved[kBlockRows];                 // by NaN; from having kept too few
   uint8_t flags[kBlockRows];
 
-  Block(const Attention& a, Scratch& s, const float* runs, int64_t batch, int64_t group, int64_t start)
-      : a(a), s(s), runs(runs), batch(batch), group(group), start(start), per_group(a.heads / a.groups) {
+  Block(const Attention& a, Scratch& s, const float* runs, const float* key_runs, int64_t batch, int64_t group,
+        int64_t start)
+      : a(a),
+        s(s),
+        runs(runs),
+        key_runs(key_runs),
+        batch(batch),
+        group(group),
+        start(start),
+        per_group(a.heads / a.groups) {
     rows = static_cast<int>(std::min<int64_t>(kBlockRows, a.queries * per_group - start));
   }
 
@@ -69,8 +78,25 @@ struct Block {
   int64_t index_of(int r) const { return (batch * a.heads + head_of(r)) * a.queries + query_of(r); }
   float* values_of(int r) const { return s.values.get() + r * s.room; }
   int32_t* positions_of(int r) const { return s.positions.get() + r * s.room; }
+  bool compares_totals() const { return a.placement == kPostSoftmax && totals; }
   float limit_of(int r) const { return ::limit_of(a, rules[r], head_of(r), {top[r], total[r]}); }
 };
+
+// A lower bound of log(x) for x > 0, at most 0.015 below: log2 is above the line between powers of two by a parabola.
+inline float log_below(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const float between = static_cast<float>(bits & 0x7fffff) * (1.0f / 8388608.0f);
+  const float exponent = static_cast<float>((bits >> 23) - 127);
+  return (exponent + between + 0.27f * between * (1 - between)) * 0.693147f - 1e-5f;
+}
+
+// A lower bound of log(e^a + e^b); b is not infinity.
+inline float log_sum_below(float a, float b) {
+  if (b == -simd::kInfinity) return a;
+  const float high = std::max(a, b), low = std::min(a, b);
+  return high + log_below(1 + std::exp(low - high));
+}
 
 // A row takes what is above both its floor, which rises as candidates are thinned out, and its threshold, which what
 // set_limits knows of the row is added to.

@@ -66,19 +66,14 @@ inline void raise_floors(Block& b, int span) {
     if (b.rules[r].k && b.floor[r] < simd::kInfinity && b.counts[r] < b.rules[r].k) b.floor[r] = limits[r];
 }
 
-// A lower bound of log(x): log2 is concave, so between powers of two the straight line lies below it.
-inline float log_below(float x) {
-  int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<float>(bits - 0x3f800000) * (0.693147f / 8388608.0f) - 1e-5f;
-}
-
-// What a row's threshold is added to; while scores still stream by, at most what it will be in the end.
-inline void set_limits(const Block& b, float* limits) {
+// What a row's threshold is added to in the span that begins with a key; while scores still stream by, at most what it
+// will be in the end.
+inline void set_limits(const Block& b, int64_t key, float* limits) {
+  const float* ahead = b.compares_totals() ? b.s.ahead.data() + (key - b.low) / kSpanKeys * kBlockRows : nullptr;
   for (int r = 0; r < kBlockRows; ++r) {
     float base = 0;
     if (b.a.placement == kMaxRelative) base = b.top[r];
-    if (b.a.placement == kPostSoftmax) base = b.top[r] + log_below(b.total[r]);
+    if (ahead) base = log_sum_below(b.top[r] + log_below(b.total[r]), ahead[r]);
     const float bound = b.theta[r] + base;
     limits[r] = bound > b.floor[r] ? bound : b.floor[r];
   }
@@ -90,22 +85,13 @@ inline int list_above(Block& b, const float* scores, const float* limits, int fr
   for (int v = 0; v < kBlockVectors; ++v) limit[v] = simd::load(limits + v * simd::kLanes);
   int32_t* list = b.s.list.data();
   int found = 0;
-  for (int j = from; j < to; ++j) {
-    uint64_t bits = 0;
-    for (int v = 0; v < kBlockVectors; ++v)
-      bits |= static_cast<uint64_t>(
-                  simd::not_at_most(simd::load(scores + j * kBlockRows + v * simd::kLanes), limit[v]))
-              << v * simd::kLanes;
-    const int all = __builtin_popcountll(bits);
-    int next = found;
-    do {  // four at a time, of which those past the last are overwritten
-      for (int i = 0; i < 4; ++i) {
-        list[next++] = j * kBlockRows + __builtin_ctzll(bits | 1ull << 63);
-        bits &= bits - 1;
-      }
-    } while (next - found < all);
-    found += all;
-  }
+  for (int j = from; j < to; ++j)
+    for (int v = 0; v < kBlockVectors; ++v) {
+      const int at = j * kBlockRows + v * simd::kLanes;
+      const simd::Bits bits = simd::not_at_most(simd::load(scores + at), limit[v]);
+      simd::list_lanes(list + found, at, bits);
+      found += simd::count(bits);
+    }
   return found;
 }
 
@@ -139,9 +125,9 @@ inline bool take_listed(Block& b, int found, int32_t key) {
 // has one more costs a mispredicted branch.
 inline void collect_candidates(Block& b, int64_t key, int count) {
   alignas(64) float limits[kBlockRows];
-  set_limits(b, limits);
+  set_limits(b, key, limits);
   for (int from = 0; from < count; from += kListed) {
     const int found = list_above(b, b.s.scores.get(), limits, from, std::min(from + kListed, count));
-    if (take_listed(b, found, static_cast<int32_t>(key))) set_limits(b, limits);
+    if (take_listed(b, found, static_cast<int32_t>(key))) set_limits(b, key, limits);
   }
 }

@@ -60,9 +60,10 @@ inline void follow_sums(Block& b, int count, const float* scores) {
     if (!b.totals) continue;
     // A row that has seen nothing yet: any finite origin will do.
     const simd::Vec origin = simd::choose(simd::above(top, simd::set(-simd::kInfinity)), top, simd::zero());
-    simd::Vec total = simd::mul(simd::load(b.total + at), simd::exp(simd::sub(before, origin)));
+    simd::Vec added = simd::zero();
     for (int j = 0; j < count; ++j)
-      total = simd::add(total, simd::exp(simd::sub(simd::load(scores + j * kBlockRows + at), origin)));
-    simd::store(b.total + at, total);
+      added = simd::add(added, simd::exp_for_sum(simd::sub(simd::load(scores + j * kBlockRows + at), origin)));
+    const simd::Vec total = simd::fma(simd::load(b.total + at), simd::exp(simd::sub(before, origin)), added);
+    simd::store(b.total + at, simd::choose(simd::above(top, simd::set(-simd::kInfinity)), total, simd::zero()));
   }
 }

@@ -268,21 +268,22 @@ void project(const FeedForward& f) {
   std::vector<std::vector<int32_t>> used(groups, std::vector<int32_t>(f.d_ff));
   std::vector<std::vector<char>> marks(groups, std::vector<char>(f.d_ff));
 
-#pragma omp parallel num_threads(f.threads)
-  for (int64_t first = 0; first < f.tokens; first += groups * tokens) {
-    const int64_t count = std::min(groups * tokens, f.tokens - first), parts = parts_of(count, tokens);
+  on_threads(f.threads, [&] {
+    for (int64_t first = 0; first < f.tokens; first += groups * tokens) {
+      const int64_t count = std::min(groups * tokens, f.tokens - first), parts = parts_of(count, tokens);
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < count; ++t) select<T>(f, first + t, scratch[thread_number()], kept[t]);
+      for (int64_t t = 0; t < count; ++t) select<T>(f, first + t, scratch[thread_number()], kept[t]);
 #pragma omp for schedule(static)
-    for (int64_t g = 0; g < parts; ++g)
-      unite(&kept[g * tokens], std::min(tokens, count - g * tokens), used[g], marks[g]);
+      for (int64_t g = 0; g < parts; ++g)
+        unite(&kept[g * tokens], std::min(tokens, count - g * tokens), used[g], marks[g]);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < parts * blocks; ++i) {
-      const int64_t g = i / blocks, column = i % blocks * columns, start = g * tokens;
-      Block<T>(f, used[g], column, std::min(columns, f.d_model - column))
-          .run(f, &kept[start], first + start, std::min(tokens, count - start), scratch[thread_number()]);
+      for (int64_t i = 0; i < parts * blocks; ++i) {
+        const int64_t g = i / blocks, column = i % blocks * columns, start = g * tokens;
+        Block<T>(f, used[g], column, std::min(columns, f.d_model - column))
+            .run(f, &kept[start], first + start, std::min(tokens, count - start), scratch[thread_number()]);
+      }
     }
-  }
+  });
 }
 
 // Whether pieces of `size` bytes, `step` bytes apart, are those of a copy that lies side by side.

@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include <new>
+#include <type_traits>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -23,17 +24,19 @@
 
 namespace {
 
-// Takes the arguments one after the other.
+// Takes the arguments one after the other, those in a tuple as if they stood there without it.
 class Arguments {
  public:
   Arguments(PyObject* const* values, Py_ssize_t count) : values_(values), count_(count) {}
 
   int64_t integer() {
     PyObject* value = next();
+    missing_ |= !value;
     return value ? PyLong_AsLongLong(value) : 0;
   }
   double number() {
     PyObject* value = next();
+    missing_ |= !value;
     return value ? PyFloat_AsDouble(value) : 0;
   }
   template <typename T>
@@ -49,18 +52,25 @@ class Arguments {
   // Whether all were there, no more, and of the right kind; sets a Python error otherwise.
   bool complete() {
     if (PyErr_Occurred()) return false;
-    if (at_ == count_) return true;
-    PyErr_Format(PyExc_TypeError, "%zd arguments where %zd are read", count_, at_);
+    if (!missing_ && !next()) return true;
+    PyErr_SetString(PyExc_TypeError, missing_ ? "too few arguments" : "too many arguments");
     return false;
   }
 
  private:
+  // nullptr after the last one.
   PyObject* next() {
-    ++at_;
-    return at_ <= count_ ? values_[at_ - 1] : nullptr;
+    if (inside_ < size_) return PyTuple_GetItem(values_[at_ - 1], inside_++);
+    if (at_ == count_) return nullptr;
+    PyObject* value = values_[at_++];
+    if (!PyTuple_Check(value)) return value;
+    inside_ = 0, size_ = PyTuple_Size(value);
+    return next();
   }
   PyObject* const* values_;
   Py_ssize_t count_, at_ = 0;
+  Py_ssize_t inside_ = 0, size_ = 0;  // of the tuple that is read
+  bool missing_ = false;
 };
 
 Attention read_attention(Arguments& in) {
@@ -75,13 +85,16 @@ Attention read_attention(Arguments& in) {
   a.first = in.address<const int64_t>(), a.last = in.address<const int64_t>(), a.range_batch = in.integer();
   a.k = in.integer(), a.share = in.integer(), a.share_of = in.integer();
   a.min_length = in.integer();
+  a.compensation = static_cast<int>(in.integer()), a.mean_of_dropped = in.integer();
   a.placement = static_cast<int>(in.integer()), a.min_keep = in.integer();
+  a.denominator = static_cast<int>(in.integer());
   a.log_lengths = in.address<const float>(), a.theta = in.address<const float>(), a.dropped = in.address<const float>();
   a.columns = in.integer(), a.shortest = in.integer(), a.longest = in.integer();
-  a.compensation = static_cast<int>(in.integer()), a.denominator = static_cast<int>(in.integer());
-  a.mean_of_dropped = in.integer();
   a.value_sum = in.address<const double>();
-  a.kept = in.address<int32_t>(), a.flags = in.address<uint8_t>(), a.v_rows = in.address<int32_t>();
+  a.rounded.codes = in.address<int8_t>(), a.rounded.steps = in.address<float>();
+  a.rounded.errors = in.address<float>(), a.rounded.filled = in.address<int64_t>(), a.rounded.panels = in.integer();
+  a.kept = in.address<int32_t>(), a.flags = in.address<uint8_t>();
+  a.v_rows = in.address<int32_t>(), a.k_rows = in.address<int32_t>();
   a.threads = static_cast<int>(in.integer());
   return a;
 }
@@ -110,21 +123,27 @@ FeedForward read_feed_forward(Arguments& in) {
   return f;
 }
 
-// Reads a call and runs it as it is stored, without the GIL; a failed allocation becomes MemoryError.
-template <typename Call, Call read(Arguments&), void run_float(const Call&), void run_bf16(const Call&)>
+// Reads a call and runs it as it is stored, without the GIL; a failed allocation becomes MemoryError. Returns None, or
+// what the call says.
+template <typename Call, Call read(Arguments&), auto run_float, auto run_bf16>
 PyObject* run(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Arguments in(values, count);
   const Call call = read(in);
   if (!in.complete()) return nullptr;
-  bool failed = false;
+  constexpr bool kSays = std::is_same_v<decltype(run_float(call)), bool>;
+  bool failed = false, said = false;
   PyThreadState* state = PyEval_SaveThread();
   try {
-    call.bf16 ? run_bf16(call) : run_float(call);
+    if constexpr (kSays)
+      said = call.bf16 ? run_bf16(call) : run_float(call);
+    else
+      call.bf16 ? run_bf16(call) : run_float(call);
   } catch (const std::bad_alloc&) {
     failed = true;
   }
   PyEval_RestoreThread(state);
   if (failed) return PyErr_NoMemory();
+  if (kSays) return PyBool_FromLong(said);
   Py_RETURN_NONE;
 }
 

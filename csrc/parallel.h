@@ -16,6 +16,14 @@ inline int thread_number() {
 #endif
 }
 
+// work() on every one of some threads; on one thread without a team, which takes longer to make than a small call.
+template <typename Work>
+void on_threads(int threads, Work work) {
+  if (threads == 1) return work();
+#pragma omp parallel num_threads(threads)
+  work();
+}
+
 // work(i) for every item, on some threads. A failed allocation is thrown where it can be caught.
 template <typename Work>
 void for_each_item(int64_t count, int threads, Work work) {

@@ -2,19 +2,23 @@
 //
 // A block of rows meets span after span of keys. Each row holds candidates and a limit below which nothing can be kept
 // any more: for top-k the k-th highest so far; for top-theta the threshold plus the row's running maximum or
-// log-sum-exp. Both only grow, so the candidates are a superset that one cut at the end makes exact. Then the
-// kept value rows are gathered, key range by key range for all rows of the block, so that they are shared in the cache.
+// log-sum-exp, together with what keys still to come add to that at least. Both only grow, so the candidates are a
+// superset that one cut at the end makes exact. Then the kept value rows are gathered, key range by key range for all
+// rows of the block, so that they are shared in the cache.
 #pragma once
 
 #include <vector>
 
+#include "block_ahead.h"
 #include "block_candidates.h"
-#include "block_scores.h"
 #include "parallel.h"
 
 // Value rows are added up in runs of so many, from which the sum over any range is quick to make. Sums are never
 // subtracted: a row that sees no NaN must not meet one.
 constexpr int64_t kRun = 32;
+
+// Value rows of so many bytes stay in the second-level cache while all rows of a block take theirs.
+constexpr int64_t kGatheredBytes = 256 * 1024;
 
 // All keys that some row sees, span after span.
 template <typename T>
@@ -115,7 +119,9 @@ void gather_block(Block& b, bool plain) {
   int64_t kept = 1;
   for (int r = 0; r < b.rows; ++r) kept = std::max<int64_t>(kept, b.counts[r]), b.next[r] = 0;
   const int64_t span = b.high - b.low;
-  const int64_t step = std::max<int64_t>(128, 16 * span / kept);  // some candidates of each row in every step
+  // At least some candidates of each row in every step.
+  const int64_t shared = kGatheredBytes / (b.a.value_width * static_cast<int64_t>(sizeof(T)));
+  const int64_t step = std::max(shared, 16 * span / kept);
   const T* values = row_of<T>(b.a.value, b.batch, b.group, 0);
   for (int64_t stop = b.low + step; stop < b.high + step; stop += step) {
     for (int r = 0; r < b.rows; ++r) {
@@ -152,6 +158,7 @@ void write_rows(Block& b) {
 template <typename T>
 void attend_block(Block& b) {
   read_rows<T>(b);
+  if (b.compares_totals() && b.high > b.low) look_ahead<T>(b);
   stream_keys<T>(b);
   cut_rows(b);
   if (rescue_rows<T>(b)) cut_rows(b);
@@ -159,16 +166,15 @@ void attend_block(Block& b) {
   write_rows<T>(b);
 }
 
-// The sums of all full runs of value rows: [batches, groups, keys / kRun, value_width].
+// The sums of all full runs of some rows: [batches, groups, keys / run, width].
 template <typename T>
-std::vector<float> sum_runs(const Attention& a) {
-  const int64_t runs = a.keys / kRun, all = a.batches * a.groups * runs;
-  std::vector<float> sums(all * a.value_width);
+std::vector<float> sum_runs(const Attention& a, const Strided& rows, int64_t width, int64_t run) {
+  const int64_t runs = a.keys / run, all = a.batches * a.groups * runs;
+  std::vector<float> sums(all * width);
 #pragma omp parallel for num_threads(a.threads) schedule(static)
   for (int64_t i = 0; i < all; ++i) {
-    const int64_t run = i % runs, group = i / runs % a.groups, batch = i / runs / a.groups;
-    add_rows(sums.data() + i * a.value_width, row_of<T>(a.value, batch, group, run * kRun), a.value.row, 0, kRun,
-             a.value_width);
+    const int64_t at = i % runs * run, group = i / runs % a.groups, batch = i / runs / a.groups;
+    add_rows(sums.data() + i * width, row_of<T>(rows, batch, group, at), rows.row, 0, run, width);
   }
   return sums;
 }
@@ -180,16 +186,18 @@ void attend_rows(const Attention& a) {
   const int64_t most = std::max(most_candidates(budget_of(a, a.keys)), a.min_length);
   int64_t room = a.placement == kTopK ? std::min(most, a.keys) : a.keys;
   room += 2 * kSlack;
-  std::vector<float> runs;
-  if (a.compensation == kSdcVmc) runs = sum_runs<T>(a);
+  std::vector<float> runs, key_runs;
+  if (a.compensation == kSdcVmc) runs = sum_runs<T>(a, a.value, a.value_width, kRun);
+  if (has_key_runs(a)) key_runs = sum_runs<T>(a, a.key, a.width, kKeyRun);
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < a.threads; ++thread) scratch.emplace_back(a, room);
   for_each_item(a.batches * a.groups * blocks, a.threads, [&](int64_t i) {
     // The last blocks first: under a causal mask they are the longest.
     const int64_t block = blocks - 1 - i % blocks, group = i / blocks % a.groups, batch = i / blocks / a.groups;
-    const int64_t before = (batch * a.groups + group) * (a.keys / kRun) * a.value_width;
-    const float* of_group = runs.empty() ? nullptr : runs.data() + before;
-    Block b(a, scratch[thread_number()], of_group, batch, group, block * kBlockRows);
+    const int64_t before = batch * a.groups + group;
+    const float* values = runs.empty() ? nullptr : runs.data() + before * (a.keys / kRun) * a.value_width;
+    const float* keys = key_runs.empty() ? nullptr : key_runs.data() + before * (a.keys / kKeyRun) * a.width;
+    Block b(a, scratch[thread_number()], values, keys, batch, group, block * kBlockRows);
     attend_block<T>(b);
   });
 }

@@ -21,6 +21,19 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline int count(Bits bits) { return __builtin_popcount(bits); }
 inline int lowest(Bits bits) { return __builtin_ctz(bits); }
 
+// For every mask of some lanes those that it chooses, in order.
+template <int kCount>
+struct Order {
+  alignas(32) int32_t lanes[1 << kCount][kCount];
+  constexpr Order() : lanes() {
+    for (int mask = 0; mask < 1 << kCount; ++mask) {
+      int next = 0;
+      for (int lane = 0; lane < kCount; ++lane)
+        if (mask >> lane & 1) lanes[mask][next++] = lane;
+    }
+  }
+};
+
 #if defined(__AVX512F__)
 
 constexpr int kLanes = 16;
@@ -46,10 +59,18 @@ inline float highest(Vec v) { return _mm512_reduce_max_ps(v); }
 inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 inline Vec nearest(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec times_power_of_two(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
+// v times two to the power of the whole number in the lowest bits of n, for a normal result.
+inline Vec raise_exponent(Vec v, Vec n) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), exponent));
+}
 
 inline Vec load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline Vec load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 // Twice as many at once, those at even and those at odd places apart.
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
@@ -98,6 +119,12 @@ inline void compress(float* to, Vec v, Bits bits) {
 inline void compress(int32_t* to, const int32_t* from, Bits bits) {
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), _mm512_loadu_si512(from)));
 }
+// The same of first, first + 1, ...
+inline void list_lanes(int32_t* to, int32_t first, Bits bits) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i number = _mm512_add_epi32(_mm512_set1_epi32(first), lane);
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), number));
+}
 
 #elif defined(__AVX2__)
 
@@ -142,10 +169,17 @@ inline Vec times_power_of_two(Vec v, Vec n) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
   return _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
+inline Vec raise_exponent(Vec v, Vec n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+}
 
 inline Vec load_bf16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline Vec load_int8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -175,24 +209,17 @@ inline void transpose(Vec* v) {
   }
 }
 
-// For every mask of 8 lanes the lanes that it chooses, in order.
-struct Order {
-  alignas(32) int32_t lanes[256][8];
-  constexpr Order() : lanes() {
-    for (int mask = 0; mask < 256; ++mask) {
-      int next = 0;
-      for (int lane = 0; lane < 8; ++lane)
-        if (mask >> lane & 1) lanes[mask][next++] = lane;
-    }
-  }
-};
-inline constexpr Order kOrder;
+inline constexpr Order<8> kOrder;
 
 inline __m256i order_of(Bits bits) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(kOrder.lanes[bits])); }
 inline void compress(float* to, Vec v, Bits bits) { _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(v, order_of(bits))); }
 inline void compress(int32_t* to, const int32_t* from, Bits bits) {
   const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permutevar8x32_epi32(v, order_of(bits)));
+}
+inline void list_lanes(int32_t* to, int32_t first, Bits bits) {
+  const __m256i number = _mm256_add_epi32(_mm256_set1_epi32(first), order_of(bits));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), number);
 }
 
 #else
@@ -241,9 +268,24 @@ inline Vec times_power_of_two(Vec v, Vec n) {
   const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
   return v * reinterpret_cast<Vec>(exponent);
 }
+inline Vec raise_exponent(Vec v, Vec n) {
+  typedef uint32_t Words __attribute__((vector_size(16)));  // these may overflow
+  return reinterpret_cast<Vec>(reinterpret_cast<Words>(v) + (reinterpret_cast<Words>(n) << 23));
+}
 inline Vec load_bf16(const uint16_t* p) {
   const Ints wide = {p[0], p[1], p[2], p[3]};
   return reinterpret_cast<Vec>(wide << 16);
+}
+inline Vec load_int8(const int8_t* p) {
+  // Bytes into the highest of four, in two steps that SSE2 has; the shift carries the sign.
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  Bytes bytes = {};
+  std::memcpy(&bytes, p, 4);
+  const Bytes none = {};
+  const Bytes pairs = __builtin_shufflevector(none, bytes, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  typedef int16_t Shorts __attribute__((vector_size(16)));
+  const Shorts fours = __builtin_shufflevector(Shorts{}, reinterpret_cast<Shorts>(pairs), 0, 8, 1, 9, 2, 10, 3, 11);
+  return __builtin_convertvector(reinterpret_cast<Ints>(fours) >> 24, Vec);
 }
 inline void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
   Ints low, high;
@@ -261,42 +303,14 @@ inline void compress(float* to, Vec v, Bits bits) {
 inline void compress(int32_t* to, const int32_t* from, Bits bits) {
   for (; bits; bits &= bits - 1) *to++ = from[lowest(bits)];
 }
+inline constexpr Order<4> kOrder;
+inline void list_lanes(int32_t* to, int32_t first, Bits bits) {
+  for (int i = 0; i < kLanes; ++i) to[i] = first + kOrder.lanes[bits][i];
+}
 
 #endif
 
 inline Vec zero() { return set(0.0f); }
 inline Bits first_bits(int n) { return n >= kLanes ? (1u << kLanes) - 1 : (1u << n) - 1; }
-
-// e^v to about 1 unit in the last place, for v <= 88: 2^n * e^r with |r| <= log(2) / 2 and a Taylor polynomial for e^r,
-// whose seventh-order remainder is below 1e-8. Below -87 the result is 0; NaN stays NaN.
-inline Vec exp(Vec v) {
-  const Vec n = nearest(mul(higher(set(-87.0f), v), set(1.44269504f)));
-  // log(2) in two parts, the first of which times n is exact.
-  const Vec r = fma(n, set(2.12194440e-4f), fma(n, set(-0.693359375f), higher(set(-87.0f), v)));
-  Vec p = set(1.0f / 5040);
-  p = fma(p, r, set(1.0f / 720));
-  p = fma(p, r, set(1.0f / 120));
-  p = fma(p, r, set(1.0f / 24));
-  p = fma(p, r, set(1.0f / 6));
-  p = fma(p, r, set(0.5f));
-  p = fma(p, r, set(1.0f));
-  p = fma(p, r, set(1.0f));
-  return choose(not_at_most(v, set(-87.0f)), times_power_of_two(p, n), zero());
-}
-
-// tanh to a few units in the last place of the result's largest value: a Taylor polynomial near zero, else from e^2|v|.
-inline Vec tanh(Vec v) {
-  const Vec size = higher(v, sub(zero(), v));
-  const Vec e = exp(lower(set(40.0f), mul(size, set(2.0f))));  // in this order NaN stays
-  const Vec far = sub(set(1.0f), div(set(2.0f), add(e, set(1.0f))));
-  const Vec square = mul(v, v);
-  Vec near = set(62.0f / 2835);
-  near = fma(near, square, set(-17.0f / 315));
-  near = fma(near, square, set(2.0f / 15));
-  near = fma(near, square, set(-1.0f / 3));
-  near = fma(mul(near, square), v, v);
-  const Vec signed_far = choose(above(zero(), v), sub(zero(), far), far);
-  return choose(above(set(0.2f), size), near, signed_far);
-}
 
 }  // namespace simd

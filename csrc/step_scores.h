@@ -38,6 +38,15 @@ inline simd::Vec products(const T* const* rows, const T* query, int64_t width) {
   return simd::sums(sums);
 }
 
+// Scaled products with the keys from `key` on become scores: bias and cap. count: how many of them there are.
+inline simd::Vec finished(const Attention& a, simd::Vec scores, int64_t batch, int64_t head, int64_t key, int count) {
+  if (a.bias.data) {
+    const float* bias = row_of<float>(a.bias, batch, head, 0) + key;
+    scores = simd::add(scores, count == simd::kLanes ? simd::load(bias) : simd::load_first(bias, count));
+  }
+  return capped(scores, a.softcap);
+}
+
 // The sum of exp(score - top).
 inline float total_of(const float* scores, int count, float top) {
   const simd::Vec origin = simd::set(top);

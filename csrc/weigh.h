@@ -8,10 +8,16 @@ struct RowSums {
   float total;    // of exp(score - highest) over all that are seen; ignored where the rule does not need it
 };
 
+// Whether a row's rule follows the sum over all exact scores, or over those of rounded keys.
 inline bool needs_total(const Attention& a, const Rule& rule) {
-  if (rule.dense) return false;
+  if (rule.dense || a.denominator == kRoundedKeys) return false;
   if (a.placement == kPostSoftmax && !rule.k) return true;
   return a.compensation != kNone && (a.denominator == kExact || rule.fallback);
+}
+
+inline bool needs_rounded_total(const Attention& a, const Rule& rule) {
+  if (rule.dense || a.denominator != kRoundedKeys) return false;
+  return a.compensation != kNone || (a.placement == kPostSoftmax && !rule.k);
 }
 
 // The score that a row's keys have to exceed: its threshold, in units of the score.
@@ -45,13 +51,13 @@ inline float to_weights(const Attention& a, const Rule& rule, int64_t head, floa
   const float sinks = a.sinks ? std::exp(sink - base) : 0.0f;
   float all = kept + sinks, missing = 0;
   if (!rule.dense && a.compensation != kNone && count < rule.length) {
-    if (std::isnan(rule.dropped) && (a.denominator != kExpThreshold || rule.fallback)) {
-      missing = std::max(sums.total * std::exp(highest - base) - kept, 0.0f);
-    } else {
-      const float each = a.denominator == kOffline ? rule.dropped : std::exp(std::min(limit - highest, 0.0f));
-      const float number = a.denominator == kOffline ? 1.0f : static_cast<float>(rule.length - count);
-      missing = each * number * std::exp(highest - base);
-    }
+    const float unit = std::exp(highest - base);
+    if (!std::isnan(rule.dropped))
+      missing = rule.dropped * unit;
+    else if (a.denominator == kExpThreshold && !rule.fallback)
+      missing = std::exp(std::min(limit - highest, 0.0f)) * static_cast<float>(rule.length - count) * unit;
+    else
+      missing = std::max(sums.total * unit - kept, 0.0f);
     all += missing;
   }
   const simd::Vec factor = simd::set(all > 0 ? 1.0f / all : 0.0f);

@@ -42,6 +42,8 @@ def results_tables(results: dict[str, Any], *, by_module: bool = False, was_ther
     total = results["kept"]["total"]
     if total["rows_without_threshold"] > WORTH_A_NOTE * max(1, total["long_rows"]):
         parts += ["", NO_THRESHOLD_NOTE.format(percent(total["rows_without_threshold"] / total["long_rows"]))]
+    if interception := results.get("interception"):
+        parts += ["", f"note: {interception['note']}"]
     if was_there:
         parts += ["", WAS_THERE]
     if not results["verdict"]["dense_above_chance"]:
@@ -78,7 +80,8 @@ def comparison(several: list[dict[str, Any]]) -> RenderableType:
     table = grid([*header, *numbers], rows, text_columns=len(header))
     reasons = [Text.assemble(f"{called(results)}: ", verdict_line(results["verdict"])) for results in several]
     title = f"{len(several)} verdicts" + (f" on {_asked(several[0])}" if one_set else "")
-    return Group(titled(title, table), "", *reasons, "", HOLM)
+    notes = [f"{called(results)}: {found['note']}" for results in several if (found := results.get("interception"))]
+    return Group(titled(title, table), "", *reasons, *notes, "", HOLM)
 
 
 def called(results: dict[str, Any]) -> str:

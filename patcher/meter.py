@@ -27,7 +27,8 @@ class ModuleMeter:
 
     long_budget: the keys that long rows may keep, summed: 1.0 kept per k is what calibration aims at. v_rows: value
     rows that decoding steps see, and need: the union over the query heads of a KV head. key_bytes, value_bytes: of
-    these steps, in the cache's dtype; every key is read, because its score decides whether it is kept. cluster_*: see
+    these steps, in the cache's dtype. key_bytes_read: every key is read, because its score decides whether it is kept;
+    where keys are read rounded to 8 bits first, these bytes and those of keys read in full. cluster_*: see
     ClusterCounts; activations: of a feed-forward layer. What a module's method does not have stays 0.
     """
 
@@ -43,6 +44,7 @@ class ModuleMeter:
     v_rows: int = 0
     v_rows_kept: int = 0
     key_bytes: int = 0
+    key_bytes_read: int = 0
     value_bytes: int = 0
     value_bytes_kept: int = 0
     cluster_scores: int = 0
@@ -61,12 +63,12 @@ class ModuleMeter:
         rows_k: Tensor,
         counted: Tensor | None,
         steps: int,
-        row_bytes: tuple[int, int] = (0, 0),
+        row_bytes: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         """Adds one call. lengths, rows_k: int64 [B or 1, H or 1, q]; counted: bool [B or 1, q], None counts every row.
 
-        steps: how many of the last rows are decoding steps, so that V rows are worth counting. row_bytes: of a K and of
-        a V row.
+        steps: how many of the last rows are decoding steps, so that V rows are worth counting. row_bytes: of a K row,
+        a V row and a rounded key.
         """
         kept = counts.kept
         lengths = lengths.expand_as(kept)
@@ -88,9 +90,13 @@ class ModuleMeter:
         self.long_shares += _histogram(long_kept, long_lengths)
         self.long_per_k += _histogram(long_kept, budget * K_LIMIT)
         if steps and counts.v_rows is not None:
-            self._add_v_rows(counts.v_rows[..., -steps:], lengths[..., -steps:], seen[..., -steps:], row_bytes)
+            k_rows = None if counts.k_rows is None else counts.k_rows[..., -steps:]
+            v_rows, lengths, seen = (part[..., -steps:] for part in (counts.v_rows, lengths, seen))
+            self._add_step_rows(k_rows, v_rows, lengths, seen, row_bytes)
 
-    def _add_v_rows(self, v_rows: Tensor, lengths: Tensor, seen: Tensor, row_bytes: tuple[int, int]) -> None:
+    def _add_step_rows(
+        self, k_rows: Tensor | None, v_rows: Tensor, lengths: Tensor, seen: Tensor, row_bytes: tuple[int, int, int]
+    ) -> None:
         groups = v_rows.shape[1]
         seen = seen[:, :: seen.shape[1] // groups]
         lengths = lengths[:, :: lengths.shape[1] // groups]
@@ -98,6 +104,10 @@ class ModuleMeter:
         self.v_rows += visible
         self.v_rows_kept += kept
         self.key_bytes += visible * row_bytes[0]
+        if k_rows is None:
+            self.key_bytes_read += visible * row_bytes[0]
+        else:
+            self.key_bytes_read += visible * row_bytes[2] + int(k_rows[seen].sum()) * row_bytes[0]
         self.value_bytes += visible * row_bytes[1]
         self.value_bytes_kept += kept * row_bytes[1]
         self.v_shares += _histogram(v_rows[seen], lengths[seen])
@@ -137,7 +147,9 @@ class ModuleMeter:
             "decode_v_rows_share": _share(self.v_rows_kept, self.v_rows),
             "decode_v_rows_share_p5": _percentile(self.v_shares, 0.05),
             "decode_v_rows_share_p95": _percentile(self.v_shares, 0.95),
-            "decode_kv_bytes_share": _share(self.key_bytes + self.value_bytes_kept, self.key_bytes + self.value_bytes),
+            "decode_kv_bytes_share": _share(
+                self.key_bytes_read + self.value_bytes_kept, self.key_bytes + self.value_bytes
+            ),
             "cluster_scores_share": _share(self.cluster_scores, self.cluster_dense_scores),
             "cluster_distances_share": _share(self.cluster_distances, self.cluster_dense_scores),
             "activations_kept_share": _share(self.activations_kept, self.activations),
@@ -164,7 +176,7 @@ class Meter:
         lengths: Tensor,
         rows_k: Tensor,
         counted: Tensor | None,
-        row_bytes: tuple[int, int] = (0, 0),
+        row_bytes: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         """Adds one attention call of module `name` (see ModuleMeter.add); a single query is a decoding step."""
         if self.active is not None and self.active.shape[0] == counts.kept.shape[0]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from ..errors import UsageError
 from .binding.feed_forward import FeedForwardModule
-from .binding.patching import PatchableModule
+from .binding.patchable import PatchableModule
 from .methods import METHODS, Method, TopKFeedForward, method_from_dict
 from .methods.budget import Budget
 from .methods.compensation import DEFAULT_COMPENSATION

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import UsageError
 from .binding.feed_forward import require_feed_forward_modules
 from .binding.modules import require_attention_modules, unwrapped
-from .binding.patching import PatchableModule, check_module, patchable_modules
+from .binding.patchable import PatchableModule, check_module, patchable_modules
 from .methods import AttentionMethod, Method, TopKFeedForward
 from .overrides import Override, apply_overrides
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..errors import NotPatchableError
 from .binding.attention import PATCH_ATTRIBUTE
 from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
-from .methods import Method
+from .methods import Method, TopK, TopTheta
 from .random_inputs import other_inputs, takes_text
 from .thresholds import ModuleThresholds
 
@@ -86,8 +86,8 @@ class _Prover:
             name: value.to(input_device(model)) for name, value in other_inputs(model, self.arguments).items()
         }
         self.tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
-        limit = getattr(model.config, "max_position_embeddings", None) or LENGTH
-        self.length = min(LENGTH, limit)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.length = min(LENGTH, limit) if limit is not None and limit > 0 else LENGTH  # -1: as many as one likes
         self.shorter = min(SHORTER, self.length - 2)
         self.tokens = self._random_tokens(2, self.length)
         self.targets = self._random_tokens(2, self.length // 2)
@@ -229,16 +229,24 @@ def _dense(plan: Plan) -> dict[str, Method]:
 
 
 def _small(plan: Plan) -> dict[str, Method]:
-    return {name: method.as_small(SMALL_K) for name, method in plan.items()}
+    return {name: _exact(method.as_small(SMALL_K)) for name, method in plan.items()}
 
 
-def _settings(model: Any) -> list[tuple[Any, bool]]:
-    """What a patch changes: the attention implementation that each module reads, and whether something stands in for
-    the module's own behaviour."""
+def _exact(method: Method) -> Method:
+    """The same with the denominator that prompts have: with a rounded one a step is near the full pass, not equal."""
+    if isinstance(method, TopK | TopTheta) and method.denominator == "rounded":
+        return replace(method, denominator="exact")
+    return method
+
+
+def _settings(model: Any) -> list[tuple[Any, bool, int]]:
+    """What a patch changes: the attention implementation that each module reads, whether something stands in for the
+    module's own behaviour, and its hooks."""
     return [
         (
             getattr(getattr(module, "config", None), "_attn_implementation_internal", None),
             hasattr(module, PATCH_ATTRIBUTE) or "forward" in vars(module),
+            len(module._forward_pre_hooks) + len(module._forward_hooks),
         )
         for module in model.modules()
     ]

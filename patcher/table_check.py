@@ -6,13 +6,15 @@ import logging
 import math
 
 from ..errors import RecipeMismatchError
-from .methods import AttentionInputs, TopTheta
+from .methods import AttentionInputs, Chunk, TopTheta
 from .thresholds import ModuleThresholds
 
 logger = logging.getLogger(__name__)
 
 
-def check_table(name: str, method: object, table: ModuleThresholds, inputs: AttentionInputs, told: set[str]) -> None:
+def check_table(
+    name: str, method: object, table: ModuleThresholds, inputs: AttentionInputs | Chunk, told: set[str]
+) -> None:
     """RecipeMismatchError for scores of another scale than those of module `name` had; a warning, once, for rows that
     the table does not cover.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hf_sparsify import cli
@@ -46,6 +48,16 @@ def files(folder: Path) -> list[str]:
 def contents(folder: Path) -> dict[str, bytes]:
     """The same with every byte."""
     return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+def content(folder: Path | str) -> dict[str, Any]:
+    """What sparsify.json says."""
+    made: dict[str, Any] = json.loads((Path(folder) / "sparsify.json").read_text())
+    return made
+
+
+def warnings_of(done: Done) -> list[str]:
+    return [line for line in done.err.splitlines() if line.startswith("warning: ")]
 
 
 def refused(done: Done, code: int, sentence: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from hf_sparsify.patcher.methods import AttentionInputs, Chunk, FullMask, RowRanges, TopK, TopTheta, attend_rows
 from hf_sparsify.patcher.methods.chunk import RowCounts, Selection
@@ -76,7 +77,8 @@ def named(value: Any) -> str:
     parts = [value.name, value.compensation, "" if value.v_mean == "visible" else value.v_mean]
     parts += [f"dense below {value.min_length}"] if value.min_length else []
     if isinstance(value, TopTheta):
-        parts += [value.placement, "" if value.denominator == "exact" else value.denominator]
+        parts += [value.placement]
+    parts += ["" if value.denominator == "exact" else value.denominator]
     return " ".join(part for part in parts if part)
 
 
@@ -104,7 +106,13 @@ def run(call: AttentionInputs, method: Sparse, table: Table | None = None, chunk
         return chosen
 
     output, counts = attend_rows(
-        call, select, count=True, chunk_size=chunk_size, compensation=method.compensation, v_mean=method.v_mean
+        call,
+        select,
+        count=True,
+        chunk_size=chunk_size,
+        compensation=method.compensation,
+        v_mean=method.v_mean,
+        denominator=method.denominator,
     )
     return Rows(output, kept, counts)
 
@@ -119,25 +127,38 @@ def row_by_row(call: AttentionInputs, method: Sparse, table: Table | None = None
     for b, h, i in itertools.product(range(batch), range(heads), range(queries)):
         group = h * groups // heads
         row = row_scores(call, query[b][h][i], key[b][group], visible[b][h][i], (b, h, i))
+        coarse = row
+        if method.denominator == "rounded" and queries == 1:
+            rounded = [rounded_key(k) for k in key[b][group]]
+            coarse = row_scores(call, query[b][h][i], rounded, visible[b][h][i], (b, h, i))
         sink = None if call.sinks is None else float(call.sinks[h])
-        for j, weight in _weights(row, sink, h, method, table, kept[b, h, i]).items():
+        for j, weight in _weights(row, coarse, sink, h, method, table, kept[b, h, i]).items():
             for e, x in enumerate(value[b][group][j]):
                 output[b, h, i, e] += weight * x
     return Rows(output, kept)
 
 
+def rounded_key(key: list[float]) -> list[float]:
+    """A key as its 8-bit codes have it; steps and codes are those of float32."""
+    narrow = np.array(key, dtype=np.float32)
+    step = np.abs(narrow).max() / np.float32(127)
+    return [float(step) * round(float(x / step)) for x in narrow] if step > 0 else [0.0] * len(key)
+
+
 def _weights(
-    row: Scores, sink: float | None, head: int, method: Sparse, table: Table | None, kept: Tensor
+    row: Scores, coarse: Scores, sink: float | None, head: int, method: Sparse, table: Table | None, kept: Tensor
 ) -> dict[int, float]:
-    """The weight of every value row, that of its mean spread over them; fills in what is kept."""
+    """The weight of every value row, that of its mean spread over them; fills in what is kept. coarse: the scores that
+    the denominator is of."""
     if not row:
         return {}
     top = max(score for _, score in row)
+    mass_of = {j: math.exp(score - top) for j, score in coarse}
     of_sink = 0.0 if sink is None else math.exp(sink - top)
     level = {
         "pre-softmax": 0.0,
         "max-relative": top,
-        "post-softmax": top + math.log(sum(math.exp(score - top) for _, score in row) + of_sink),
+        "post-softmax": top + math.log(sum(mass_of.values()) + of_sink),
     }
     limit = math.nan
     if isinstance(method, TopTheta) and table is not None:
@@ -150,7 +171,7 @@ def _weights(
     if method.compensation == "none":
         return {j: mass[j] / (own + of_sink) for j in chosen}
     lost = [j for j in mass if j not in chosen]
-    missing = sum(mass[j] for j in lost)
+    missing = sum(mass_of[j] for j in lost)
     if lost and isinstance(method, TopTheta) and not math.isnan(limit) and table is not None:
         if method.denominator == "exp-threshold":
             missing = len(lost) * math.exp(min(0.0, limit - top))

@@ -88,7 +88,22 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LlamaConfig",
         {**_DECODER, **_ENCODER, **_POSITIONS, "num_key_value_heads": 2, "num_labels": 2},
     ),
-    "bloom": ("BloomForCausalLM", "BloomConfig", {**_DECODER, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mpnet": ("MPNetForMaskedLM", "MPNetConfig", {**_DECODER, **_ENCODER, **_POSITIONS}),
+    "yoso": ("YosoModel", "YosoConfig", {**_SHARED, **_ENCODER, **_POSITIONS}),
+    "longt5": (
+        "LongT5ForConditionalGeneration",
+        "LongT5Config",
+        {
+            **_SHARED,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 40,
+            "num_layers": 2,
+            "num_heads": 4,
+            "local_radius": 7,
+            "decoder_start_token_id": 0,
+        },
+    ),
     "gptj": (
         "GPTJForCausalLM",
         "GPTJConfig",
@@ -137,7 +152,7 @@ def save(name: str, folder: Path, *, chat: bool = False, dtype: torch.dtype = to
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.16 if name == "t5" else 0.3))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.16 if "t5" in name else 0.3))
     model.to(dtype).save_pretrained(folder)
     pairs = name.endswith("-qa") or name == "bert-classes"
     made = tokenizer(

@@ -17,8 +17,11 @@ struct RowsCall {
   Line<float> sinks, log_lengths, theta, dropped;
   Line<int64_t> first, last;
   Line<double> value_sum;
-  Line<int32_t> kept, v_rows;
+  Line<int32_t> kept, v_rows, k_rows;
   Line<uint8_t> flags;
+  Line<int8_t> codes;  // of rounded keys
+  Line<float> steps, errors;
+  Line<int64_t> filled;
 
   RowsCall(Random& r, const Attention& sizes)
       : a(sizes),
@@ -35,7 +38,12 @@ struct RowsCall {
         value_sum(a.queries == 1 && r.once_in(2) ? a.batches * a.groups * a.value_width : 0, 0.0),
         kept(r.once_in(4) ? 0 : a.batches * a.heads * a.queries, -1),
         v_rows(a.queries == 1 && kept.size() ? a.batches * a.groups : 0, -1),
-        flags(kept.size(), 255) {
+        k_rows(v_rows.size(), -1),
+        flags(kept.size(), 255),
+        codes(a.denominator == kRoundedKeys || (a.queries == 1 && r.once_in(2)) ? room_for_codes(r) : 0, -128),
+        steps(codes.size() / a.width, kNaN),
+        errors(steps.size(), kNaN),
+        filled(codes.size() ? 2 * a.batches : 0, 0) {
     query.fill([&] { return static_cast<float>(r.between(-2, 2)); });
     key.fill([&] { return static_cast<float>(r.between(-2, 2)); });
     value.fill([&] { return r.real(); });
@@ -52,12 +60,18 @@ struct RowsCall {
     a.query = query.strided(), a.key = key.strided(), a.value = value.strided(), a.out = out.strided();
     a.sinks = sinks.data(), a.first = first.data(), a.last = last.data(), a.value_sum = value_sum.data();
     a.log_lengths = log_lengths.data(), a.theta = theta.data(), a.dropped = dropped.data();
-    a.kept = kept.data(), a.flags = flags.data(), a.v_rows = v_rows.data();
+    a.kept = kept.data(), a.flags = flags.data(), a.v_rows = v_rows.data(), a.k_rows = k_rows.data();
+    a.rounded = {codes.data(), steps.data(), errors.data(), filled.data(), a.rounded.panels};
   }
 
   int64_t range_at(int64_t batch, int64_t query) const { return batch * a.range_batch + query; }
 
  private:
+  int64_t room_for_codes(Random& r) {
+    a.rounded.panels = (a.keys + kPanel - 1) / kPanel + r.between(0, 2);
+    return a.batches * a.groups * a.rounded.panels * kPanel * a.width;
+  }
+
   void choose_ranges(Random& r) {
     const int64_t kind = r.between(0, 4), window = r.between(1, 60);
     for (int64_t at = 0; at < first.size(); at += a.queries) {
@@ -90,7 +104,7 @@ struct RowsCall {
   void fill_table(Random& r) {
     const float level[] = {0, -4, -2, 1};  // of each placement
     for (int64_t c = 0; c < a.columns; ++c) log_lengths[c] = std::log(static_cast<float>(4 << 2 * c));
-    a.shortest = a.columns ? r.between(1, 40) : 0, a.longest = r.between(40, 700);
+    a.shortest = a.columns ? r.between(1, 40) : 0, a.longest = r.between(40, r.once_in(2) ? 700 : 7000);
     for (int64_t i = 0; i < theta.size(); ++i) theta[i] = level[a.placement] + r.real(), dropped[i] = 2 + 2 * r.real();
   }
 
@@ -107,7 +121,7 @@ struct RowsCall {
 template <typename T>
 Attention random_sizes(Random& r, int64_t queries) {
   constexpr int64_t kMost = 400000;  // multiplications
-  constexpr int64_t kKeys[] = {0, 1, 3, 17, 40, 97, 130, 300, 700};
+  constexpr int64_t kKeys[] = {0, 1, 3, 17, 40, 97, 130, 300, 700, 3300, 6500};
   Attention a{};
   a.bf16 = sizeof(T) != sizeof(float);
   do {
@@ -127,6 +141,7 @@ Attention random_sizes(Random& r, int64_t queries) {
   if (r.once_in(2)) a.placement = static_cast<int>(r.between(1, 3)), a.columns = r.between(0, 4);
   a.compensation = static_cast<int>(r.between(0, 2));
   if (a.placement >= kMaxRelative && a.compensation) a.denominator = static_cast<int>(r.between(0, 2));
+  if (queries == 1 && (a.compensation || a.placement == kPostSoftmax) && r.once_in(3)) a.denominator = kRoundedKeys;
   a.mean_of_dropped = a.compensation == kSdcVmc && r.once_in(2);
   a.threads = static_cast<int>(r.between(1, 3));
   return a;
@@ -141,13 +156,27 @@ struct Expected {
   bool close = false;    // two scores, or a score and its threshold, differ by about the rounding
 };
 
+// A key as its 8-bit codes have it.
 template <typename T>
-std::vector<double> scores_of(const RowsCall<T>& c, int64_t b, int64_t h, int64_t i, int64_t first, int64_t last) {
+std::vector<float> rounded_key(const T* key, int64_t width) {
+  std::vector<float> made(width);
+  float most = 0;
+  for (int64_t d = 0; d < width; ++d) made[d] = number(key[d]), most = std::max(most, std::fabs(made[d]));
+  const float step = std::max(most / 127, 1e-30f);
+  for (float& x : made) x = std::nearbyint(x / step) * step;
+  return made;
+}
+
+template <typename T>
+std::vector<double> scores_of(const RowsCall<T>& c, int64_t b, int64_t h, int64_t i, int64_t first, int64_t last,
+                              bool rounded = false) {
   const Attention& a = c.a;
   const T* query = c.query.row(b, h, i);
   std::vector<double> scores;
   for (int64_t j = first; j < last; ++j) {
-    const double product = dot(query, c.key.row(b, h / (a.heads / a.groups), j), a.width);
+    const T* key = c.key.row(b, h / (a.heads / a.groups), j);
+    const double product =
+        rounded ? dot(query, rounded_key(key, a.width).data(), a.width) : dot(query, key, a.width);
     const double score = product * a.scale + (c.bias ? c.bias->at(b, h, i, j) : 0);
     scores.push_back(a.softcap > 0 ? a.softcap * std::tanh(score / a.softcap) : score);
   }
@@ -190,7 +219,8 @@ Expected expected_row(const RowsCall<T>& c, int64_t b, int64_t h, int64_t i) {
   for (double score : scores) row.spoiled |= std::isnan(score), top = std::fmax(top, score);
   if (row.spoiled) row.out.assign(a.value_width, NAN);
   if (row.spoiled) return row;
-  for (double score : scores) total += std::exp(score - top);
+  const std::vector<double> masses = a.denominator == kRoundedKeys ? scores_of(c, b, h, i, first, last, true) : scores;
+  for (double score : masses) total += std::exp(score - top);
   const double sink = a.sinks ? std::exp(a.sinks[h] - top) : 0;
   double limit = rule.theta;
   if (a.placement == kMaxRelative) limit += top;
@@ -201,7 +231,8 @@ Expected expected_row(const RowsCall<T>& c, int64_t b, int64_t h, int64_t i) {
   for (int32_t j : row.keys) kept += weights[j] = std::exp(scores[j] - top);
   const size_t left = scores.size() - row.keys.size();
   if (!rule.dense && a.compensation != kNone && left) {
-    missing = total - kept;
+    missing = total;
+    for (int32_t j : row.keys) missing -= std::exp(masses[j] - top);
     if (!rule.fallback && a.denominator == kOffline) missing = rule.dropped;
     if (!rule.fallback && a.denominator == kExpThreshold) missing = left * std::exp(std::min(limit - top, 0.0));
   }
@@ -252,9 +283,15 @@ bool check_group(const RowsCall<T>& c, int64_t b, int64_t g) {
 template <typename T>
 bool check_rows(Random& r, int64_t queries) {
   const RowsCall<T> c(r, random_sizes<T>(r, queries));
-  queries == 1 ? attend_step<T>(c.a) : attend_rows<T>(c.a);
-  for (int64_t b = 0; b < c.a.batches; ++b)
-    for (int64_t g = 0; g < c.a.groups; ++g)
-      if (!check_group(c, b, g)) return false;
+  // A second time with keys that are rounded already.
+  for (int times = c.codes.size() ? 2 : 1; times > 0; --times) {
+    if (queries > 1)
+      attend_rows<T>(c.a);
+    else if (attend_step<T>(c.a) && !c.codes.size())
+      return wrong("rounded keys that are not there are read");
+    for (int64_t b = 0; b < c.a.batches; ++b)
+      for (int64_t g = 0; g < c.a.groups; ++g)
+        if (!check_group(c, b, g)) return false;
+  }
   return true;
 }

@@ -27,8 +27,8 @@ int main() {
   bool right = true;
   right &= run("many queries, float", 100, [](Random& r) { return check_rows<float>(r, r.between(2, 70)); });
   right &= run("many queries, bf16", 60, [](Random& r) { return check_rows<uint16_t>(r, r.between(2, 70)); });
-  right &= run("one query, float", 150, [](Random& r) { return check_rows<float>(r, 1); });
-  right &= run("one query, bf16", 80, [](Random& r) { return check_rows<uint16_t>(r, 1); });
+  right &= run("one query, float", 250, [](Random& r) { return check_rows<float>(r, 1); });
+  right &= run("one query, bf16", 130, [](Random& r) { return check_rows<uint16_t>(r, 1); });
   right &= run("clusters, float", 24, check_clusters<float>);
   right &= run("clusters, bf16", 16, check_clusters<uint16_t>);
   right &= run("feed-forward, float", 40, check_feed_forward<float>);

@@ -88,7 +88,10 @@ class Benchmark {
     a.theta = (way.placement == kPreSoftmax ? layer.theta : layer.relative).data() + query * s_.heads;
     if (way.compensation == kSdcVmc) a.value_sum = layer.value_sums.data() + query * s_.groups * kWidth;
     a.threads = 1;
-    way.staged ? Staged<kWidth, kHeads>(way.kind, a, s_, layer, query).run(out) : attend_step<float>(a);
+    if (way.staged)
+      Staged<kWidth, kHeads>(way.kind, a, s_, layer, query).run(out);
+    else
+      attend_step<float>(a);
   }
 
   static const char* bytes(const float* x) { return reinterpret_cast<const char*>(x); }

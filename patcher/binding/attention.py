@@ -15,16 +15,18 @@ from ...errors import NotPatchableError, UnsupportedAttentionArgument
 from ..kernels import kernel_of
 from ..kernels.operator import call_text
 from ..meter import Meter
-from ..methods import AttentionInputs, AttentionMethod, attend_rows
+from ..methods import AttentionInputs, AttentionMethod, RowCounts, attend_rows
 from ..methods.budget import Budget
 from ..methods.chunk import Observer
 from ..methods.clustered import ClusterCounts
+from ..methods.rounded_keys import rounded_bytes
 from ..methods.visibility import FullMask, Visibility
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
+from .carried import Carried
 from .in_graph import AttentionCall, attend_in_graph, leaves_graph
 from .masks import bias_of, build_mask, ordinary_mask, read_mask
-from .value_sums import ValueSums
+from .modules import ACCURACY_ONLY
 
 # transformers reads meaning into "sdpa", "flash", "flex_attention", "paged|" and "/" inside a name: none of them here.
 ATTENTION_NAME = "hf_sparsify"
@@ -54,9 +56,10 @@ class ModulePatch:
     """What one attention module does while its model is patched. kind: "self" or "cross".
 
     told: the warnings that the patch has given, shared by all modules of the model so that each is said once.
-    sums: where the method compensates with means of values. paths: how many calls took which way: "native", "torch: "
-    and why, or "dense: " and why. text: what a compiled graph holds of this patch (see call_text); calls inside the
-    graph are not counted.
+    carried: where the method has a use for it. paths: how many calls took which way: "native", "native, 8-bit first",
+    "torch: " and why, "dense: " and why, or ACCURACY_ONLY. text: what a compiled graph holds of this patch (see
+    call_text); calls inside the graph are not counted. intercepted: whether the module's own softmax or SDPA is
+    replaced.
     """
 
     name: str
@@ -64,11 +67,12 @@ class ModulePatch:
     method: AttentionMethod
     thresholds: ModuleThresholds | None = None
     told: set[str] = field(default_factory=set, repr=False)
-    sums: ValueSums | None = field(default=None, repr=False)
+    carried: Carried | None = field(default=None, repr=False)
     observer: Observer | None = None
     meter: Meter | None = None
     calls: int = 0
     paths: Counter[str] = field(default_factory=Counter, repr=False)
+    intercepted: bool = False
     text: str | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +159,7 @@ def _attend_call(call: AttentionCall, dropout: float) -> Tensor:
         sinks=call.sinks,
         dropout=dropout,
     )
-    out = attend_rows(inputs)[0] if patch is None else _attend(patch, inputs)
+    out = attend_rows(inputs)[0] if patch is None else attend_patched(patch, inputs)
     return out.transpose(1, 2).contiguous()
 
 
@@ -171,29 +175,41 @@ def _stays_dense(patch: ModulePatch, keys: int) -> bool:
     return True
 
 
-def _attend(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
+def attend_patched(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
+    """Sparse attention [B, H, q, E] as the patch says, counted and observed."""
     patch.calls += 1
     if patch.thresholds is not None:
         check_table(patch.name, patch.method, patch.thresholds, inputs, patch.told)
     if patch.meter is not None or patch.observer is not None:
-        inputs = replace(inputs, visibility=_counting(patch.kind, inputs.visibility))
-    if patch.sums is not None and not torch.is_grad_enabled() and not inputs.dropout:
-        value_sum = patch.sums.of_step(inputs.value, inputs.visibility, inputs.query.shape[2])
-        inputs = replace(inputs, value_sum=value_sum)
+        inputs = replace(inputs, visibility=counting(patch.kind, inputs.visibility))
+    if patch.carried is not None and not torch.is_grad_enabled() and not inputs.dropout:
+        inputs = patch.carried.with_carried(inputs)
     out, counts = _run(patch, inputs)
     if patch.meter is None or counts is None:
         return out
     if isinstance(counts, ClusterCounts):
         patch.meter.add_clusters(patch.name, counts)
     elif isinstance(patch.method, Budget):
-        lengths = inputs.visibility.lengths()
-        counted = inputs.visibility.counted
         row_bytes = (
             inputs.key.element_size() * inputs.key.shape[3],
             inputs.value.element_size() * inputs.value.shape[3],
+            rounded_bytes(inputs.key.shape[3]),
         )
-        patch.meter.add(patch.name, counts, lengths, patch.method.rows_k(lengths), counted, row_bytes)
+        add_rows(patch.meter, patch.name, patch.method, counts, inputs.visibility, row_bytes)
     return out
+
+
+def add_rows(
+    meter: Meter,
+    name: str,
+    method: Budget,
+    counts: RowCounts,
+    visibility: Visibility,
+    row_bytes: tuple[int, int, int] = (0, 0, 0),
+) -> None:
+    """Adds one call of module `name` to a meter. row_bytes: of a K row, a V row and a rounded key."""
+    lengths = visibility.lengths()
+    meter.add(name, counts, lengths, method.rows_k(lengths), visibility.counted, row_bytes)
 
 
 def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
@@ -206,17 +222,22 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
         refusal = "counting V rows of many queries"
     else:
         refusal = kernel.refusal(inputs, method, patch.observer)
-    patch.paths["native" if refusal is None else f"torch: {refusal}"] += 1
+    counts: Any
     try:
         if kernel is not None and refusal is None:
             out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
-            return out, counts
-        return method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
+            staged = inputs.rounded is not None and inputs.rounded.used
+            way = "native, 8-bit first" if staged else "native"
+        else:
+            out, counts = method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
+            way = f"torch: {refusal}"
     except NotPatchableError as error:
         raise NotPatchableError(f"{patch.name}: {error}") from None
+    patch.paths[ACCURACY_ONLY if patch.intercepted else way] += 1
+    return out, counts
 
 
-def _counting(kind: str, visibility: Visibility) -> Visibility:
+def counting(kind: str, visibility: Visibility) -> Visibility:
     """The same visibility with what it says of padding queries made right for the kind of module."""
     if kind == "cross":
         # The builder compares query positions with key positions, which means nothing across two sequences.

@@ -13,10 +13,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import NotPatchableError
 from ..kernels import feed_forward as native
+from ..kernels.operator import feed_forward as feed_forward_operator
+from ..kernels.weight_rows import forget, weight_rows
 from ..meter import Meter
 from ..methods.top_k_feed_forward import ActivationCounts, TopKFeedForward
 from .modules import AttentionModule, attention_modules, layer_number
@@ -29,11 +32,6 @@ DOWN_PROJECTION = re.compile(
     r"|feed_forward\.output_dense"  # Wav2Vec2, HuBERT
     r"|\.fc2)$"  # BART, OPT, Whisper, Marian, Pegasus, CLIP
 )
-
-# In torch, reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about
-# here; the native kernel beats torch for any number of tokens.
-GATHER_TOKENS = 4
-GATHER_SHARE = 8  # at most one activation in so many kept
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,6 @@ class FeedForwardPatch:
     replaced: Any = None  # what stood in for the forward before, e.g. a hook of Accelerate
     active: bool = False
     installed: bool = False
-    _rows: _WeightRows | None = field(default=None, repr=False)
 
     def install(self) -> None:
         """Takes the place of the module's forward."""
@@ -79,7 +76,8 @@ class FeedForwardPatch:
 
     def uninstall(self) -> None:
         """Puts the module's own forward back. Where a hook was put over this one since, it stays and does nothing."""
-        self._rows = None
+        if isinstance(weight := getattr(self.module, "weight", None), Tensor):
+            forget(weight)
         self.active = False
         if self.module.__dict__.get("forward") is not self:
             return
@@ -90,13 +88,28 @@ class FeedForwardPatch:
 
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The module's output for the kept activations of hidden [..., d_ff]."""
-        if torch.compiler.is_dynamo_compiling():
+        if not torch.compiler.is_compiling():
+            return self._call(hidden, *args, **kwargs)
+        if self._leaves_graph(hidden):
             return self._outside_graphs(hidden, *args, **kwargs)
-        return self._call(hidden, *args, **kwargs)
+        weight, bias, method = self.module.weight, self.module.bias, self.method
+        is_rows = type(self.module) is Conv1D
+        return feed_forward_operator(hidden, weight, bias, is_rows, method.k, method.keep)
 
-    @torch.compiler.disable  # the data decide what is read, and the calls are counted
+    @torch.compiler.disable
     def _outside_graphs(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._call(hidden, *args, **kwargs)
+
+    def _leaves_graph(self, hidden: Tensor) -> bool:
+        """Whether a call that is being compiled has to run outside the graph: for the same reasons as attention (see
+        in_graph), and where a hook, a packed weight or autocast has its own way."""
+        if not self.active or self.meter is not None or type(self.method) is not TopKFeedForward:
+            return True
+        if self._peculiarity() is not None or torch.is_autocast_enabled("cpu"):
+            return True
+        tensors = (hidden, self.module.weight, self.module.bias)
+        trains = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+        return trains and torch.compiler.is_dynamo_compiling()
 
     def _call(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
@@ -112,7 +125,7 @@ class FeedForwardPatch:
         self.paths["native" if reason is None else f"torch: {reason}"] += 1
         if reason is None:
             return native.project(hidden, self._weight_rows(), self.module.bias, kept)  # type: ignore[arg-type]
-        if obstacle is None and self._gathers(hidden):
+        if obstacle is None and self.method.gathers(hidden, self._rows_view()):
             return self.method.project(hidden, self._weight_rows(), self.module.bias)  # type: ignore[arg-type]
         return self._dense(self.method.mask(hidden), *args, **kwargs)
 
@@ -123,7 +136,17 @@ class FeedForwardPatch:
         return type(self.module).forward(self.module, hidden, *args, **kwargs)
 
     def _obstacle(self, hidden: Tensor) -> str | None:
-        """Why the module is not one whose weight can be read row by row; None if it is.
+        """Why the weight cannot be read row by row in this call; None if it can."""
+        if (peculiarity := self._peculiarity()) is not None:
+            return peculiarity
+        if not hidden.numel():
+            return "no tokens"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast"
+        return None
+
+    def _peculiarity(self) -> str | None:
+        """Why the module is no plain linear layer; None if it is.
 
         Weights that a library packs are classes of their own, of the module or of its parameter.
         """
@@ -131,12 +154,8 @@ class FeedForwardPatch:
             return f"a {type(self.module).__name__}"
         if self.replaced is not None:
             return "a hook on the module"
-        if type(self.module.weight) is not nn.Parameter:
+        if type(self.module.weight) not in (nn.Parameter, FakeTensor):  # fake: while torch.export traces
             return f"a weight of class {type(self.module.weight).__name__}"
-        if not hidden.numel():
-            return "no tokens"
-        if torch.is_autocast_enabled("cpu"):
-            return "autocast"
         return None
 
     def _native_refusal(self, hidden: Tensor) -> str | None:
@@ -146,18 +165,6 @@ class FeedForwardPatch:
             return "gradients"
         return native.refusal(hidden, self._rows_view(), self.method)
 
-    def _gathers(self, hidden: Tensor) -> bool:
-        """Whether reading only the kept rows of such a module's weight is possible in torch, and pays."""
-        weight, width = self._rows_view(), hidden.shape[-1]
-        return (
-            hidden.numel() <= GATHER_TOKENS * width
-            and hidden.device.type == weight.device.type == "cpu"
-            and hidden.dtype == weight.dtype
-            and width == weight.shape[0]
-            and not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
-            and self.method.width(width) * GATHER_SHARE <= width
-        )
-
     def _rows_view(self) -> Tensor:
         """The weight as [d_ff, d_model], wherever its elements lie."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
@@ -166,53 +173,13 @@ class FeedForwardPatch:
     def _weight_rows(self) -> Tensor:
         """The weight as [d_ff, d_model], contiguous: Conv1D's own, a transposed copy of a Linear's."""
         weight: Tensor = self.module.weight  # type: ignore[assignment]
-        if isinstance(self.module, Conv1D):
-            return weight
-        if self._rows is None or not self._rows.fresh(weight):
-            self._rows = _WeightRows(weight)
-        return self._rows.rows
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": None}
+        return weight if type(self.module) is Conv1D else weight_rows(weight)
 
 
 def is_patched(module: nn.Module) -> bool:
     """Whether a feed-forward patch stands in for the module's forward and is at work."""
     forward = vars(module).get("forward")
     return isinstance(forward, FeedForwardPatch) and forward.active
-
-
-class _WeightRows:
-    """A transposed copy of a Linear's weight [d_model, d_ff] that knows when it is out of date."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.rows = weight.detach().t().contiguous()
-        self.source, self.state = weight, _state(weight)
-        self.witness = native.Witness(_sample(weight.detach()))
-
-    def fresh(self, weight: Tensor) -> bool:
-        """Whether the weight is still what was copied. Changes through `weight.data` (merging an adapter) leave no
-        trace but the values, so some of every row and column are compared."""
-        return weight is self.source and _state(weight) == self.state and self.witness.unchanged()
-
-
-def _state(weight: Tensor) -> tuple[Any, ...]:
-    """Changes when the weight gets other memory or an operation writes to it."""
-    version = 0 if weight.is_inference() else weight._version
-    return weight.data_ptr(), version, weight.shape, weight.stride(), weight.dtype
-
-
-def _sample(weight: Tensor) -> list[Tensor]:
-    """Elements of [d_model, d_ff], at least one of every row and every column: of each row the next few columns, which
-    lie side by side and so are quick to read, or else diagonals."""
-    rows, columns = weight.shape
-    if rows > columns:
-        return [weight[start : start + columns].diagonal()[:, None] for start in range(0, rows, columns)]
-    down, right = weight.stride()
-    if right != 1:
-        return [weight[:, start : start + rows].diagonal()[:, None] for start in range(0, columns, rows)]
-    each = columns // rows
-    return [weight.as_strided((rows, each), (down + each, 1)), weight[:1, rows * each :]]
 
 
 def feed_forward_modules(model: nn.Module) -> list[FeedForwardModule]:

@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
-from ...errors import SparsifyError, UsageError
+from ...errors import NotPatchableError, SparsifyError, UsageError
 from ...hub import hub_answers
 from ..random_inputs import compares_images_with_text, takes_text
 from ..recipe import BaseModel
@@ -110,16 +110,10 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     options = options or LoadOptions()
     if not name.strip():
         raise UsageError("the model's name is empty")
-    dtype, device = _dtype(options.dtype), resolve_device(options.device)
+    dtype, device = resolve_dtype(options.dtype), resolve_device(options.device)
     if options.device_map is not None and options.device != "auto":
         raise UsageError("--device-map and --device exclude each other: give one")
-    common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    if not Path(name).exists() and not hub_answers():
-        common["local_files_only"] = True
-    if options.revision is not None:
-        common["revision"] = options.revision
-    if options.gguf_file is not None:
-        common["gguf_file"] = options.gguf_file
+    common = _where(name, options)
     try:
         config = AutoConfig.from_pretrained(name, **common)
         task = task_of(config)
@@ -131,25 +125,53 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         )
         tokenizer = _tokenizer(name, task, common) if takes_text(model) else None
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise SparsifyError(_why(name, error)) from error
+        raise _refusal(name, error) from error
     # Poolers are no part of most checkpoints, and attention does not depend on them.
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
         logger.warning(
             "warning: %s has no weights for %d parameters, e.g. %s: they are random", name, len(missing), missing[0]
         )
-    base = BaseModel(
-        id=str(Path(name).resolve()) if Path(name).exists() else name,
-        task=task,
-        model_type=str(config.model_type),
-        config_hash=config_hash(config),
-        revision=getattr(config, "_commit_hash", None) or options.revision,
-        gguf_file=options.gguf_file,
-    )
+    base = base_model(name, config, options)
     if options.device_map is None:
         model = model.to(device)
     # An encoder is used for its tokens; a classifier's pooler matters.
     unused = {key for key in report["missing_keys"] if "pooler" in key} if task == "encoder" else set()
     return LoadedModel(model.eval(), tokenizer, base, frozenset(unused))
+
+
+def load_config(name: str, options: LoadOptions) -> Any:
+    """The configuration of a model alone, by Hub name or folder; nothing else is read. Raises what load_model raises,
+    and NotPatchableError for a model that is code of its own."""
+    if not name.strip():
+        raise UsageError("the model's name is empty")
+    try:
+        return AutoConfig.from_pretrained(name, **_where(name, options))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _refusal(name, error) from error
+
+
+def _where(name: str, options: LoadOptions) -> dict[str, Any]:
+    """The arguments of every from_pretrained that say where a model is and what may run."""
+    common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if not Path(name).exists() and not hub_answers():
+        common["local_files_only"] = True
+    if options.revision is not None:
+        common["revision"] = options.revision
+    if options.gguf_file is not None:
+        common["gguf_file"] = options.gguf_file
+    return common
+
+
+def base_model(name: str, config: Any, options: LoadOptions) -> BaseModel:
+    """Who a model is, by its name and configuration."""
+    return BaseModel(
+        id=str(Path(name).resolve()) if Path(name).exists() else name,
+        task=task_of(config),
+        model_type=str(config.model_type),
+        config_hash=config_hash(config),
+        revision=getattr(config, "_commit_hash", None) or options.revision,
+        gguf_file=options.gguf_file,
+    )
 
 
 def task_of(config: Any) -> str:
@@ -206,7 +228,8 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def _dtype(name: str) -> Any:
+def resolve_dtype(name: str) -> Any:
+    """ "auto" or a torch.dtype. UsageError for another name."""
     names = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in names:
         raise UsageError(f"dtype must be one of {', '.join(names)}, not {name!r}")
@@ -240,10 +263,16 @@ def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
     return tokenizer
 
 
+def _refusal(name: str, error: Exception) -> SparsifyError:
+    if "trust_remote_code" in str(error):
+        return NotPatchableError(
+            f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
+        )
+    return SparsifyError(_why(name, error))
+
+
 def _why(name: str, error: Exception) -> str:
     text, first = str(error), _first_line(error)
-    if "trust_remote_code" in text:
-        return f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ...errors import NotPatchableError
 
 CROSS_NAMES = frozenset({"crossattention", "cross_attn", "encoder_attn", "EncDecAttention", "cross_attention"})
+
+# A module is patched through the attention interface of transformers that it calls, or else by replacing the softmax or
+# torch's SDPA while its forward runs (interception.py).
+INTERFACE, INTERCEPTION = "interface", "interception"
+ACCURACY_ONLY = "interception: accuracy only"  # said wherever a plan has intercepted modules
+OWN_ATTENTION = frozenset({"softmax", "Softmax", "scaled_dot_product_attention"})
 
 
 # Text towers of CLIP and its kin: their modules say is_causal=False, and every call hands over True.
@@ -26,7 +34,7 @@ class AttentionModule:
     """One attention module, known by its fully qualified name.
 
     kind: "self" or "cross". stack: "encoder" or "decoder". layer: its number in the stack, None if it has none.
-    heads: query heads, None if the module does not say.
+    heads: query heads, None if the module does not say. route: how it is patched, INTERFACE or INTERCEPTION.
     """
 
     name: str
@@ -35,6 +43,7 @@ class AttentionModule:
     stack: str
     layer: int | None
     heads: int | None
+    route: str = INTERFACE
 
     @property
     def causal(self) -> bool:
@@ -42,12 +51,12 @@ class AttentionModule:
 
     @property
     def window(self) -> int | None:
-        """The width of the window that its rows see, None for all keys."""
+        """How many keys a row of self-attention sees back, its own included (in an encoder forward too); None: all."""
         if self.kind == "cross":
             return None
         window = getattr(self.module, "sliding_window", None)
         config = getattr(self.module, "config", None)
-        if not hasattr(self.module, "sliding_window") and not getattr(config, "layer_types", None):
+        if self.causal and not hasattr(self.module, "sliding_window") and not getattr(config, "layer_types", None):
             window = getattr(config, "sliding_window", None)  # of every layer, as in Mistral
         return window if isinstance(window, int) else None
 
@@ -61,15 +70,35 @@ class AttentionModule:
 
 
 def attention_modules(model: nn.Module) -> list[AttentionModule]:
-    """The modules of a model that call the transformers attention interface, in module order."""
+    """The modules of a model that can be patched, by either route, in module order."""
+    routes = {name: route for name, module in model.named_modules() if (route := _route(module)) is not None}
+    inner = _without_nested(routes)
     found = []
     for name, module in model.named_modules():
-        if _uses_interface(module):
+        if name in inner:
             kind = _kind(name, module)
+            stack = _stack(name, module, kind) if inner[name] == INTERFACE else _own_stack(model, name, module, kind)
             found.append(
-                AttentionModule(name, module, kind, _stack(name, module, kind), layer_number(name), _heads(module))
+                AttentionModule(name, module, kind, stack, layer_number(name), head_count(module), inner[name])
             )
     return found
+
+
+def _without_nested(routes: dict[str, str]) -> dict[str, str]:
+    """Each attention once: what calls the interface, and of the others the innermost that are not in one that does."""
+    interface = {name for name, route in routes.items() if route == INTERFACE}
+    holders = {holder for name in routes for holder in holders_of(name)}
+    return {
+        name: route
+        for name, route in routes.items()
+        if name in interface or (name not in holders and not interface & set(holders_of(name)))
+    }
+
+
+def holders_of(name: str) -> list[str]:
+    """The names of the modules that a module is in, the nearest first: "a.b.c" -> ["a.b", "a", ""]."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:count]) for count in reversed(range(len(parts)))]
 
 
 def input_device(model: Any) -> torch.device:
@@ -87,15 +116,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def other_attention(model: nn.Module) -> list[str]:
-    """Class names of attention modules that compute their own softmax, outside the interface."""
-    classes = {type(module) for module in model.modules() if "ttention" in type(module).__name__}
+def unreachable_attention(model: nn.Module) -> list[str]:
+    """Class names of the attention modules that neither route can patch."""
+    reached = {target.name for target in attention_modules(model)}
+    named = {name: type(module).__name__ for name, module in model.named_modules() if _is_attention(module)}
+    holders = {holder for name in (*named, *reached) for holder in holders_of(name)}
     return sorted(
-        cls.__name__
-        for cls in classes
-        if not issubclass(cls, PreTrainedModel)
-        and not _class_uses_interface(cls)
-        and _function_names(cls) & {"softmax", "scaled_dot_product_attention"}
+        {cls for name, cls in named.items() if name not in holders and not reached & {name, *holders_of(name)}}
     )
 
 
@@ -104,11 +131,37 @@ def require_attention_modules(model: nn.Module) -> list[AttentionModule]:
     found = attention_modules(model)
     if found:
         return found
-    own = other_attention(model)
-    reason = f"its {', '.join(own)} computes attention itself" if own else "it has no attention module"
+    own = unreachable_attention(model)
+    way = "computes attention in a way that cannot be intercepted"
+    reason = f"its {', '.join(own)} {way}" if own else "it has no attention module"
     raise NotPatchableError(
         f"{type(model).__name__} cannot be patched: {reason}, outside the transformers attention interface"
     )
+
+
+def _route(module: nn.Module) -> str | None:
+    if _uses_interface(module):
+        return INTERFACE
+    own = _is_attention(module) and not _class_uses_interface(type(module)) and mentions(type(module), OWN_ATTENTION)
+    return INTERCEPTION if own else None
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return "ttention" in type(module).__name__ and not isinstance(module, PreTrainedModel)
+
+
+def interception_of(model: nn.Module, plan: Iterable[str]) -> dict[str, Any] | None:
+    """The modules of a plan that are intercepted and what to say of it, ready for JSON; None if there are none."""
+    found = [target for target in attention_modules(unwrapped(model)) if target.route == INTERCEPTION]
+    planned = [target for target in found if target.name in set(plan)]
+    if not planned:
+        return None
+    classes = ", ".join(sorted({type(target.module).__name__ for target in planned}))
+    note = (
+        f"{ACCURACY_ONLY}, in {len(planned)} module{'s' * (len(planned) > 1)} ({classes}): they select the same keys, "
+        "and are no faster than the dense model"
+    )
+    return {"modules": [target.name for target in planned], "note": note}
 
 
 def _uses_interface(module: nn.Module) -> bool:
@@ -120,14 +173,14 @@ def _class_uses_interface(cls: type) -> bool:
     return forward is not None and bool({"ALL_ATTENTION_FUNCTIONS", "get_interface"} & set(forward.co_names))
 
 
-def _function_names(cls: type) -> set[str]:
-    """Every name that the methods of a class mention."""
+def mentions(cls: type, functions: Collection[str]) -> bool:
+    """Whether the methods of a class mention any of these names."""
     names: set[str] = set()
     for base in cls.__mro__:
         for member in vars(base).values():
             if inspect.isfunction(member) and base is not nn.Module:
                 names |= set(inspect.unwrap(member).__code__.co_names)
-    return names
+    return not names.isdisjoint(functions)
 
 
 def _kind(name: str, module: nn.Module) -> str:
@@ -154,14 +207,42 @@ def _calls_itself_causal(module: nn.Module) -> bool:
     return bool(getattr(module, "is_causal", False)) and getattr(config, "is_causal", True) is not False
 
 
+def _own_stack(model: nn.Module, name: str, module: nn.Module, kind: str) -> str:
+    """As _stack for a module outside the interface: where it does not say whether it is causal, its model does."""
+    if kind == "cross" or "decoder" in name.split("."):
+        return "decoder"
+    for flag in ("is_causal", "is_decoder"):
+        if isinstance(getattr(module, flag, None), bool):
+            return "decoder" if getattr(module, flag) else "encoder"
+    holders = {holder: module for holder, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    owner = next((holders[holder] for holder in holders_of(name) if holder in holders), model)
+    config = getattr(owner, "config", None)
+    head = model if config is getattr(model, "config", None) else owner  # a part such as a vision tower has its own
+    return "decoder" if _is_decoder(type(head).__name__, config) else "encoder"
+
+
+def _is_decoder(model_class: str, config: Any) -> bool:
+    """Whether a model without marked modules is a causal decoder: its configuration says so, its class is a language
+    model's, or its family has a causal language model and no masked one."""
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    if getattr(config, "is_decoder", False) or model_class.endswith(("ForCausalLM", "LMHeadModel")):
+        return True
+    family, own = getattr(config, "model_type", None), getattr(config, "auto_map", None) or {}
+    causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in own
+    masked = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES or "AutoModelForMaskedLM" in own
+    return causal and not masked
+
+
 def layer_number(name: str) -> int | None:
     """The first number in a module's name: its layer."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def _heads(module: nn.Module) -> int | None:
+def head_count(module: nn.Module) -> int | None:
+    """How many query heads a module or its config says that it has."""
     for source in (module, getattr(module, "config", None)):
-        for attribute in ("num_heads", "n_heads", "num_attention_heads"):
+        for attribute in ("num_heads", "n_heads", "num_attention_heads", "n_head", "num_attn_heads"):
             heads = getattr(source, attribute, None)
             if isinstance(heads, int):
                 return heads

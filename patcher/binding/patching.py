@@ -7,29 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Self
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ...errors import NotPatchableError, RecipeMismatchError, UsageError
+from ...errors import UsageError
 from ..meter import Meter
-from ..methods import METHODS, Method, TopKFeedForward, TopTheta
-from ..methods.budget import Budget
-from ..methods.clustered import ClusteredPlain
+from ..methods import AttentionMethod, Method, TopKFeedForward
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
-from .feed_forward import (
-    FeedForwardModule,
-    FeedForwardPatch,
-    feed_forward_modules,
-    is_patched,
-    require_feed_forward_modules,
-)
-from .modules import AttentionModule, attention_modules, require_attention_modules, unwrapped
-from .value_sums import ValueSums
+from .carried import carried_for
+from .feed_forward import FeedForwardPatch, is_patched
+from .interception import forget_graphs, intercept, leave_interrupted
+from .modules import INTERCEPTION, INTERFACE, AttentionModule, unwrapped
+from .patchable import PatchableModule, check_module, check_name, patchable_modules
 
 logger = logging.getLogger(__name__)
 
@@ -89,26 +82,37 @@ class Patch:
         register()
         for module, patch in self.attention:
             setattr(module, PATCH_ATTRIBUTE, patch)
-            if patch.sums is not None:
-                self.hooks.append(module.register_forward_pre_hook(patch.sums, with_kwargs=True))
+            if patch.intercepted:
+                self.hooks += intercept(module, patch)
+            if patch.carried is not None:
+                self.hooks.append(module.register_forward_pre_hook(patch.carried, with_kwargs=True))
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
         for layer in self.feed_forward:
             layer.install()
+        self._after_interception()
         self.active = True
 
     def deactivate(self) -> None:
         """Puts everything back as it was before."""
-        for module, _ in self.attention:
+        for module, patch in self.attention:
             if hasattr(module, PATCH_ATTRIBUTE):
                 delattr(module, PATCH_ATTRIBUTE)
+            if patch.carried is not None:
+                patch.carried.forget()
         while self.hooks:
             self.hooks.pop().remove()
         for config, implementation in self.configs:
             config._attn_implementation_internal = implementation
         for layer in self.feed_forward:
             layer.uninstall()
+        self._after_interception()
         self.active = False
+
+    def _after_interception(self) -> None:
+        if any(patch.intercepted for patch in self.attention_patches):
+            leave_interrupted()
+            forget_graphs()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -164,10 +168,12 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
             "feed-forward layers of this model are already patched: unpatch the model that they are in first"
         )
     attention = [target for name in plan if isinstance(target := found[name], AttentionModule)]
-    configs = [(config, config._attn_implementation_internal) for config in _configs(model, attention)]
-    if any(implementation == ATTENTION_NAME for _, implementation in configs):
+    by_interface = [target for target in attention if target.route == INTERFACE]
+    configs = [(config, config._attn_implementation_internal) for config in _configs(model, by_interface)]
+    shared = any(hasattr(target.module, PATCH_ATTRIBUTE) for target in attention)
+    if shared or any(implementation == ATTENTION_NAME for _, implementation in configs):
         raise UsageError(
-            "a model that shares its configuration with this one is already patched: unpatch that one first"
+            "a model that shares its configuration or modules with this one is already patched: unpatch that one first"
         )
     patch = Patch(model, [], [], configs)
     told: set[str] = set()
@@ -176,12 +182,18 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
         if isinstance(method, TopKFeedForward):
             patch.feed_forward.append(FeedForwardPatch(name, module, method))
         else:
-            kind = found[name].kind
-            sums = ValueSums(kind) if isinstance(method, Budget) and method.compensation == "sdc+vmc" else None
-            patch.attention.append((module, ModulePatch(name, kind, method, tables.get(name), told, sums)))
+            patch.attention.append((module, _attention_patch(found[name], method, tables.get(name), told)))
     patch.activate()
     setattr(model, MODEL_ATTRIBUTE, patch)
     return patch
+
+
+def _attention_patch(
+    target: PatchableModule, method: AttentionMethod, table: ModuleThresholds | None, told: set[str]
+) -> ModulePatch:
+    intercepted = isinstance(target, AttentionModule) and target.route == INTERCEPTION
+    carried = None if intercepted else carried_for(target.kind, method)
+    return ModulePatch(target.name, target.kind, method, table, told, carried, intercepted=intercepted)
 
 
 def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:
@@ -189,79 +201,6 @@ def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleT
     patch = apply_plan(model, plan, thresholds)
     remove_patch(model)
     return patch
-
-
-PatchableModule = AttentionModule | FeedForwardModule
-
-
-def patchable_modules(model: nn.Module, plan: Plan) -> dict[str, PatchableModule]:
-    """The modules of a model that any method can patch, by name.
-
-    NotPatchableError if the plan has a method for a kind of module of which the model has none that can be patched.
-    """
-    wants_feed_forward = any(isinstance(method, TopKFeedForward) for method in plan.values())
-    wants_attention = any(not isinstance(method, TopKFeedForward) for method in plan.values())
-    found: list[PatchableModule] = []
-    found += (require_attention_modules if wants_attention else attention_modules)(model)
-    found += (require_feed_forward_modules if wants_feed_forward else feed_forward_modules)(model)
-    return {target.name: target for target in found}
-
-
-def check_name(name: str, found: Mapping[str, PatchableModule]) -> None:
-    """RecipeMismatchError if there is no such module, with what may have been meant."""
-    if name not in found:
-        close = get_close_matches(name, found, n=1)
-        hint = f" (is {close[0]} meant?)" if close else ": the recipe is for another model"
-        raise RecipeMismatchError(f"the model has no module {name} that can be patched{hint}")
-
-
-def check_module(target: PatchableModule, method: Method, table: ModuleThresholds | None = None) -> None:
-    """UsageError for what is no method, NotPatchableError or RecipeMismatchError if a module cannot take a method or a
-    threshold table."""
-    if not isinstance(method, tuple(METHODS.values())):
-        raise UsageError(f"{method!r} is no method: give an object such as hf_sparsify.TopK(k=64)")
-    if isinstance(target, FeedForwardModule) != isinstance(method, TopKFeedForward):
-        what = "a feed-forward layer" if isinstance(target, FeedForwardModule) else "attention"
-        raise NotPatchableError(f"{target.name} is {what}, which {method.name} is not for")
-    if not isinstance(target, AttentionModule):
-        return
-    if isinstance(method, ClusteredPlain) and target.nature != "bidirectional":
-        later = target.causal or target.kind == "cross"
-        raise NotPatchableError(
-            f"{method.name} attention is for bidirectional self-attention only, and {target.name} is "
-            f"{target.nature}, where {'later queries would move earlier rows' if later else 'rows see unlike keys'}: "
-            "leave it out (--stack encoder selects an encoder alone), or choose top-k"
-        )
-    if isinstance(method, Budget) and method.protect_recent and not target.causal:
-        raise NotPatchableError(
-            f"recent keys can be protected in causal self-attention only, and {target.name} is {target.nature}: "
-            "leave it out or protect none"
-        )
-    if table is not None:
-        _check_table(target, method, table)
-
-
-def _check_table(target: AttentionModule, method: Method, table: ModuleThresholds) -> None:
-    """RecipeMismatchError if thresholds were fitted for another kind of scores than the module has; the factor on the
-    scores is compared when the module is called, as some hand over another than they name."""
-    again = "calibrate anew with `sparsify calibrate`"
-    if target.heads is not None and table.heads != target.heads:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for {table.heads} heads, the module has {target.heads}"
-        )
-    if isinstance(method, TopTheta) and method.placement != table.placement:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for {table.placement} placement, the plan asks for "
-            f"{method.placement}: {again}"
-        )
-    if isinstance(method, TopTheta) and method.denominator == "offline" and table.dropped is None:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} hold no offline denominator, which the plan asks for: {again}"
-        )
-    if table.nature is not None and table.nature != target.nature:
-        raise RecipeMismatchError(
-            f"the thresholds of {target.name} are for {table.nature}, the module is {target.nature}: {again}"
-        )
 
 
 def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
@@ -282,8 +221,9 @@ def current_patch(model: nn.Module) -> Patch:
 
 
 def call_paths(model: nn.Module) -> Counter[str]:
-    """How many attention and feed-forward calls of a patched model went to native kernels ("native"), and how many
-    another way and why ("torch: head size 20"). UsageError if it is not patched."""
+    """How many attention and feed-forward calls of a patched model went to native kernels ("native", or "native, 8-bit
+    first" where rounded keys were read before few in full), and how many another way and why ("torch: head size 20").
+    UsageError if it is not patched."""
     return current_patch(model).paths
 
 

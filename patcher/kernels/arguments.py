@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dtypes import dtype_name
 from ..methods.chunk import AttentionInputs, Observer
 from .library import native
 
 DTYPES = (torch.float32, torch.bfloat16)
 WIDTHS = range(8, 257, 8)
+Place = tuple[int, int, int, int]  # address and strides over batch, head and row
+NOWHERE: Place = (0, 0, 0, 0)
 MOST_KEYS = 2**24  # positions and clusters are counted in floats
 
 
@@ -28,15 +31,10 @@ def attention_refusal(inputs: AttentionInputs, observer: Observer | None) -> str
         return f"stored as {', '.join(sorted({dtype_name(tensor.dtype) for tensor in (query, key, value)}))}"
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return "gradients"
-    for width in (query.shape[3], value.shape[3]):
-        if width not in WIDTHS:
-            return f"head size {width}"
-    return None
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As in "float32"."""
-    return str(dtype).removeprefix("torch.")
+    width, (_, _, keys, value_width) = query.shape[3], value.shape
+    if width not in WIDTHS or value_width not in WIDTHS:
+        return f"head size {value_width if width in WIDTHS else width}"
+    return f"{keys} keys" if keys >= MOST_KEYS else None
 
 
 def as_rows(tensor: Tensor) -> Tensor:
@@ -44,19 +42,21 @@ def as_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride()[3] == 1 else tensor.contiguous()
 
 
+def located(tensor: Tensor) -> tuple[Tensor, Place]:
+    """As as_rows, and where that lies."""
+    batch, head, row, element = tensor.stride()
+    if element == 1:
+        return tensor, (tensor.data_ptr(), batch, head, row)
+    tensor = tensor.contiguous()
+    return tensor, strided(tensor)
+
+
 def contiguous(tensor: Tensor) -> Tensor:
     """The same tensor where it is contiguous, else a copy; cheaper to ask than to call."""
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def strided(tensor: Tensor | None) -> tuple[int, int, int, int]:
-    """Address and strides over batch, head and row of [B, H, n, D]; zeros for None."""
-    if tensor is None:
-        return 0, 0, 0, 0
+def strided(tensor: Tensor) -> Place:
+    """Where [B, H, n, D] lies."""
     batch, head, row, _ = tensor.stride()
     return tensor.data_ptr(), batch, head, row
-
-
-def address(tensor: Tensor | None) -> int:
-    """Where a tensor begins; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()

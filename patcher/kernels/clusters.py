@@ -29,8 +29,6 @@ def refusal(inputs: AttentionInputs, method: ClusteredPlain, observer: Observer 
     tokens = inputs.key.shape[2]
     if inputs.query.shape[2] != tokens:
         return "queries of other tokens than the keys"
-    if tokens >= MOST_KEYS:
-        return f"{tokens} tokens"
     if tokens < method.min_length:
         return f"fewer than {method.min_length} tokens, which stay dense"
     if inputs.bias is not None:
@@ -153,10 +151,10 @@ def _call(name: str, work: Work) -> None:
         query.shape[3],
         value.shape[3],
         query.dtype == torch.bfloat16,
-        *strided(query),
-        *strided(key),
-        *strided(value),
-        *strided(work.out),
+        strided(query),
+        strided(key),
+        strided(value),
+        strided(work.out),
         inputs.scale,
         inputs.softcap or 0.0,
         work.positions.data_ptr(),

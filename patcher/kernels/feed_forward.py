@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dtypes import dtype_name
 from ..methods.top_k_feed_forward import TopKFeedForward
-from .arguments import DTYPES, dtype_name
+from .arguments import DTYPES
 from .library import native
 
 MOST_ACTIVATIONS = 2**31 - 1024  # positions are 32 bits wide
@@ -77,23 +78,3 @@ def project(hidden: Tensor, rows: Tensor, bias: Tensor | None, k: int, *, thread
         threads or torch.get_num_threads(),
     )
     return out
-
-
-class Witness:
-    """Parts of a tensor, each [n, width] with the elements of a row side by side: whether they still hold what they
-    held, byte for byte."""
-
-    def __init__(self, parts: list[Tensor]) -> None:
-        self.parts = parts
-        self.copies = [part.clone(memory_format=torch.contiguous_format) for part in parts]
-        self.places = [
-            (part.data_ptr(), part.stride(0) * size, part.shape[0], part.shape[1] * size, copy.data_ptr())
-            for part, copy in zip(parts, self.copies, strict=True)
-            for size in [part.element_size()]
-        ]
-
-    def unchanged(self) -> bool:
-        library = native()
-        if library is None:
-            return all(map(torch.equal, self.parts, self.copies))
-        return all(library.same_pieces(*place) for place in self.places)

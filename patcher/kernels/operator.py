@@ -1,7 +1,7 @@
-"""Attention of a patched module as one torch operator, so that torch.compile keeps a model in one graph.
+"""What a patched module does, as one torch operator, so that torch.compile keeps a model in one graph.
 
-Which keys are kept depends on the data, which no graph can hold: to the compiler the operator is a black box whose
-output has a known shape. All that it needs is among its arguments, so a graph stands for itself.
+What is kept depends on the data, which no graph can hold: to the compiler an operator is a black box whose output has a
+known shape. All that it needs is among its arguments, so a graph stands for itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..methods import (
     AttentionMethod,
     FullMask,
     RowRanges,
+    TopKFeedForward,
     Visibility,
     attend_rows,
     method_from_dict,
@@ -28,7 +29,9 @@ from ..methods import (
 )
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
+from . import feed_forward as feed_forward_kernel
 from . import kernel_of
+from .weight_rows import weight_rows
 
 # Parsed calls that are remembered: one for each module of a few models.
 CALLS = 4096
@@ -109,8 +112,9 @@ def attention(
 
     first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [], whether `visible`, bool [B or 1, H or 1, q, n], says
     what the ranges cannot; both None where the ranges say it all. table: see table_tensors. call: see call_text.
-    Sums of values are not carried from step to step here, as a graph has no memory: V-mean compensation reads the whole
-    cache. There is no backward pass. Raises NotPatchableError and RecipeMismatchError as the method does.
+    Nothing is carried from step to step here, as a graph has no memory: V-mean compensation reads the whole cache, and
+    the rounded denominator rounds all keys anew. There is no backward pass. Raises NotPatchableError and
+    RecipeMismatchError as the method does.
     """
     visibility: Visibility = RowRanges(first, last)
     if visible is not None and (gaps is None or bool(gaps)):
@@ -141,3 +145,29 @@ def _attend(call: _Call, inputs: AttentionInputs, table: list[Tensor]) -> Tensor
         return method.attend(inputs, thresholds=thresholds)[0]
     except NotPatchableError as error:
         raise NotPatchableError(f"{call.name}: {error}") from None
+
+
+@torch.library.custom_op("hf_sparsify::feed_forward", mutates_args=())
+def feed_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, weight_is_rows: bool, k: int | None, keep: float | None
+) -> Tensor:
+    """The down-projection of the kept activations: hidden [..., d_ff] -> [..., d_model] in its dtype, contiguous.
+
+    weight: as the module has it, [d_model, d_ff], or [d_ff, d_model] where weight_is_rows. bias: [d_model]. k, keep: as
+    in TopKFeedForward. There is no backward pass.
+    """
+    method, view = TopKFeedForward(k, keep), weight if weight_is_rows else weight.t()
+    with torch.no_grad():
+        native = feed_forward_kernel.refusal(hidden, view, method) is None
+        if not native and not method.gathers(hidden, view):
+            out = torch.nn.functional.linear(method.mask(hidden), view.t(), bias).contiguous()
+            return out.view(out.shape)
+        rows = weight if weight_is_rows else weight_rows(weight)
+        if native:
+            return feed_forward_kernel.project(hidden, rows, bias, method.width(hidden.shape[-1]))
+        return method.project(hidden, rows, bias)
+
+
+@feed_forward.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, weight_is_rows: bool, *others: Any) -> Tensor:
+    return hidden.new_empty(*hidden.shape[:-1], weight.shape[1 if weight_is_rows else 0])

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from ..methods.budget import exact_share
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
-from ..methods.compensation import COMPENSATIONS
+from ..methods.rounded_keys import RoundedKeys
 from ..methods.top_k import TopK
 from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
-from .arguments import MOST_KEYS, address, as_rows, attention_refusal, contiguous, strided
+from .arguments import NOWHERE, attention_refusal, contiguous, located, strided
 from .library import native
 from .short_rows import fill_short_rows
 
@@ -26,9 +25,12 @@ if TYPE_CHECKING:
     from ..thresholds import ModuleThresholds
 
 # As csrc/attention.h numbers them.
-COMPENSATION = {name: number for number, name in enumerate(COMPENSATIONS)}
 DENOMINATOR = {name: number for number, name in enumerate(DENOMINATORS)}
 PLACEMENT = {name: number for number, name in enumerate(PLACEMENTS, start=1)}  # 0: exact top-k
+
+NO_TABLE = (0,) * 6
+UNROUNDED = (0,) * 5
+UNCOUNTED = (0,) * 4
 
 Method = TopK | TopTheta
 
@@ -42,8 +44,6 @@ def refusal(inputs: AttentionInputs, method: Method, observer: Observer | None =
         return "a mask that is no range of keys per row"
     if method.protect_first or method.protect_recent:
         return "protected keys"
-    if inputs.key.shape[2] >= MOST_KEYS:
-        return f"{inputs.key.shape[2]} keys"
     bias = inputs.bias
     if bias is not None and (bias.requires_grad or (bias.dtype != torch.float32)):
         return "a position bias that is trained or not float32"
@@ -68,32 +68,38 @@ def attend(
     library, visibility = native(), inputs.visibility
     if library is None or not isinstance(visibility, RowRanges):
         raise UsageError(f"the native library does not take this call: {refusal(inputs, method)}")
-    query, key, value = as_rows(inputs.query), as_rows(inputs.key), as_rows(inputs.value)
+    query, value = inputs.query, inputs.value
     batch, heads, queries, width = query.shape
     _, groups, keys, value_width = value.shape
-    if queries == 1:
+    single = queries == 1
+    if single:
         run, out = library.step, value.new_empty(batch, heads, 1, value_width)
     else:  # as the caller wants it: rows of all heads side by side
         run, out = library.rows, value.new_empty(batch, queries, heads, value_width).transpose(1, 2)
-    first, last, rest = visibility.first, visibility.last, out
+    out_at = out.data_ptr(), queries * heads * value_width, value_width, heads * value_width
+    first, last = visibility.first, visibility.last
     done = fill_short_rows(out, inputs, method.min_length) if method.min_length and queries > 1 and not count else 0
     if done == queries:
         return out, None
     if done:
-        query, first, last, rest = query[:, :, done:], first[:, done:], last[:, done:], out[:, :, done:]
+        query, first, last, out_at = query[:, :, done:], first[:, done:], last[:, done:], strided(out[:, :, done:])
         queries -= done
+    query, query_at = located(query)
+    key, key_at = located(inputs.key)  # a copy, if one was made, lives as long as its name
+    value, value_at = located(value)
     first, last = contiguous(first), contiguous(last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
-    bias = None if inputs.bias is None else as_rows(inputs.bias.expand(batch, heads, queries, keys))
+    bias, bias_at = inputs.bias, NOWHERE
+    if bias is not None:
+        bias, bias_at = located(bias.expand(batch, heads, queries, keys))
     value_sum = inputs.value_sum
-    if value_sum is not None and value_sum.dtype is not torch.float64:
-        value_sum = value_sum.double()
-    kept = flags = v_rows = None
-    if count:
-        kept = torch.empty(batch, heads, queries, dtype=torch.int32)
-        flags = torch.empty(batch, heads, queries, dtype=torch.uint8)
-        v_rows = torch.empty(batch, groups, 1, dtype=torch.int32) if queries == 1 else None
-    run(
+    if value_sum is not None:
+        value_sum = contiguous(value_sum if value_sum.dtype is torch.float64 else value_sum.double())
+    counts, counts_at = _room_for_counts(batch, heads, groups, queries) if count else (None, UNCOUNTED)
+    rounded = inputs.rounded if single else None
+    if rounded is None and single and method.denominator == "rounded":
+        rounded = RoundedKeys.room_for(key, keys)
+    staged = run(
         batch,
         heads,
         groups,
@@ -102,43 +108,61 @@ def attend(
         width,
         value_width,
         query.dtype is torch.bfloat16,
-        *strided(query),
-        *strided(key),
-        *strided(value),
-        *strided(rest),
+        query_at,
+        key_at,
+        value_at,
+        out_at,
         inputs.scale,
         inputs.softcap or 0.0,
-        *strided(bias),
-        address(sinks),
+        bias_at,
+        0 if sinks is None else sinks.data_ptr(),
         first.data_ptr(),
         last.data_ptr(),
-        queries if first.shape[0] > 1 else 0,
-        method.k or 0,
-        *((0, 1) if method.keep is None else exact_share(method.keep).as_integer_ratio()),
-        min(method.min_length, MOST_KEYS),
-        *_table(method, thresholds),
-        COMPENSATION[method.compensation],
-        DENOMINATOR[method.denominator] if isinstance(method, TopTheta) else 0,
-        method.v_mean == "dropped",
-        0 if value_sum is None else contiguous(value_sum).data_ptr(),
-        address(kept),
-        address(flags),
-        address(v_rows),
+        queries if batch > 1 and first.shape[0] > 1 else 0,
+        method.numbers,
+        _theta(method, thresholds, single),
+        0 if value_sum is None else value_sum.data_ptr(),
+        UNROUNDED if rounded is None else _rounded_at(rounded, keys),
+        counts_at,
         threads or torch.get_num_threads(),
     )
-    if kept is None or flags is None:
-        return out, None
-    counts = RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), None if v_rows is None else v_rows.long())
-    return out, counts
+    if rounded is not None:
+        rounded.used = staged
+    return out, None if counts is None else _row_counts(*counts, staged=bool(staged))
 
 
-def _table(method: Method, thresholds: ModuleThresholds | None) -> tuple[int, ...]:
-    """Placement (0: none), min_keep and the threshold table."""
+def _room_for_counts(
+    batch: int, heads: int, groups: int, queries: int
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[int, int, int, int]]:
+    """Kept, flags, and of a single query V rows and keys read in full [2, B, G, 1]; and where they lie."""
+    kept = torch.empty(batch, heads, queries, dtype=torch.int32)
+    flags = torch.empty(batch, heads, queries, dtype=torch.uint8)
+    if queries > 1:
+        return (kept, flags, None), (kept.data_ptr(), flags.data_ptr(), 0, 0)
+    read = torch.empty(2, batch, groups, 1, dtype=torch.int32)
+    return (kept, flags, read), (kept.data_ptr(), flags.data_ptr(), read[0].data_ptr(), read[1].data_ptr())
+
+
+def _row_counts(kept: Tensor, flags: Tensor, read: Tensor | None, *, staged: bool) -> RowCounts:
+    v_rows, k_rows = (None, None) if read is None else read.long()
+    return RowCounts(kept.long(), (flags & 1).bool(), (flags & 2).bool(), v_rows, k_rows if staged else None)
+
+
+def _rounded_at(rounded: RoundedKeys, keys: int) -> tuple[int, ...]:
+    """Where rounded keys lie, and their panels; UsageError if there is no room for so many."""
+    if rounded.room < keys:
+        raise UsageError(f"rounded keys with room for {rounded.room} do not go with {keys} keys: enlarge them")
+    parts = (rounded.codes, rounded.steps, rounded.errors, rounded.filled)
+    return *(part.data_ptr() for part in parts), rounded.codes.shape[2]
+
+
+def _theta(method: Method, thresholds: ModuleThresholds | None, single: bool) -> tuple[int, ...]:
+    """Placement, min_keep, denominator and the threshold table. single: several queries have no rounded denominator."""
+    denominator = DENOMINATOR["exact" if method.denominator == "rounded" and not single else method.denominator]
     if not isinstance(method, TopTheta):
-        return 0, 0, 0, 0, 0, 0, 0, 0
-    placement = PLACEMENT[method.placement]
+        return 0, 0, denominator, *NO_TABLE
+    numbers = PLACEMENT[method.placement], method.min_keep, denominator
     if thresholds is None:
-        return placement, method.min_keep, 0, 0, 0, 0, 0, 0
-    lengths, theta, dropped = thresholds.addresses()
+        return *numbers, *NO_TABLE
     columns = thresholds.lengths.shape[0]
-    return placement, method.min_keep, lengths, theta, dropped, columns, thresholds.shortest, thresholds.longest
+    return *numbers, *thresholds.addresses(), columns, thresholds.shortest, thresholds.longest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Self
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import UsageError
 from .chunk import Chunk
-from .compensation import check_compensation
+from .compensation import COMPENSATIONS, V_MEANS, check_compensation
 
 
 @cache
@@ -96,6 +96,14 @@ class Budget(Kept):
         below = f", dense below {self.min_length} keys" if self.min_length else ""
         return super().describe() + below + (f", {self.compensation}" if self.compensation != "none" else "")
 
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """The fields that native kernels take, worked out once: k (0: none), `keep` as numerator and denominator,
+        min_length, compensation and v_mean by their places in COMPENSATIONS and V_MEANS."""
+        share = (0, 1) if self.keep is None else exact_share(self.keep).as_integer_ratio()
+        means = COMPENSATIONS.index(self.compensation), V_MEANS.index(self.v_mean)
+        return self.k or 0, *share, min(self.min_length, 2**62), *means
+
     def as_dense(self) -> Self:
         """As in Kept; short rows take the same way as all others."""
         return replace(self, k=None, keep=1.0, min_length=0)
@@ -130,6 +138,12 @@ def describe_kept(methods: Iterable[Kept]) -> str:
 def budget_of(method: Budget) -> dict[str, Any]:
     """The fields of a method that any other method with a budget has too."""
     return {item.name: getattr(method, item.name) for item in fields(Budget)}
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """UsageError unless a value is one of some choices."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def require_count(name: str, value: Any, *, at_least: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .rounded_keys import RoundedKeys
 from .visibility import Visibility
 
 
@@ -21,7 +22,8 @@ class AttentionInputs:
     scale: factor on query . key. bias: [B or 1, H or 1, q, n], added after scaling. softcap: c in c * tanh(score / c).
     sinks: [H], learned logits that take part in the softmax and carry no value. dropout: probability, on the weights.
     value_sum: [B, G, E], the sum of the visible value rows of a single query, where the caller keeps it and there is no
-    dropout; V-mean compensation then reads no dropped value row.
+    dropout; V-mean compensation then reads no dropped value row. rounded: the keys rounded to 8 bits, where the caller
+    keeps them; a kernel then reads few keys in full.
     """
 
     query: Tensor
@@ -34,6 +36,7 @@ class AttentionInputs:
     sinks: Tensor | None = None
     dropout: float = 0.0
     value_sum: Tensor | None = None
+    rounded: RoundedKeys | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Chunk:
     """Scores of the queries start..stop against the keys low..high, as a selection sees them.
 
     scores: [B, H, c, m], float32 (float64 for float64 inputs), -inf where a row may not look.
-    lengths: visible keys per row, int64 [B or 1, H or 1, c]. sinks, scale: as in AttentionInputs.
+    lengths: visible keys per row, int64 [B or 1, H or 1, c]. sinks, scale: as in AttentionInputs. rounded: like scores,
+    those of rounded keys, where the denominator is theirs.
     """
 
     scores: Tensor
@@ -53,6 +57,7 @@ class Chunk:
     high: int
     sinks: Tensor | None = None
     scale: float = 1.0
+    rounded: Tensor | None = None
 
     @cached_property
     def visible(self) -> Tensor:
@@ -75,6 +80,22 @@ class Chunk:
             self.scores.logsumexp(-1, keepdim=True), self.sinks.to(self.scores.dtype).view(1, -1, 1, 1)
         )
         return total.masked_fill(self.lengths.unsqueeze(-1) == 0, 0)
+
+    @cached_property
+    def denominator(self) -> Tensor:
+        """The log_sum that thresholds on weights compare with: of the rounded keys' scores, where there are such."""
+        if self.rounded is None:
+            return self.log_sum
+        total = self.rounded.logsumexp(-1, keepdim=True)
+        if self.sinks is not None:
+            total = torch.logaddexp(total, self.sinks.to(total.dtype).view(1, -1, 1, 1))
+        return total.masked_fill(self.lengths.unsqueeze(-1) == 0, 0)
+
+    def rounded_mass(self, keep: Tensor) -> Tensor | None:
+        """The sum [B, H, c] of exp(rounded key's score - row maximum) over dropped keys; None without rounded keys."""
+        if self.rounded is None:
+            return None
+        return torch.where(keep, 0, (self.rounded - self.row_max).exp()).sum(-1)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -110,13 +131,15 @@ class Selection:
 @dataclass(frozen=True)
 class RowCounts:
     """What was kept. kept, fallback, rescued: per row, [B, H, q]. v_rows: the V rows that at least one query head of a
-    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where a kernel did not
-    count them, because it had more than one query."""
+    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where they were
+    not counted: by a kernel that had more than one query, or where the KV heads are not known. k_rows: of a decoding
+    step, the keys that were read in full, where the others were read rounded to 8 bits; None where all were."""
 
     kept: Tensor
     fallback: Tensor
     rescued: Tensor
     v_rows: Tensor | None
+    k_rows: Tensor | None = None
 
 
 class Observer(Protocol):

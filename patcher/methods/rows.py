@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Select, Selection, softmax
 from .compensation import compensated, with_mean
+from .rounded_keys import rounded
 
 # Scores of one chunk, in elements (4 MB in float32): measured faster than 4M and 16M with 2 MB of L2 per core.
 CHUNK_ELEMENTS = 1024 * 1024
@@ -25,10 +26,12 @@ def attend_rows(
     chunk_size: int | None = None,
     compensation: str = "none",
     v_mean: str = "visible",
+    denominator: str = "exact",
 ) -> tuple[Tensor, RowCounts | None]:
     """Attention of inputs with the keys that `select` keeps (None: dense).
 
-    compensation, v_mean: see compensation.py. Returns the output [B, H, q, E] in the dtype of value, and counts if
+    compensation, v_mean: see compensation.py. denominator: "rounded" gives chunks of a single query the scores of its
+    rounded keys too. Returns the output [B, H, q, E] in the dtype of value, and counts if
     asked. A row that sees nothing gives zeros.
     """
     queries, keys = inputs.query.shape[2], inputs.key.shape[2]
@@ -40,23 +43,27 @@ def attend_rows(
     for start in range(0, queries, chunk_size):
         stop = min(start + chunk_size, queries)
         low, high = inputs.visibility.key_span(start, stop)
-        scores = _scores(inputs, start, stop, low, high)
+        key = inputs.key[:, :, low:high]
+        scores, coarse = _scores(inputs, key, start, stop, low, high), None
+        if denominator == "rounded" and queries == 1:
+            coarse = _scores(inputs, rounded(key), start, stop, low, high)
+            scores = scores.masked_fill(coarse.isnan(), torch.nan)  # a key that is not finite spoils its rows
         lengths_here = lengths[..., start:stop]
         chunk = Chunk(
-            scores, lengths_here, inputs.visibility, start, stop, low, high, sinks=inputs.sinks, scale=inputs.scale
+            scores, lengths_here, inputs.visibility, start, stop, low, high, inputs.sinks, inputs.scale, coarse
         )
         if observer is not None:
             observer(chunk)
         selection = Selection(None) if select is None or low == high else select(chunk)
         outputs.append(_output(inputs, chunk, selection, compensation, v_mean))
         if count:
-            counts.append(_count(chunk, selection, inputs.key.shape[1]))
+            counts.append(count_kept(chunk, selection, inputs.key.shape[1]))
     return torch.cat(outputs, 2), _join(counts) if count else None
 
 
-def _scores(inputs: AttentionInputs, start: int, stop: int, low: int, high: int) -> Tensor:
-    """Masked scores [B, H, c, m] of a chunk; K is not expanded for grouped queries."""
-    query, key = inputs.query[:, :, start:stop], inputs.key[:, :, low:high]
+def _scores(inputs: AttentionInputs, key: Tensor, start: int, stop: int, low: int, high: int) -> Tensor:
+    """Masked scores [B, H, c, m] of a chunk with key [B, G, m, D], which is not expanded for grouped queries."""
+    query = inputs.query[:, :, start:stop]
     dtype = torch.promote_types(query.dtype, torch.float32)
     batch, heads, rows, width = query.shape
     groups = key.shape[1]
@@ -74,17 +81,22 @@ def _scores(inputs: AttentionInputs, start: int, stop: int, low: int, high: int)
 def _output(inputs: AttentionInputs, chunk: Chunk, selection: Selection, compensation: str, v_mean: str) -> Tensor:
     """The output rows of a chunk [B, H, c, E]."""
     keep, value = selection.keep, inputs.value[:, :, chunk.low : chunk.high]
-    if keep is None:
-        return _weigh(inputs, chunk.weights, value)
-    if compensation == "none":
-        return _weigh(inputs, softmax(torch.where(keep, chunk.scores, -torch.inf), inputs.sinks), value)
+    if keep is None or compensation != "sdc+vmc" or inputs.value_sum is None:
+        return _weigh(inputs, weights_of(chunk, selection, compensation, v_mean), value)
     weights, missing = compensated(chunk, selection, keep)
-    if compensation == "sdc":
-        return _weigh(inputs, weights, value)
-    if inputs.value_sum is None:
-        return _weigh(inputs, with_mean(chunk, keep, weights, missing, v_mean), value)
     mean = _mean_from_sum(inputs, chunk, keep, v_mean, value)
     return (_weigh(inputs, weights, value, weights.dtype) + missing * mean).to(value.dtype)
+
+
+def weights_of(chunk: Chunk, selection: Selection, compensation: str = "none", v_mean: str = "visible") -> Tensor:
+    """What the value rows of a chunk are weighed with [B, H, c, m]; zeros for a row that sees nothing."""
+    keep = selection.keep
+    if keep is None:
+        return chunk.weights
+    if compensation == "none":
+        return softmax(torch.where(keep, chunk.scores, -torch.inf), chunk.sinks)
+    weights, missing = compensated(chunk, selection, keep)
+    return weights if compensation == "sdc" else with_mean(chunk, keep, weights, missing, v_mean)
 
 
 def _mean_from_sum(inputs: AttentionInputs, chunk: Chunk, keep: Tensor, v_mean: str, value: Tensor) -> Tensor:
@@ -120,12 +132,13 @@ def _weigh_visible(weights: Tensor, value: Tensor) -> Tensor:
     return out.masked_fill(reached, torch.nan)
 
 
-def _count(chunk: Chunk, selection: Selection, groups: int) -> RowCounts:
+def count_kept(chunk: Chunk, selection: Selection, groups: int | None) -> RowCounts:
+    """What a selection keeps of a chunk. groups: KV heads; where they are not known (None) V rows are not counted."""
     scores, keep = chunk.scores, selection.keep
     kept = chunk.visible if keep is None else keep & chunk.visible
     batch, heads, rows, width = scores.shape
     none = torch.zeros(batch, heads, rows, dtype=torch.bool, device=scores.device)
-    v_rows = kept.view(batch, groups, heads // groups, rows, width).any(2).sum(-1)
+    v_rows = None if groups is None else kept.view(batch, groups, heads // groups, rows, width).any(2).sum(-1)
     return RowCounts(
         kept.sum(-1),
         none if selection.fallback is None else selection.fallback.expand(batch, heads, rows),

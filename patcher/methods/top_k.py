@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .budget import Budget
+from ...errors import UsageError
+from .budget import Budget, require_choice
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Selection
 from .rows import attend_rows
 
@@ -21,12 +22,33 @@ GROUPED_FROM = 1024
 
 @dataclass(frozen=True)
 class TopK(Budget):
-    """Exact top-k attention (see Budget for the fields)."""
+    """Exact top-k attention (see Budget for the fields).
+
+    denominator: how compensation gets the mass of dropped keys: "exact", or "rounded": with a single query, from the
+    scores of keys rounded to 8 bits, so that few keys are read in full.
+    """
+
+    denominator: str = "exact"
 
     name: ClassVar[str] = "top-k"
     summary: ClassVar[str] = "keeps the k highest scores of every query; exact selection, nothing to calibrate"
     paper: ClassVar[str] = "Gupta et al. 2021, arXiv 2106.06899"
     needs_thresholds: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("denominator", self.denominator, ("exact", "rounded"))
+        if self.denominator != "exact" and self.compensation == "none":
+            raise UsageError(f"denominator {self.denominator} goes with compensation sdc or sdc+vmc")
+
+    @property
+    def reads_every_score(self) -> bool:
+        """Whether exact scores of dropped keys are needed for what is kept."""
+        return self.compensation != "none" and self.denominator == "exact"
+
+    def describe(self) -> str:
+        """For tables: 'k = 64, sdc+vmc'."""
+        return super().describe() + (f", {self.denominator} denominator" if self.denominator != "exact" else "")
 
     def attend(
         self,
@@ -38,15 +60,22 @@ class TopK(Budget):
     ) -> tuple[Tensor, RowCounts | None]:
         """Attention over the kept keys: output [B, H, q, E] and, if asked, what was kept (see attend_rows)."""
         return attend_rows(
-            inputs, self.select, count=count, observer=observer, compensation=self.compensation, v_mean=self.v_mean
+            inputs,
+            self.select,
+            count=count,
+            observer=observer,
+            compensation=self.compensation,
+            v_mean=self.v_mean,
+            denominator=self.denominator,
         )
 
-    def select(self, chunk: Chunk) -> Selection:
+    def select(self, chunk: Chunk, thresholds: object = None) -> Selection:
         """The kept keys of a chunk; everything where no row is longer than its budget."""
         rows_k = self.rows_k(chunk.lengths)
         if bool((rows_k >= chunk.lengths).all()):
             return Selection(None)
-        return Selection(keep_highest(chunk.scores, rows_k, self.protected(chunk)))
+        keep = keep_highest(chunk.scores, rows_k, self.protected(chunk))
+        return Selection(keep, dropped_mass=chunk.rounded_mass(keep))
 
 
 def keep_highest(scores: Tensor, rows_k: Tensor, protected: Tensor | None = None) -> Tensor:

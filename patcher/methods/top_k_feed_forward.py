@@ -7,14 +7,19 @@ layers and activations that go below zero work too; for ReLU it is the same choi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .budget import Kept
+from .budget import Kept, exact_share
 from .top_k import keep_highest
+
+# Reading k rows per token from a transposed copy of the weight beats the dense product on a CPU up to about here.
+GATHER_TOKENS = 4
+GATHER_SHARE = 8  # at most one activation in so many kept
 
 
 class ActivationCounts(NamedTuple):
@@ -38,7 +43,8 @@ class TopKFeedForward(Kept):
 
     def width(self, d_ff: int) -> int:
         """Activations kept of d_ff."""
-        return min(self.k, d_ff) if self.k is not None else int(self.rows_k(torch.tensor(d_ff)))
+        kept = self.k if self.k is not None else max(1, math.ceil(exact_share(self.keep) * d_ff))
+        return min(kept, d_ff)
 
     def mask(self, hidden: Tensor) -> Tensor:
         """Activations [..., d_ff] -> the same with zeros for all but the kept ones; among equals the first are kept."""
@@ -46,6 +52,19 @@ class TopKFeedForward(Kept):
         if kept == hidden.shape[-1] or not hidden.numel():
             return hidden
         return hidden.masked_fill(~keep_largest(hidden, kept), 0)
+
+    def gathers(self, hidden: Tensor, rows: Tensor) -> bool:
+        """Whether `project` takes activations [..., d_ff] and a weight [d_ff, d_model], wherever its elements lie, and
+        beats the product with what `mask` gives. It has no gradients."""
+        width = hidden.shape[-1]
+        return (
+            0 < hidden.numel() <= GATHER_TOKENS * width
+            and hidden.device.type == rows.device.type == "cpu"
+            and hidden.dtype == rows.dtype
+            and width == rows.shape[0]
+            and not (torch.is_grad_enabled() and (hidden.requires_grad or rows.requires_grad))
+            and self.width(width) * GATHER_SHARE <= width
+        )
 
     def project(self, hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         """The down-projection of the kept activations alone: [..., d_ff] -> [..., d_model], reading k rows per token.

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
-from .budget import Budget, require_count
+from .budget import Budget, require_choice, require_count
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Selection
 from .rows import attend_rows
 from .top_k import keep_highest
 
 PLACEMENTS = ("post-softmax", "max-relative", "pre-softmax")
-DENOMINATORS = ("exact", "exp-threshold", "offline")
+DENOMINATORS = ("exact", "exp-threshold", "offline", "rounded")
 
 
 class Thresholds(Protocol):
@@ -43,9 +43,10 @@ class TopTheta(Budget):
     placement: what is compared with the threshold: the weight ("post-softmax"), the score less the row's maximum
     ("max-relative") or the score ("pre-softmax"). The first two ignore a constant added to a row's scores.
     denominator: how SDC gets the mass of dropped keys: "exact"; "exp-threshold", an upper bound that reads no dropped
-    score; "offline", the mean of calibration. The last two are for max-relative and pre-softmax, because weights need
-    the exact denominator anyway. min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row
-    no longer than its k is dense; a row without a threshold uses its own exact top-k.
+    score; "offline", the mean of calibration; "rounded": with a single query, from the scores of keys rounded to 8
+    bits, so that few keys are read in full. Post-softmax weights need a denominator anyway: "exact" or "rounded".
+    min_keep: a row that would keep fewer keeps its min_keep highest scores instead. A row no longer than its k is
+    dense; a row without a threshold uses its own exact top-k.
     """
 
     min_keep: int = 1
@@ -62,16 +63,21 @@ class TopTheta(Budget):
         require_count("min_keep", self.min_keep, at_least=1)
         if self.k is not None and self.min_keep > self.k:
             raise UsageError(f"min_keep = {self.min_keep} is more than k = {self.k}: lower min_keep or raise k")
-        for name, choices in (("placement", PLACEMENTS), ("denominator", DENOMINATORS)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        if self.denominator != "exact" and self.placement == "post-softmax":
+        require_choice("placement", self.placement, PLACEMENTS)
+        require_choice("denominator", self.denominator, DENOMINATORS)
+        if denominator_for(self.placement, self.denominator) != self.denominator:
             raise UsageError(
                 f"denominator {self.denominator} saves nothing with post-softmax placement, whose weights need the "
-                "exact one: use max-relative or pre-softmax"
+                "exact or rounded one: use max-relative or pre-softmax"
             )
-        if self.denominator != "exact" and self.compensation == "none":
+        compares = self.placement == "post-softmax" and self.denominator == "rounded"
+        if self.denominator != "exact" and self.compensation == "none" and not compares:
             raise UsageError(f"denominator {self.denominator} goes with compensation sdc or sdc+vmc")
+
+    @property
+    def reads_every_score(self) -> bool:
+        """Whether exact scores of dropped keys are needed for what is kept; rows without a threshold apart."""
+        return self.denominator == "exact" and (self.compensation != "none" or self.placement == "post-softmax")
 
     def describe(self) -> str:
         """For tables: 'k = 64, sdc+vmc, post-softmax'."""
@@ -99,9 +105,10 @@ class TopTheta(Budget):
             observer=observer,
             compensation=self.compensation,
             v_mean=self.v_mean,
+            denominator=self.denominator,
         )
 
-    def select(self, chunk: Chunk, thresholds: Thresholds | None) -> Selection:
+    def select(self, chunk: Chunk, thresholds: Thresholds | None = None) -> Selection:
         """The kept keys of a chunk, with the rows that fell back to top-k and those that min-keep saved."""
         rows_k = self.rows_k(chunk.lengths)
         sparse = rows_k < chunk.lengths
@@ -109,7 +116,8 @@ class TopTheta(Budget):
             return Selection(None)
         protected = self.protected(chunk)
         if thresholds is None:
-            return Selection(keep_highest(chunk.scores, rows_k, protected), fallback=sparse)
+            keep = keep_highest(chunk.scores, rows_k, protected)
+            return Selection(keep, fallback=sparse, dropped_mass=chunk.rounded_mass(keep))
         theta = thresholds.lookup(chunk.lengths).to(chunk.scores.dtype)
         fallback = sparse & theta.isnan()
         limit = theta.unsqueeze(-1) + reference(chunk, self.placement)
@@ -123,11 +131,13 @@ class TopTheta(Budget):
         if bool(fallback.any()):
             keep = torch.where(fallback.unsqueeze(-1), keep_highest(chunk.scores, rows_k, protected), keep)
         keep = torch.where(sparse.unsqueeze(-1), keep, chunk.visible)
-        estimate = None if self.denominator == "exact" else self._dropped_mass(chunk, keep, limit, thresholds)
+        estimate = self._dropped_mass(chunk, keep, limit, thresholds)
         return Selection(keep, fallback=fallback, rescued=few, dropped_mass=estimate)
 
-    def _dropped_mass(self, chunk: Chunk, keep: Tensor, limit: Tensor, thresholds: Thresholds) -> Tensor:
-        """As in Selection, from what calibration knows alone."""
+    def _dropped_mass(self, chunk: Chunk, keep: Tensor, limit: Tensor, thresholds: Thresholds) -> Tensor | None:
+        """As in Selection, from rounded keys or what calibration knows alone."""
+        if self.denominator in ("exact", "rounded"):
+            return chunk.rounded_mass(keep)
         dropped = chunk.lengths - keep.sum(-1)
         if self.denominator == "offline":
             estimate = thresholds.lookup_dropped(chunk.lengths).to(limit.dtype)
@@ -136,13 +146,18 @@ class TopTheta(Budget):
         return torch.where(dropped > 0, estimate, 0)
 
 
+def denominator_for(placement: str | None, denominator: str) -> str:
+    """A denominator where it goes with a placement, else "exact"."""
+    return "exact" if placement == "post-softmax" and denominator not in ("exact", "rounded") else denominator
+
+
 def reference(chunk: Chunk, placement: str) -> Tensor:
     """What a placement subtracts from a row's scores before it compares them: [B, H, c, 1] or a scalar.
 
     post-softmax: a weight exceeds theta where its score, less the logarithm of the denominator, exceeds log theta.
     """
     if placement == "post-softmax":
-        return chunk.log_sum
+        return chunk.denominator
     if placement == "max-relative":
         return chunk.row_max
     return chunk.scores.new_zeros(())

@@ -47,11 +47,15 @@ def test_what_is_kept_and_what_cannot_be_avoided() -> None:
         checked = arm.check()
         assert checked.kept == pytest.approx(0.1, abs=0.01), arm.name
         assert checked.least == 0.5
-    sparse, kept_all = (arm.check() for arm in decode(1000, 6, 2, None, in_turn=False).arms)
+    sparse, kept_all, few, staged, _, of_rounded = (arm.check() for arm in decode(1000, 6, 2, None, in_turn=False).arms)
     assert sparse.kept == pytest.approx(0.1, abs=0.002)
     # All keys, and the values that one of three heads keeps: a tenth at least, three at most.
     assert 1.1 / 2 <= (sparse.least or 0) <= 1.3 / 2
     assert (kept_all.kept, kept_all.least) == (1.0, None)
+    # A key rounded to 8 bits takes 72 bytes instead of 256; few are read in full too.
+    for checked in (staged, of_rounded):
+        assert checked.kept == pytest.approx(0.064, abs=0.01)
+        assert 72 / 256 / 2 < (checked.least or 0) < (few.least or 0)
     assert feed_forward_layer(2, None, d_model=64, d_ff=128, k=16).arms[0].check().kept == 16 / 128
 
 

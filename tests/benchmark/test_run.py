@@ -36,8 +36,11 @@ def test_every_contender_has_a_time_for_every_round() -> None:
     assert sum(advanced) == 9
     # 2 attentions and 2 feed-forward layers in 3 rounds of a warm-up (3 passes) and of a run (3 passes).
     assert sum(result.calls.values()) == 4 * 3 * 6
-    assert result.kept is not None
-    assert 0 < result.kept < 1
+    elements, activations = result.kept["kept_share"], result.kept["activations_kept_share"]
+    assert elements is not None
+    assert 0 < elements < 1
+    assert activations == 5 / 40
+    assert result.kept["cluster_scores_share"] is None
 
 
 def test_slow_eager_attention_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:

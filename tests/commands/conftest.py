@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for name in ("llama", "t5", "gpt2", "bart", "bert", "bert-qa", "roberta-qa", "bart-qa", "bloom", "gptj"):
+    own_attention = ("gptj", "mpnet", "longt5", "yoso")
+    for name in ("llama", "t5", "gpt2", "bart", "bert", "bert-qa", "roberta-qa", "bart-qa", *own_attention):
         tiny_language_models.save(name, folder / name)
     tiny_language_models.save("llama", folder / "chat", chat=True)
     tiny_language_models.save("llama", folder / "other", num_hidden_layers=3)
@@ -61,4 +63,23 @@ def recipe(sparsify: Sparsify, work: Path) -> Path:
     same = [first, {**second, "context": first["context"]}]
     (work / "one-passage.jsonl").write_text("".join(json.dumps(record) + "\n" for record in same))
     (work / "bad.jsonl").write_text(json.dumps(tiny_language_models.records(1)[0]) + "\n{oops\n")
+    return work / "sparsified"
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `calibrated` is kept for the next test: it costs a calibration."""
+    return tmp_path_factory.mktemp("kept") / "sparsified"
+
+
+@pytest.fixture
+def calibrated(sparsify: Sparsify, work: Path, kept: Path) -> Path:
+    """./sparsified for the tiny Llama, calibrated at k = 4 with options of its own, and one dense FFN."""
+    if kept.exists():
+        return Path(shutil.copytree(kept, work / "sparsified"))
+    options = ("--attention", "top-theta", "--placement", "max-relative", "--compensation", "sdc+vmc", "--no-verify")
+    ffn = ("--ffn", "top-k", "--set", "re:.*1.mlp.*=none")
+    assert sparsify("patch", "llama", "--k", "4", *options, *ffn).code == 0
+    assert sparsify("calibrate", "-d", "q.jsonl", "--samples", "4").code == 0
+    shutil.copytree(work / "sparsified", kept)
     return work / "sparsified"

@@ -66,6 +66,21 @@ def test_a_model_without_a_recipe(model: str, sparsify: Sparsify, work: Path) ->
     assert len(list((work / "sparsified-bench").iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ("--attention clustered --clusters 2 --k 1", {"scores computed": ["18.8 %", "12.5 %"]}),
+        ("--attention none --ffn top-k --ffn-keep 0.25", {"activations kept": ["25.0 %", "25.0 %"]}),
+    ],
+)
+def test_what_a_method_counts_has_a_column(options: str, columns: dict[str, list[str]], sparsify: Sparsify) -> None:
+    assert sparsify("patch", "bert", *options.split(), "--no-verify").code == 0
+    table = sparsify("bench", *SHORT, "--no-eager", "-q").out.split("Where the time goes\n")[1].splitlines()
+    ((title, shares),) = columns.items()
+    assert table[0].split("at most")[1].strip() == title
+    assert [line.split("x")[-1].strip() for line in table[2:4]] == shares
+
+
 @pytest.mark.slow
 def test_memory_comes_from_processes_of_their_own(sparsify: Sparsify, recipe: Path) -> None:
     done = sparsify("bench", "--lengths", "16,24", "--new-tokens", "4", "--repeats", "1", "-o", "here")

@@ -144,6 +144,7 @@ def test_what_the_recipe_says_of_it(sparsify: Sparsify, recipe: Path) -> None:
     [
         ("--compensation none --denominator exact", ("none", "max-relative", "exact")),
         ("--placement post-softmax", ("sdc+vmc", "post-softmax", "exact")),
+        ("--placement post-softmax --denominator rounded", ("sdc+vmc", "post-softmax", "rounded")),
         ("--placement pre-softmax", ("sdc+vmc", "pre-softmax", "offline")),
     ],
 )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import tiny_language_models
 from command_line import Sparsify, contents, files, refused
-from hf_sparsify.commands import patch as patch_command
-from hf_sparsify.commands.patch import DEEP, DEFAULT_DENSE_LAYERS
 from hf_sparsify.commands.target import DEFAULT_COMPENSATION
+from hf_sparsify.patcher import preset
+from hf_sparsify.patcher.preset import DEEP, DENSE_LAYERS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "help-patch.txt"
 
@@ -92,7 +92,7 @@ def test_what_does_not_go_together(arguments: str, sentence: str, sparsify: Spar
 def test_help_tells_the_defaults() -> None:
     text = " ".join(GOLDEN.read_text(encoding="utf-8").replace("│", " ").split())
     assert f"mean of the values (default: {DEFAULT_COMPENSATION})" in text
-    assert ("leave layers 0-1 dense" in text) == bool(DEFAULT_DENSE_LAYERS)
+    assert ("leave layers 0-1 dense" in text) == bool(DENSE_LAYERS)
 
 
 NOTE = "attention of layers 0-1 stays dense by default in models with more than 8 layers; --skip-layers none patches it"
@@ -152,10 +152,27 @@ def test_only_stacks_that_are_deep_have_that_default(sparsify: Sparsify, work: P
 
 
 def test_one_constant_turns_it_off(sparsify: Sparsify, deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patch_command, "DEFAULT_DENSE_LAYERS", ())
+    monkeypatch.setattr(preset, "DENSE_LAYERS", ())
     done = sparsify("patch", "deep", "--k", "4", "--no-verify")
     assert len(written(Path("sparsified"))["plan"]) == 9
     assert "stays dense by default" not in done.out
+
+
+SHALLOW = "no recipe named: starting from top-k attention with k = 64 on every layer\n"
+
+
+def test_a_model_without_a_recipe_has_the_plan_of_patch(sparsify: Sparsify, deep: Path) -> None:
+    assert sparsify("patch", "deep", "--no-verify").code == 0
+    plan = written(Path("sparsified"))["plan"]
+    few = ("-d", "q.jsonl", "--limit", "2", "--max-new-tokens", "2", "--max-drop", "100", "--json")
+    done = sparsify("eval", "deep", *few)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["plan"] == plan
+    assert f"{SHALLOW.rstrip()} but 0-1\n" in done.err
+    done = sparsify("calibrate", "deep", "-d", "q.jsonl", "--k", "4", "-o", "calibrated")
+    assert done.code == 0, done.err
+    assert list(written(Path("calibrated"))["plan"]) == list(plan)
+    assert SHALLOW in sparsify("eval", "llama", *few).err
 
 
 Edit = Callable[[dict[str, Any]], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -106,7 +107,10 @@ def test_several_processes_are_refused(sparsify: Sparsify, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("recipe")
-def test_names_of_the_harness(sparsify: Sparsify) -> None:
-    """Slow, because the harness reads all of its task files."""
+def test_names_of_the_harness(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow, because the harness reads all of its task files; once is enough."""
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", functools.cache(TaskManager))
     refused(sparsify("eval", "--harness", "arc_eazy"), 2, "there is no such task and no such file; there is arc_easy")
     refused(sparsify("eval", "--harness", "arc_easy"), 1, "the Hugging Face Hub cannot be reached")

@@ -113,7 +113,7 @@ def test_an_interrupted_evaluation_goes_on(
 
 @pytest.mark.slow
 def test_a_real_ctrl_c(sparsify: Sparsify, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_language_models.save_questions(Path("many.jsonl"), 400)
+    tiny_language_models.save_questions(Path("many.jsonl"), 120)
     before = contents(recipe.parent)
     arguments = ["sparsify", "eval", "-d", "many.jsonl", "--max-new-tokens", "8", *EVAL[-4:]]
     # Tests in a shell's background inherit that Ctrl-C is ignored.
@@ -125,7 +125,7 @@ def test_a_real_ctrl_c(sparsify: Sparsify, recipe: Path, monkeypatch: pytest.Mon
     process = subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True, env=environment)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("loading")
-    assert process.stderr.readline().startswith("evaluating: 40 of 400")
+    assert process.stderr.readline().startswith("evaluating: 12 of 120")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")

@@ -5,37 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import pytest
-import tiny_language_models
-import torch
-from command_line import Done, Sparsify, contents, files, refused
-from hf_sparsify.calibration.histogram_file import file_hash, load_histograms, save_histograms
+from command_line import Sparsify, content, contents, files, refused, warnings_of
 from hf_sparsify.patcher.recipe import load_recipe
 
 WROTE = ["histograms.safetensors", "sparsify.json", "thresholds.safetensors"]
 WARNING = "warning: in calibration deeper layers saw activations sparse at k = 4, so kept / k may be off at "
-
-
-@pytest.fixture
-def calibrated(sparsify: Sparsify, work: Path) -> Path:
-    """./sparsified for the tiny Llama, calibrated at k = 4 with options of its own, and one dense FFN."""
-    options = ("--attention", "top-theta", "--placement", "max-relative", "--compensation", "sdc+vmc", "--no-verify")
-    ffn = ("--ffn", "top-k", "--set", "re:.*1.mlp.*=none")
-    assert sparsify("patch", "llama", "--k", "4", *options, *ffn).code == 0
-    assert sparsify("calibrate", "-d", "q.jsonl", "--samples", "4").code == 0
-    return work / "sparsified"
-
-
-def content(folder: Path | str) -> dict[str, Any]:
-    """What sparsify.json says."""
-    made: dict[str, Any] = json.loads((Path(folder) / "sparsify.json").read_text())
-    return made
-
-
-def warnings_of(done: Done) -> list[str]:
-    return [line for line in done.err.splitlines() if line.startswith("warning: ")]
 
 
 def test_another_k_gives_a_calibrated_recipe(sparsify: Sparsify, calibrated: Path, work: Path) -> None:
@@ -133,68 +108,6 @@ def test_twice_is_fine_and_another_recipe_needs_force(sparsify: Sparsify, calibr
     assert contents(calibrated) == before
 
 
-def test_the_source_is_not_written_over_before_the_model_is_loaded(
-    sparsify: Sparsify, calibrated: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hf_sparsify.commands.target.load_named", None)
-    for target in ((), ("-o", "./sparsified/../sparsified")):
-        refused(sparsify("patch", "--thresholds", "sparsified", "--k", "3", *target), 2, "use -o for another directory")
-
-
-def test_from_another_directory(
-    sparsify: Sparsify, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    done = sparsify("patch", "--thresholds", str(calibrated), "--k", "3")
-    assert done.code == 0, done.err
-    assert files(tmp_path / "elsewhere") == [f"sparsified/{name}" for name in WROTE]
-    assert "kept / k was not measured: q.jsonl is neither a file here nor " in done.out
-    assert "; name other items with --dataset" in done.out
-    done = sparsify("patch", "--thresholds", str(calibrated), "--k", "3", "-d", f"{calibrated.parent}/q.jsonl")
-    assert "q.jsonl: mean " in done.out
-
-
-def test_data_that_has_changed_is_not_measured_on(sparsify: Sparsify, calibrated: Path) -> None:
-    tiny_language_models.save_questions(Path("q.jsonl"), 5)
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "--dry-run")
-    assert "kept / k was not measured: q.jsonl has other items than in calibration; name other items" in done.out
-
-
-@pytest.mark.parametrize("name", ["somebody/data", "data", "/dev/zero", "squad=/dev/zero", "."])
-def test_what_only_the_recipe_names_is_not_opened(
-    name: str, sparsify: Sparsify, calibrated: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = content("sparsified")
-    made["calibration"]["dataset"] = name
-    (calibrated / "sparsify.json").write_text(json.dumps(made))
-    for function in ("_load_hub", "read_items"):
-        monkeypatch.setattr(f"hf_sparsify.evaluation.sources.{function}", None)
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "--dry-run")
-    assert done.code == 0, done.err
-    assert f"kept / k was not measured: {name} is neither a file here nor " in done.out
-
-
-def test_a_dry_run_writes_nothing(sparsify: Sparsify, calibrated: Path, work: Path) -> None:
-    before = contents(work)
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "--dry-run")
-    assert done.code == 0
-    assert "kept / k on " in done.out
-    assert "dry run: nothing was written" in done.out
-    assert contents(work) == before
-
-
-def test_dense_activations_are_those_of_any_k(sparsify: Sparsify, work: Path) -> None:
-    assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
-    assert sparsify("calibrate", "-d", "q.jsonl", "--activations", "dense").code == 0
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three")
-    assert done.code == 0, done.err
-    assert warnings_of(done) == []
-    assert "kept / k" not in done.out
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three", "-d", "q.jsonl")
-    assert "kept / k on 6 items of q.jsonl" in done.out
-
-
 def test_the_model_may_be_named_where_it_moved(sparsify: Sparsify, work: Path) -> None:
     shutil.copytree(work / "llama", work / "mine")
     assert sparsify("patch", "mine", "--k", "4", "--no-verify").code == 0
@@ -205,75 +118,6 @@ def test_the_model_may_be_named_where_it_moved(sparsify: Sparsify, work: Path) -
     done = sparsify("patch", "renamed", *command)
     assert done.code == 0, done.err
     assert content("three")["base_model"]["id"] == str((work / "renamed").resolve())
-
-
-def test_a_model_of_another_shape_or_other_weights_is_refused(sparsify: Sparsify, calibrated: Path, work: Path) -> None:
-    command = ("--thresholds", "sparsified", "--k", "3", "-o", "three")
-    before = files(work)
-    refused(sparsify("patch", "gpt2", *command), 4, "has another shape")
-    torch.manual_seed(5)
-    tiny_language_models.save("llama", work / "tuned")
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(work / "tuned")
-    model.lm_head.weight.data[0, 0] += 1
-    model.save_pretrained(work / "tuned")
-    done = sparsify("patch", "tuned", *command)
-    refused(done, 4, f"calibrated on {(work / 'llama').resolve()}, and {work / 'tuned'} has other weights")
-    refused(sparsify("patch", *command, "--dtype", "float16"), 4, "or another --dtype")
-    shutil.rmtree(work / "tuned")
-    assert files(work) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "sentence"),
-    [
-        ("--attention top-k", 2, "--attention does not go with --thresholds, where all but --k or --keep is"),
-        ("--compensation none", 2, "--compensation does not go with --thresholds"),
-        ("--v-mean visible", 2, "--v-mean does not go with --thresholds"),
-        ("--placement post-softmax", 2, "--placement does not go with --thresholds"),
-        ("--min-keep 1", 2, "--min-keep does not go with --thresholds"),
-        ("--layers 0", 2, "--layers does not go with --thresholds"),
-        ("--skip_layers none", 2, "--skip-layers does not go with --thresholds"),
-        ("--ffn none", 2, "--ffn does not go with --thresholds"),
-        ("--protect-first 0", 2, "--protect-first does not go with --thresholds"),
-        ("--set re:.*=none", 2, "--set does not go with --thresholds"),
-        ("--k 2 --keep 0.5", 2, "--k and --keep exclude each other"),
-        ("--k 0", 2, "k must be a whole number of at least 1, not 0"),
-        ("--keep 2", 2, "keep must be a fraction in (0, 1], not 2.0"),
-        ("--split train", 2, "--split goes with --dataset"),
-        ("--dataset nowhere.jsonl", 1, "no such file: nowhere.jsonl"),
-        ("--dataset q.jsonl --split train", 2, "a file has no splits"),
-        ("--k 500", 1, "no row that was calibrated in sparsified is longer than its k: use a smaller --k"),
-        ("-o q.jsonl/below", 1, "cannot write the recipe to q.jsonl/below"),
-    ],
-)
-def test_what_is_refused(arguments: str, code: int, sentence: str, sparsify: Sparsify, calibrated: Path) -> None:
-    before = contents(calibrated.parent)
-    done = sparsify("patch", "--thresholds", "sparsified", "-o", "new", *arguments.split())
-    errors = Done(done.code, done.out, "\n".join(line for line in done.err.splitlines() if WARNING not in line))
-    refused(errors, code, sentence)
-    assert contents(calibrated.parent) == before
-
-
-def test_a_budget_has_to_go_with_the_rest_of_its_method(sparsify: Sparsify) -> None:
-    options = ("--attention", "top-theta", "--min-keep", "3", "--protect-first", "2", "--no-verify")
-    assert sparsify("patch", "llama", "--k", "4", *options).code == 0
-    assert sparsify("calibrate", "-d", "q.jsonl").code == 0
-    command = ("patch", "--thresholds", "sparsified", "-o", "new")
-    refused(sparsify(*command, "--k", "2"), 2, "min_keep = 3 is more than k = 2")
-    refused(sparsify(*command, "--k", "1"), 2, "2 protected keys do not fit in k = 1")
-
-
-@pytest.mark.parametrize("damage", ["unlink", "write", "cut"])
-def test_without_its_histograms(damage: str, sparsify: Sparsify, calibrated: Path) -> None:
-    path = calibrated / "histograms.safetensors"
-    if damage == "unlink":
-        path.unlink()
-    else:
-        path.write_bytes(b"{}" if damage == "write" else path.read_bytes()[:-9])
-    refused(sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "new"), 1, "`sparsify calibrate`")
-    assert not Path("new").exists()
 
 
 def test_a_plan_edited_by_hand(sparsify: Sparsify, calibrated: Path) -> None:
@@ -313,21 +157,6 @@ def test_the_mean_estimator_is_for_its_own_k(sparsify: Sparsify) -> None:
     assert sparsify("validate", "three").code == 0
 
 
-def test_counts_of_another_number_of_heads_are_refused(sparsify: Sparsify, calibrated: Path) -> None:
-    path = calibrated / "histograms.safetensors"
-    histograms, notes = load_histograms(path)
-    for histogram in histograms.values():
-        for part in histogram.parts().values():
-            part.update({bucket: counts[:1] for bucket, counts in part.items()})
-    save_histograms(histograms, path, notes)
-    made = content("sparsified")
-    made["calibration"]["histograms_sha256"] = file_hash(path)
-    (calibrated / "sparsify.json").write_text(json.dumps(made))
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three", "--no-verify")
-    refused(done, 4, "heads")
-    assert not Path("three").exists()
-
-
 def test_the_offline_denominator_follows_k(sparsify: Sparsify) -> None:
     options = ("--attention", "top-theta", "--placement", "pre-softmax", "--compensation", "sdc+vmc", "--no-verify")
     assert sparsify("patch", "llama", "--k", "4", *options).code == 0
@@ -341,20 +170,25 @@ def test_the_offline_denominator_follows_k(sparsify: Sparsify) -> None:
         assert bool((table.dropped[:, -1] > fewer[:, -1]).all())
 
 
-def test_distractors_are_those_of_calibration(sparsify: Sparsify, work: Path) -> None:
-    assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
-    assert sparsify("calibrate", "-d", "q.jsonl", "--samples", "3", "--distractors", "1").code == 0
-    done = sparsify("patch", "--thresholds", "sparsified", "--k", "3", "-o", "three", "--no-verify")
-    assert "kept / k on 3 items of q.jsonl: mean " in done.out
-    assert content("three")["calibration"]["distractors"] == 1
-
-
-def test_what_holds_no_calibration(sparsify: Sparsify, work: Path) -> None:
-    refused(sparsify("patch", "--thresholds", "nowhere", "--k", "3", "-o", "new"), 1, "nowhere holds no recipe")
-    refused(sparsify("patch", "--thresholds", "llama", "--k", "3", "-o", "new"), 1, "llama holds no recipe")
-    assert sparsify("patch", "llama", "--k", "4", "--no-verify").code == 0
-    command = ("patch", "--thresholds", "sparsified", "--k", "3", "-o", "new")
-    refused(sparsify(*command), 1, "not calibrated: run `sparsify calibrate`")
+def test_the_rounded_denominator_stays(sparsify: Sparsify) -> None:
+    assert sparsify("patch", "llama", "--k", "4", "--denominator", "rounded", "--no-verify").code == 0
+    assert {method.describe() for method in load_recipe("sparsified").plan.values()} == {
+        "k = 4, sdc+vmc, rounded denominator"
+    }
+    assert sparsify("calibrate", "-d", "q.jsonl").code == 0
+    assert sparsify("patch", "--thresholds", "sparsified", "--k", "2", "-o", "two").code == 0
+    for name, k in (("sparsified", 4), ("two", 2)):
+        recipe = load_recipe(name)
+        assert {method.describe() for method in recipe.plan.values()} == {
+            f"k = {k}, sdc+vmc, post-softmax, rounded denominator"
+        }
+        assert recipe.before_calibration is not None
+        assert {method.describe() for method in recipe.before_calibration.values()} == {
+            f"k = {k}, sdc+vmc, rounded denominator"
+        }
+    exact = ("--denominator", "exact", "--compensation", "none")
+    assert sparsify("calibrate", "-d", "q.jsonl", *exact).code == 0
+    assert {method.describe() for method in load_recipe("sparsified").plan.values()} == {"k = 4, post-softmax"}
 
 
 def test_patching_over_a_calibrated_recipe_leaves_no_histograms(sparsify: Sparsify, calibrated: Path) -> None:

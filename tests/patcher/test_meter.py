@@ -193,7 +193,7 @@ def test_toy_masks_counted_by_hand(groups: int, queries: int, steps: int) -> Non
     assert counts is not None
     meter = Meter(last_rows_are_steps=steps)
     rows_k = torch.full((1, 1, queries), K)
-    meter.add("m", counts, visible[:, :1].sum(-1), rows_k, None, row_bytes=(10, 14))
+    meter.add("m", counts, visible[:, :1].sum(-1), rows_k, None, row_bytes=(10, 14, 3))
     module = meter.modules["m"]
     elements = v_rows = v_kept = 0
     popularity = [0] * 6
@@ -221,6 +221,20 @@ def test_toy_masks_counted_by_hand(groups: int, queries: int, steps: int) -> Non
     share = (10 * v_rows + 14 * v_kept) / (24 * v_rows) if v_rows else None
     assert summary["decode_kv_bytes_share"] == (pytest.approx(share) if share else None)
     assert summary["decode_v_rows_share"] == (pytest.approx(v_kept / v_rows) if v_rows else None)
+    assert module.key_bytes_read == module.key_bytes
+
+
+def test_keys_that_were_read_rounded_first_count_as_that() -> None:
+    none = torch.zeros(1, 4, 1, dtype=torch.bool)
+    v_rows, k_rows = torch.tensor([[[5], [6]]]), torch.tensor([[[8], [9]]])
+    counts = RowCounts(torch.full((1, 4, 1), 3), none, none, v_rows, k_rows)
+    meter = Meter()
+    lengths = torch.full((1, 1, 1), 100)
+    meter.add("m", counts, lengths, torch.full((1, 1, 1), 4), None, row_bytes=(256, 128, 72))
+    module = meter.modules["m"]
+    assert (module.key_bytes, module.key_bytes_read) == (2 * 100 * 256, 2 * 100 * 72 + 17 * 256)
+    share = (2 * 100 * 72 + 17 * 256 + 11 * 128) / (2 * 100 * (256 + 128))
+    assert module.summary()["decode_kv_bytes_share"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize("method", [TopK(k=K), TopTheta(k=K)], ids=["top-k", "top-theta"])

@@ -260,3 +260,9 @@ def test_a_model_without_tokens_says_how_to_go_on() -> None:
 
     with pytest.raises(NotPatchableError, match=r"Images takes no input_ids.*--no-verify"):
         prove(Images(), {}, None, "encoder")
+
+
+def test_a_model_that_says_minus_one_takes_any_number_of_positions() -> None:
+    model = tiny_models.build("t5")  # relative positions alone
+    model.config.max_position_embeddings = -1
+    assert len(prove(model, plan_for(model, TopK(k=4)), None, TASKS["t5"])) == len(EVERY_CHECK)

@@ -11,7 +11,8 @@ import transformers
 from hf_sparsify.errors import NotPatchableError
 from hf_sparsify.patcher.binding.attention import PATCH_ATTRIBUTE, ModulePatch, attention_forward
 from hf_sparsify.patcher.binding.modules import attention_modules
-from hf_sparsify.patcher.binding.patching import check_module, current_patch
+from hf_sparsify.patcher.binding.patchable import check_module
+from hf_sparsify.patcher.binding.patching import current_patch
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.methods import AttentionMethod, Clustered, ClusteredPlain
 from patched_models import close, far, state

@@ -12,11 +12,10 @@ import pytest
 import torch
 from feed_forward_models import MIXTURES, NAMES, call_of, every_layer, make, output
 from hf_sparsify.errors import NotPatchableError
-from hf_sparsify.patcher.binding import feed_forward
 from hf_sparsify.patcher.binding.feed_forward import FeedForwardPatch, feed_forward_modules
 from hf_sparsify.patcher.binding.patching import apply_plan, current_patch, remove_patch
 from hf_sparsify.patcher.meter import Meter
-from hf_sparsify.patcher.methods import TopK, TopKFeedForward
+from hf_sparsify.patcher.methods import TopK, TopKFeedForward, top_k_feed_forward
 from patched_models import close, far, state
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
@@ -121,7 +120,7 @@ def test_generation_token_by_token_keeps_the_same_rows(name: str, monkeypatch: p
     options = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
     tokens = model.generate(**call, **options)
     assert gathered
-    monkeypatch.setattr(feed_forward, "GATHER_TOKENS", 0)
+    monkeypatch.setattr(top_k_feed_forward, "GATHER_TOKENS", 0)
     assert torch.equal(model.generate(**call, **options), tokens)
 
 

@@ -12,7 +12,8 @@ import torch
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
 from feed_forward_models import call_of, every_layer, make, output
 from hf_sparsify.patcher.binding.feed_forward import feed_forward_modules
-from hf_sparsify.patcher.binding.patching import apply_plan, current_patch, remove_patch
+from hf_sparsify.patcher.binding.patching import apply_plan, remove_patch
+from hf_sparsify.patcher.kernels.weight_rows import _copies
 from hf_sparsify.patcher.methods import TopKFeedForward
 from patched_models import close, far, state
 from torch import Tensor, nn
@@ -86,15 +87,15 @@ def test_a_model_that_becomes_double() -> None:
 
 def test_unchanged_weights_are_copied_once_and_given_back() -> None:
     model = make("llama")
-    patch = apply_plan(model, every_layer(model, SOME))
+    apply_plan(model, every_layer(model, SOME))
     output(model, ONE)
-    rows = patch.feed_forward[0]._rows
+    weights = [target.module.weight for target in feed_forward_modules(model)]
+    copies = [_copies[weight] for weight in weights]
     with torch.inference_mode():
         output(model, ONE)
-    assert rows is not None
-    assert patch.feed_forward[0]._rows is rows
+    assert all(_copies[weight] is copy for weight, copy in zip(weights, copies, strict=True))
     remove_patch(model)
-    assert patch.feed_forward[0]._rows is None
+    assert not any(weight in _copies for weight in weights)
 
 
 def test_under_autocast_the_dtype_is_that_of_the_dense_layer() -> None:
@@ -238,6 +239,6 @@ def check_packed(model: Any) -> None:
     with hf_sparsify.patch(model, None, SOME):
         assert far(output(model, call), dense)
         output(model, ONE)
-        assert all(layer._rows is None for layer in current_patch(model).feed_forward)
+        assert not any(weight in _copies for weight in model.parameters())
     assert state(model) == before
     assert torch.equal(output(model, call), dense)

@@ -32,9 +32,12 @@ METHODS: dict[str, tuple[AttentionMethod, ...]] = {
     "bert": (THETA, Clustered(clusters=3, k=2)),
 }
 OTHERS = ("t5", "mistral", "gemma2", "gpt_oss", "gpt2", "bart")
+# Absolute positions count padding on the left as well in BERT and BART.
 CASES = [
-    *((name, method) for name, methods in METHODS.items() for method in methods),
-    *(pytest.param(name, MEANS, marks=pytest.mark.slow) for name in OTHERS),
+    *((name, method, "none") for name, methods in METHODS.items() for method in methods),
+    ("llama", THETA, "left"),
+    ("bert", THETA, "right"),
+    *(pytest.param(name, MEANS, "right" if name == "bart" else "left", marks=pytest.mark.slow) for name in OTHERS),
 ]
 
 
@@ -63,11 +66,8 @@ def in_one_graph(model: nn.Module, **options: Any) -> tuple[Any, CompileCounterW
     return torch.compile(model, backend=counter, fullgraph=True, **options), counter
 
 
-@pytest.mark.parametrize("padding", ["none", "left"])
-@pytest.mark.parametrize(("name", "method"), CASES)
+@pytest.mark.parametrize(("name", "method", "padding"), CASES)
 def test_a_patched_model_is_one_graph_for_all_lengths(name: str, method: AttentionMethod, padding: str) -> None:
-    if name == "bert" and padding == "left":
-        padding = "right"  # absolute positions count padding on the left as well
     model = sparse(name, method)
     compiled, counter = in_one_graph(model, dynamic=True)
     for length in (9, 12, 14):

@@ -8,9 +8,10 @@ import pytest
 import transformers
 from families.every import EVERY
 from hf_sparsify.errors import NotPatchableError
-from hf_sparsify.patcher.binding.modules import attention_modules, other_attention, require_attention_modules
+from hf_sparsify.patcher.binding.modules import attention_modules, require_attention_modules, unreachable_attention
 from tiny_models import FAMILIES, build
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 SMALL: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20}
 
@@ -51,7 +52,8 @@ def test_modules_of_every_family(name: str) -> None:
     assert all(m.heads == 4 for m in found)
     assert all(model.get_submodule(m.name) is m.module for m in found)
     assert [m.causal for m in found] == [m.kind == "self" and m.stack == "decoder" for m in found]
-    assert other_attention(model) == []
+    assert all(m.route == "interface" for m in found)
+    assert unreachable_attention(model) == []
 
 
 def test_gpt2_and_bert_as_decoders_with_cross_attention() -> None:
@@ -102,26 +104,53 @@ def test_layers_that_share_one_module_are_one_module() -> None:
     assert len(attention_modules(albert)) == 1
 
 
-@pytest.mark.parametrize(
-    ("model_class", "config", "attention"),
-    [
-        (
-            "GPTJForCausalLM",
-            {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4},
-            "GPTJAttention",
-        ),
-        ("BloomForCausalLM", {"vocab_size": 50, "hidden_size": 16, "n_layer": 1, "n_head": 2}, "BloomAttention"),
-    ],
-)
-def test_families_with_their_own_attention_are_refused_by_name(
-    model_class: str, config: dict[str, int], attention: str
-) -> None:
-    cls = getattr(transformers, model_class)
-    model = cls(cls.config_class(**config))
+class FusedAttention(nn.MultiheadAttention):
+    pass
+
+
+class ScaledAttention(nn.Module):
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+class HoldingAttention(ScaledAttention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ScaledAttention()
+
+
+def test_attention_that_neither_route_reaches_is_named() -> None:
+    model = nn.Sequential(FusedAttention(8, 2))
     assert attention_modules(model) == []
-    assert attention in other_attention(model)
-    with pytest.raises(NotPatchableError, match=f"{model_class} cannot be patched: its .*{attention}"):
+    assert unreachable_attention(model) == ["FusedAttention"]
+    with pytest.raises(NotPatchableError, match="Sequential cannot be patched: its FusedAttention computes attention"):
         require_attention_modules(model)
+    beside = nn.Sequential(FusedAttention(8, 2), HoldingAttention())
+    assert unreachable_attention(beside) == ["FusedAttention"]
+
+
+def test_of_nested_modules_the_innermost_is_intercepted() -> None:
+    found = attention_modules(nn.Sequential(HoldingAttention(), ScaledAttention()))
+    assert [(m.name, m.route) for m in found] == [("0.inner", "interception"), ("1", "interception")]
+
+
+class Towers(PreTrainedModel):
+    """A language model with a part of another kind."""
+
+    def __init__(self, vision: PreTrainedModel) -> None:
+        super().__init__(PreTrainedConfig())
+        self.text, self.vision = nn.ModuleList([ScaledAttention()]), vision
+
+
+class TowersForCausalLM(Towers):
+    pass
+
+
+def test_a_part_with_a_configuration_of_its_own_is_no_decoder_because_the_whole_is() -> None:
+    vision = transformers.MPNetModel(transformers.MPNetConfig(**SMALL, num_hidden_layers=1))
+    stacks = {m.name: m.stack for m in attention_modules(TowersForCausalLM(vision))}
+    assert stacks == {"text.0": "decoder", "vision.encoder.layer.0.attention.attn": "encoder"}
+    assert {m.stack for m in attention_modules(Towers(vision))} == {"encoder"}
 
 
 def test_a_model_without_attention_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The native library beside torch in one process."""
+"""The native library: beside torch in one process, and how it takes its arguments."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hf_sparsify.patcher.kernels.library import native
 
-pytestmark = [
-    pytest.mark.skipif(native() is None, reason="the native kernels are not built, or switched off"),
-    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-]
+pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built, or switched off")
 
 CALLS = """
 import os
@@ -44,8 +42,26 @@ print("libraries", libraries())
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_threads_are_torchs_own() -> None:
     """One OpenMP library serves both, and a call uses the threads that torch was given, which are there already."""
     done = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["libraries 1", "new 0 0 0", "libraries 1"]
+
+
+def test_arguments_may_stand_in_tuples_and_are_counted() -> None:
+    library, data = native(), torch.zeros(4)
+    place = (data.data_ptr(), 4, 1, 4)  # one piece of four bytes
+    copy = data.data_ptr()
+    assert library is not None
+    for given in ((*place, copy), (place, copy), ((), place[:1], place[1:], (copy,), ())):
+        assert library.same_pieces(*given) is True
+    for few in ((), (place,), (place, ())):
+        with pytest.raises(TypeError, match="too few arguments"):
+            library.same_pieces(*few)
+    for many in ((place, copy, 1), (place, (copy, 1))):
+        with pytest.raises(TypeError, match="too many arguments"):
+            library.same_pieces(*many)
+    with pytest.raises(TypeError, match="NoneType"):
+        library.same_pieces(place, None)

@@ -1,4 +1,4 @@
-"""The operator of compiled graphs: what it computes is what the methods compute, and its fake is like the real one."""
+"""The operators of compiled graphs: they compute what the methods compute, and their fakes are like the real ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from hf_sparsify.errors import NotPatchableError, RecipeMismatchError
-from hf_sparsify.patcher.kernels.operator import attention, call_text, table_tensors
+from hf_sparsify.patcher.kernels import feed_forward as feed_forward_kernel
+from hf_sparsify.patcher.kernels.operator import attention, call_text, feed_forward, table_tensors
 from hf_sparsify.patcher.methods import (
     AttentionInputs,
     AttentionMethod,
@@ -17,6 +18,7 @@ from hf_sparsify.patcher.methods import (
     ClusteredPlain,
     FullMask,
     TopK,
+    TopKFeedForward,
     TopTheta,
     attend_rows,
 )
@@ -33,6 +35,7 @@ METHODS: dict[str, AttentionMethod | None] = {
     "means of values": TopK(keep=0.3, compensation="sdc+vmc", v_mean="dropped"),
     "top-theta": TopTheta(k=2, compensation="sdc+vmc"),
     "offline": OFFLINE,
+    "rounded": TopTheta(k=2, compensation="sdc", denominator="rounded"),
     "clustered": Clustered(clusters=3, k=2),
     "clustered-plain": ClusteredPlain(clusters=3),
 }
@@ -163,3 +166,52 @@ class Other(TopK):
 def test_only_methods_that_can_be_read_back_have_a_text() -> None:
     assert call_text(NAME, Other(k=2)) is None
     assert call_text(NAME, TopK(k=2)) is not None
+
+
+# Feed-forward
+
+
+def layer(weight_is_rows: bool, tokens: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [2, tokens, 40], a weight to 16 as the module has it, and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, tokens, 40, generator=generator)
+    weight = torch.randn(40, 16, generator=generator)
+    weight = weight if weight_is_rows else weight.t().contiguous()
+    return hidden.to(dtype), weight.to(dtype), torch.randn(16, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("weight_is_rows", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+@pytest.mark.parametrize(
+    "method", [TopKFeedForward(k=4), TopKFeedForward(keep=0.3), TopKFeedForward(keep=1.0)], ids=str
+)
+@pytest.mark.parametrize("native", [True, False])
+def test_feed_forward_is_what_the_method_says(
+    native: bool, method: TopKFeedForward, tokens: int, weight_is_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(feed_forward_kernel, "native", lambda: None)
+    hidden, weight, bias = layer(weight_is_rows, tokens)
+    expected = method.mask(hidden) @ (weight if weight_is_rows else weight.t())
+    for added in (None, bias):
+        out = feed_forward(hidden, weight, added, weight_is_rows, method.k, method.keep)
+        torch.testing.assert_close(out, expected if added is None else expected + added, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight_is_rows", [False, True])
+@pytest.mark.parametrize("keep", [0.1, 1.0])
+def test_torch_finds_nothing_wrong_with_feed_forward(keep: float, weight_is_rows: bool) -> None:
+    hidden, weight, bias = layer(weight_is_rows)
+    torch.library.opcheck(feed_forward, (hidden, weight, bias, weight_is_rows, None, keep))
+    torch.library.opcheck(feed_forward, (hidden.transpose(0, 1), weight, None, weight_is_rows, 3, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+def test_the_fake_of_feed_forward_is_like_the_real_one(tokens: int, dtype: torch.dtype) -> None:
+    for hidden in (layer(False, tokens, dtype)[0], layer(False, tokens, dtype)[0].transpose(0, 1)):
+        given = (hidden, *layer(False, tokens, dtype)[1:])
+        with torch._subclasses.FakeTensorMode() as mode:
+            fake = feed_forward(*map(mode.from_tensor, given), False, 4, None)
+        real = feed_forward(*given, False, 4, None)
+        assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
 from hf_sparsify.errors import UsageError
-from hf_sparsify.patcher.methods import Chunk, FullMask, RowRanges, Visibility
+from hf_sparsify.patcher.methods import Chunk, FullMask, RowRanges, TopK, TopTheta, Visibility
 from hf_sparsify.patcher.methods.budget import Budget
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,3 +135,11 @@ def test_protected_never_exceed_a_small_fraction_of_a_short_row() -> None:
     protected = budget.protected(chunk_of(full, 1, 8))
     assert protected is not None
     assert protected[0, 0, 0].nonzero().flatten().tolist() == [0, 1]
+
+
+def test_numbers_for_kernels() -> None:
+    assert TopK(k=4).numbers == (4, 0, 1, 0, 0, 0)
+    method = TopTheta(keep=0.07, min_length=9, compensation="sdc+vmc", v_mean="dropped")
+    assert method.numbers == (0, 7, 100, 9, 2, 1)
+    assert replace(method, keep=0.5).numbers == (0, 1, 2, 9, 2, 1)
+    assert TopK(k=4, min_length=10**30).numbers[3] < 2**63

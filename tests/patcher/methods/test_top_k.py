@@ -207,5 +207,6 @@ def test_methods_are_known_by_name_and_come_back_from_their_recipe_entry() -> No
         "compensation": "sdc+vmc",
         "v_mean": "dropped",
         "min_length": 0,
+        "denominator": "exact",
     }
     assert method_from_dict(method_to_dict(method)) == method

@@ -204,7 +204,7 @@ def test_a_calibrated_table_is_used() -> None:
         ({"k": 4, "min_keep": 5}, "more than k"),
         ({"min_keep": 2}, "exactly one of k"),
         ({"k": 4, "placement": "softmax"}, "placement must be one of post-softmax, max-relative, pre-softmax, not"),
-        ({"k": 4, "denominator": "none"}, "denominator must be one of exact, exp-threshold, offline, not 'none'"),
+        ({"k": 4, "denominator": "none"}, "must be one of exact, exp-threshold, offline, rounded, not 'none'"),
         ({"k": 4, "denominator": "offline", "compensation": "sdc"}, "saves nothing with post-softmax.*max-relative or"),
         ({"k": 4, "denominator": "exp-threshold", "placement": "pre-softmax"}, "goes with compensation sdc or sdc.vmc"),
         ({"k": 4, "denominator": "offline", "placement": "max-relative"}, "goes with compensation sdc or sdc.vmc"),

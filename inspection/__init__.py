@@ -1,0 +1,1 @@
+"""What can be said of a model from its configuration alone: its modules, and where its work is."""

@@ -1,0 +1,30 @@
+"""The table of docs/families.md says of every tested family which way it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import intercepted_models
+import tiny_models
+from hf_sparsify.patcher.binding.modules import attention_modules, unreachable_attention
+from torch import nn
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+
+
+def row(model: nn.Module, way: str | None = None) -> str:
+    """One line of the table; way: where it is not the routes of the model's modules."""
+    routes: dict[str, set[str]] = {}
+    for target in attention_modules(model):
+        routes.setdefault(target.route, set()).add(type(target.module).__name__)
+    classes = [name for route in routes.values() for name in sorted(route)] + unreachable_attention(model)
+    attention = ", ".join(f"`{name}`" for name in classes) or "-"
+    return f"| `{type(model).__name__}` | {attention} | {way or ' and '.join(routes)} |"
+
+
+def test_the_table_is_what_the_tests_cover() -> None:
+    rows = [row(tiny_models.build(name)) for name in tiny_models.FAMILIES]
+    rows += [row(intercepted_models.build(name)) for name in intercepted_models.FAMILIES]
+    rows += [row(intercepted_models.build(name), "refused") for name in intercepted_models.REFUSED]
+    written = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert written == list(dict.fromkeys(rows))
