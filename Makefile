@@ -2,13 +2,17 @@
 # (the package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build).
 VENV ?= .venv
 PYTHON ?= python3
+# The oldest transformers that pyproject.toml allows, in an environment that takes all else from VENV.
+OLDEST := .venv-oldest
+OLDEST_TRANSFORMERS := 5.15
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo-run
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint bench real-models golden clean
+.PHONY: install demo test test-all test-oldest lint bench real-models golden clean
 
 install: $(READY)
 
@@ -26,6 +30,15 @@ demo: install  ## patch, calibrate and evaluate the trained model that comes wit
 
 test: install  ## all tests, offline; the ones marked `real` skip without the files that they need
 	$(BIN)/python -m pytest $(TESTS)
+
+test-all: install  ## all tests with the whole matrix of families, methods and ways to use a model
+	$(BIN)/python -m pytest -m 'matrix or not matrix' $(TESTS)
+
+test-oldest: install  ## patching, with the oldest transformers
+	$(PYTHON) -m venv $(OLDEST)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(OLDEST)/bin/python $(SITE))/newest.pth"
+	$(OLDEST)/bin/python -m pip install --quiet 'transformers==$(OLDEST_TRANSFORMERS).*'
+	$(OLDEST)/bin/python -m pytest $(or $(TESTS),tests/patcher)
 
 lint: install  ## ruff on the sources, mypy on the installed wheel
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from ..errors import NotPatchableError, UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..files import cannot_write, write_file
-from ..patcher.binding.loading import LoadOptions
+from ..patcher.binding.loading import WITHOUT_TEXT, LoadOptions
 from ..patcher.binding.modules import interception_of
 from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Recipe, check_place, save_recipe
@@ -91,14 +91,19 @@ def make_options(lengths: str | None = None, **others: Any) -> BenchOptions:
 
 
 def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
-    """The lengths to measure. UsageError for one that the model has no positions for or that new tokens fill, and for
-    --write where there is nothing to write to. NotPatchableError for intercepted modules: they compute all scores and
-    run Python beside, so that their times say nothing of the method."""
+    """The lengths to measure. UsageError for one that the model has no positions for or that new tokens fill, for a
+    model that does not read text alone, and for --write where there is nothing to write to. NotPatchableError for
+    intercepted modules: they compute all scores and run Python beside, so that their times say nothing of the method.
+    """
     if intercepted := interception_of(target.loaded.model, target.recipe.plan):
         raise NotPatchableError(f"nothing to time: {intercepted['note']}; leave them dense (patch --set NAME=none)")
     if options.write:
         _check_write(target)
     loaded = target.loaded
+    if loaded.base.task in WITHOUT_TEXT:
+        raise UsageError(
+            f"{loaded.base.id} ({loaded.base.task}) does not read text alone, which is what bench measures on"
+        )
     limit = position_limit(loaded.model)
     least = 1 + (options.new_tokens if loaded.base.task == "causal-lm" else 0)
     if options.lengths is None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..evaluation.datasets import datasets_rows
 from ..evaluation.report import called, comparison, modules_table, results_tables
 from ..patcher.binding.feed_forward import feed_forward_modules
-from ..patcher.binding.loading import LoadedModel
+from ..patcher.binding.loading import WITHOUT_TEXT, LoadedModel
 from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, interception_of
 from ..patcher.binding.patchable import PatchableModule
 from ..patcher.methods import METHODS
@@ -50,7 +50,10 @@ def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], wri
         parts.append("dry run: nothing was written")
     else:
         takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values()) and not calibrated
-        parts.append(f"wrote {written}; next: {_command('calibrate' if takes_thresholds else 'eval', written)}")
+        if loaded.base.task in WITHOUT_TEXT:
+            parts.append(f"wrote {written}; calibrate and eval have no data for a model that does not read text alone")
+        else:
+            parts.append(f"wrote {written}; next: {_command('calibrate' if takes_thresholds else 'eval', written)}")
     return Group(*parts)
 
 

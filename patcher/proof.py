@@ -1,7 +1,7 @@
 """Shows on the loaded model that a patch does what it says, before anything is written.
 
-Random tokens are enough: what is checked is whether masks, padding, caches and undoing work, not quality. Sparse checks
-run at a small k, so that selection is at work on short inputs.
+Random tokens, images or sound are enough: what is checked is whether masks, padding, caches and undoing work, not
+quality. Sparse checks run at a small k, so that selection is at work on short inputs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .binding.attention import PATCH_ATTRIBUTE
 from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
 from .methods import Method, TopK, TopTheta
+from .random_inputs import other_inputs, takes_text
 from .thresholds import ModuleThresholds
 
 LENGTH = 48
@@ -59,7 +60,7 @@ class ProofFailedError(NotPatchableError):
 def prove(model: Any, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None, task: str) -> list[Check]:
     """Runs every check that applies to the task; the model must not be patched and is left as it was.
 
-    Raises ProofFailedError that names the module to blame, NotPatchableError for a model that takes no tokens.
+    Raises ProofFailedError that names the module to blame, NotPatchableError for a model whose inputs are not known.
     """
     checks: list[Check] = []
     with torch.inference_mode():
@@ -73,14 +74,17 @@ def prove(model: Any, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | N
 class _Prover:
     def __init__(self, model: Any, plan: Plan, thresholds: dict[str, ModuleThresholds], task: str) -> None:
         self.model, self.plan, self.thresholds = model, plan, thresholds
-        self.encoder_decoder = task == "seq2seq-lm"
+        self.encoder_decoder = task in ("seq2seq-lm", "speech-seq2seq")
         self.causal = task == "causal-lm"
         self.classifies = task == "text-classification"
         self.arguments = inspect.signature(model.forward).parameters
-        if "input_ids" not in self.arguments:
+        if takes_text(model) and "input_ids" not in self.arguments:
             raise NotPatchableError(
                 f"{type(model).__name__} takes no input_ids, so the patch cannot be verified on it: use --no-verify"
             )
+        self.others = {
+            name: value.to(input_device(model)) for name, value in other_inputs(model, self.arguments).items()
+        }
         self.tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
         limit = getattr(model.config, "max_position_embeddings", None)
         self.length = min(LENGTH, limit) if limit is not None and limit > 0 else LENGTH  # -1: as many as one likes
@@ -89,13 +93,14 @@ class _Prover:
         self.targets = self._random_tokens(2, self.length // 2)
 
     def _random_tokens(self, batch: int, length: int) -> Tensor:
-        """int64 [batch, length] without special tokens; from a generator of its own."""
+        """int64 [batch, length] without special tokens; from a generator of its own. Zeros without a vocabulary."""
         config = self.model.config.get_text_config()
         special: set[int | None] = set()
         for name in ("pad", "bos", "eos", "decoder_start"):
             token = getattr(config, f"{name}_token_id", None)
             special |= set(token) if isinstance(token, list | tuple) else {token}
-        ordinary = torch.tensor([token for token in range(config.vocab_size) if token not in special])
+        words = getattr(config, "vocab_size", None) or 1
+        ordinary = torch.tensor([token for token in range(words) if token not in special] or [0])
         generator = torch.Generator().manual_seed(length)
         return ordinary[torch.randint(len(ordinary), (batch, length), generator=generator)].to(input_device(self.model))
 
@@ -112,15 +117,18 @@ class _Prover:
 
     def run(self, tokens: Tensor, mask: Tensor | None = None, targets: Tensor | None = None, **kwargs: Any) -> Tensor:
         """The output [B, n, features] of a full forward pass."""
-        inputs: dict[str, Any] = {
-            "input_ids": tokens,
-            "attention_mask": torch.ones_like(tokens) if mask is None else mask,
-        }
+        inputs = self.source(tokens)
+        if takes_text(self.model):
+            inputs["attention_mask"] = torch.ones_like(tokens) if mask is None else mask
         if self.encoder_decoder:
             inputs["decoder_input_ids"] = self.targets[: len(tokens)] if targets is None else targets
         elif mask is not None and self.causal and "position_ids" in self.arguments:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         return _features(self.model(**inputs, **kwargs))
+
+    def source(self, tokens: Tensor) -> dict[str, Any]:
+        """What the model reads: tokens, or an image or sound beside them or in their place."""
+        return {"input_ids": tokens, **self.others} if takes_text(self.model) else dict(self.others)
 
     def checks(self) -> Iterator[Check]:
         """One after the other, because what follows a failed check means nothing."""
@@ -129,7 +137,8 @@ class _Prover:
         restored = _settings(self.model) == settings and torch.equal(self.run(self.tokens[:1]), before)
         yield Check("unpatching restores the dense model to the bit", restored)
         yield self.blame("keeping all equals the dense model", self.dense_error)
-        yield self.blame("padding and batching do not matter", self.padding_error)
+        if not self.others:
+            yield self.blame("padding and batching do not matter", self.padding_error)
         if self.causal or self.encoder_decoder:
             yield self.blame("the future does not matter", self.future_error)
         if (self.causal or self.encoder_decoder) and self.has_cache():
@@ -192,7 +201,7 @@ class _Prover:
 
     def has_cache(self) -> bool:
         """Whether the model decodes with a KV cache at all."""
-        inputs: dict[str, Any] = {"input_ids": self.tokens[:1]}
+        inputs = self.source(self.tokens[:1])
         if self.encoder_decoder:
             inputs["decoder_input_ids"] = self.targets[:1]
         return getattr(self.model(**inputs, use_cache=True), "past_key_values", None) is not None
@@ -205,7 +214,7 @@ class _Prover:
             full = self.run(self.tokens[:1])
             fixed: dict[str, Any] = {}
             if self.encoder_decoder:
-                fixed["encoder_outputs"] = self.model.get_encoder()(input_ids=self.tokens[:1])
+                fixed["encoder_outputs"] = self.model.get_encoder()(**self.source(self.tokens[:1]))
             step = self.model(**{key: ids[:, :-DECODED]}, use_cache=True, **fixed)
             outputs = []
             for position in range(ids.shape[1] - DECODED, ids.shape[1]):
@@ -244,7 +253,7 @@ def _settings(model: Any) -> list[tuple[Any, bool, int]]:
 
 
 def _features(output: Any) -> Tensor:
-    for name in ("logits", "start_logits", "last_hidden_state"):
+    for name in ("logits", "start_logits", "logits_per_image", "last_hidden_state"):
         value = getattr(output, name, None)
         if value is not None:
             return value.unsqueeze(-1) if value.ndim == 2 else value

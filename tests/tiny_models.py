@@ -1,108 +1,29 @@
-"""Tiny things to test on: random models of every family, and small attention problems with a brute-force answer."""
+"""Tiny things to test on: random models of the main families, small attention problems with a brute-force answer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import transformers
+from families.every import EVERY
+from families.family import VOCABULARY as VOCABULARY
+from families.family import WINDOW as WINDOW
+from families.family import scores
 from hf_sparsify.patcher.methods import AttentionInputs, FullMask, RowRanges, Visibility
 from torch import Tensor
 from transformers import PreTrainedModel
 
-VOCABULARY = 97
-WINDOW = 5
-
 DECODERS = ("llama", "mistral", "gemma2", "gpt_oss", "gpt2")
 ENCODERS = ("bert",)
 ENCODER_DECODERS = ("t5", "bart")
+# Those that every test of a model runs on; tests/families has all the others.
 FAMILIES = DECODERS + ENCODERS + ENCODER_DECODERS
-
-_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_START: dict[str, Any] = {"decoder_start_token_id": 0}
-_COMMON: dict[str, Any] = {
-    **_IDS,
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-_GQA: dict[str, Any] = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
-_HYBRID: dict[str, Any] = {**_GQA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
-
-
-def _config(name: str) -> Any:
-    if name == "llama":
-        return transformers.LlamaConfig(**_GQA)
-    if name == "mistral":
-        return transformers.MistralConfig(**_GQA, sliding_window=WINDOW)
-    if name == "gemma2":
-        return transformers.Gemma2Config(**_HYBRID, query_pre_attn_scalar=8, attn_logit_softcapping=5.0)
-    if name == "gpt_oss":
-        return transformers.GptOssConfig(**_HYBRID, num_local_experts=2, num_experts_per_tok=1)
-    if name == "gpt2":
-        return transformers.GPT2Config(**_IDS, vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    if name == "bert":
-        return transformers.BertConfig(**_COMMON)
-    if name == "t5":
-        return transformers.T5Config(
-            **_START,
-            vocab_size=VOCABULARY,
-            d_model=32,
-            d_kv=8,
-            d_ff=40,
-            num_layers=2,
-            num_heads=4,
-            relative_attention_num_buckets=8,
-            relative_attention_max_distance=20,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    if name == "bart":
-        return transformers.BartConfig(
-            **_IDS,
-            vocab_size=VOCABULARY,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=40,
-            decoder_ffn_dim=40,
-            max_position_embeddings=64,
-            decoder_start_token_id=2,
-            forced_eos_token_id=None,
-        )
-    raise ValueError(f"no tiny model {name!r}")
-
-
-_CLASSES = {
-    "llama": transformers.LlamaForCausalLM,
-    "mistral": transformers.MistralForCausalLM,
-    "gemma2": transformers.Gemma2ForCausalLM,
-    "gpt_oss": transformers.GptOssForCausalLM,
-    "gpt2": transformers.GPT2LMHeadModel,
-    "bert": transformers.BertForQuestionAnswering,
-    "t5": transformers.T5ForConditionalGeneration,
-    "bart": transformers.BartForConditionalGeneration,
-}
 
 
 def build(name: str) -> PreTrainedModel:
     """A random model in eval mode. Its weights are large enough that attention is far from uniform."""
-    model = _CLASSES[name](_config(name)).eval()
-    generator = torch.Generator().manual_seed(len(name) + sum(map(ord, name)))
-    # T5 does not divide its scores by the square root of the head width.
-    width = 0.16 if name == "t5" else 0.3
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 or "sinks" in parameter_name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * width)
-    return model
+    return EVERY[name].build()
 
 
 def inputs(name: str, padding: str = "none", length: int = 12, batch: int = 2) -> dict[str, Tensor]:
@@ -110,25 +31,12 @@ def inputs(name: str, padding: str = "none", length: int = 12, batch: int = 2) -
 
     Decoders get the position ids that go with their padding, so that a sequence means the same with and without it.
     """
-    generator = torch.Generator().manual_seed(7)
-    ids = torch.randint(5, VOCABULARY, (batch, length), generator=generator)
-    call = {"input_ids": ids}
-    if padding != "none":
-        mask = torch.ones(batch, length, dtype=torch.int64)
-        mask[1, slice(0, 4) if padding == "left" else slice(length - 4, None)] = 0
-        call = {"input_ids": ids * mask, "attention_mask": mask}
-        if name in DECODERS:
-            call["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if name in ENCODER_DECODERS:
-        call["decoder_input_ids"] = torch.randint(5, VOCABULARY, (batch, 7), generator=generator)
-    return call
+    return EVERY[name].inputs(padding, length, batch)
 
 
-@torch.no_grad()
 def logits(model: PreTrainedModel, call: dict[str, Tensor]) -> Tensor:
     """The model's logits, [batch, positions, ...]."""
-    output = model(**call)
-    return torch.stack([output.start_logits, output.end_logits], -1) if "start_logits" in output else output.logits
+    return scores(model, call)
 
 
 def real_positions(name: str, call: dict[str, Tensor]) -> Tensor:

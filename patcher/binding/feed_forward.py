@@ -29,6 +29,7 @@ DOWN_PROJECTION = re.compile(
     r"|mlp\.down_proj"  # Llama, Mistral, Qwen, Gemma, Phi-3, OLMo, SmolLM
     r"|mlp\.c_proj|mlp\.dense_4h_to_h|mlp\.fc_out|mlp\.Wo"  # GPT-2, NeoX and BLOOM, GPT-J, ModernBERT
     r"|(?<!attention\.)output\.dense|ffn\.lin2|\.ffn_output"  # BERT and its kin, DistilBERT, ALBERT
+    r"|feed_forward\.output_dense"  # Wav2Vec2, HuBERT
     r"|\.fc2)$"  # BART, OPT, Whisper, Marian, Pegasus, CLIP
 )
 

@@ -16,18 +16,24 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForCTC,
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_MAPPING,
 )
 
 from ...errors import NotPatchableError, SparsifyError, UsageError
 from ...hub import hub_answers
+from ..random_inputs import compares_images_with_text, takes_text
 from ..recipe import BaseModel
 
 logger = logging.getLogger(__name__)
@@ -37,7 +43,22 @@ AUTO_CLASSES = {
     "seq2seq-lm": AutoModelForSeq2SeqLM,
     "question-answering": AutoModelForQuestionAnswering,
     "text-classification": AutoModelForSequenceClassification,
+    "image-classification": AutoModelForImageClassification,
+    "speech-ctc": AutoModelForCTC,
+    "speech-seq2seq": AutoModelForSpeechSeq2Seq,
     "encoder": AutoModel,
+    "image-text": AutoModel,
+    "image-or-sound": AutoModel,
+}
+# Models that do not read text, or not text alone: they are patched and proven, and there are no data sets for them.
+WITHOUT_TEXT = frozenset({"image-classification", "speech-ctc", "speech-seq2seq", "image-text", "image-or-sound"})
+
+# A task of a model with a head, by what its class is called.
+HEADS = {
+    "ForQuestionAnswering": "question-answering",
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForCTC": "speech-ctc",
 }
 
 CONFIG_FILE = "config.json"
@@ -73,7 +94,10 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A dense model ready to run, its tokenizer, and who it is. unused: weights that are random and change nothing."""
+    """A dense model ready to run, its tokenizer (None if it takes images or sound), and who it is.
+
+    unused: weights that are random and change nothing.
+    """
 
     model: Any
     tokenizer: Any
@@ -103,7 +127,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         model, report = AUTO_CLASSES[task].from_pretrained(
             name, dtype=dtype, output_loading_info=True, **common, **extra
         )
-        tokenizer = _tokenizer(name, task, common)
+        tokenizer = _tokenizer(name, task, common) if takes_text(model) else None
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _refusal(name, error) from error
     # Poolers are no part of most checkpoints, and attention does not depend on them.
@@ -157,17 +181,21 @@ def base_model(name: str, config: Any, options: LoadOptions) -> BaseModel:
 def task_of(config: Any) -> str:
     """The task that a configuration is for: a key of AUTO_CLASSES."""
     architectures = getattr(config, "architectures", None) or [""]
-    if "ForQuestionAnswering" in architectures[0]:
-        return "question-answering"
-    if "ForSequenceClassification" in architectures[0]:
-        return "text-classification"
+    for head, task in HEADS.items():
+        if head in architectures[0]:
+            return task
+    if compares_images_with_text(config):
+        return "image-text"
+    if architectures[0] in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values():
+        return "speech-seq2seq"
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq-lm"
     if architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or architectures[0].endswith("ForCausalLM"):
         return "causal-lm"
-    if not architectures[0] and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "causal-lm" if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "encoder"
-    return "encoder"
+    bare = not architectures[0] and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if bare and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal-lm"
+    return "encoder" if takes_text(MODEL_MAPPING.get(type(config), None)) else "image-or-sound"
 
 
 def config_hash(config: Any) -> str:

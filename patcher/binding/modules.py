@@ -23,6 +23,12 @@ ACCURACY_ONLY = "interception: accuracy only"  # said wherever a plan has interc
 OWN_ATTENTION = frozenset({"softmax", "Softmax", "scaled_dot_product_attention"})
 
 
+# Text towers of CLIP and its kin: their modules say is_causal=False, and every call hands over True.
+CAUSAL_TEXT_TOWERS = frozenset(
+    f"{family}_text_model" for family in ("clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "xclip")
+)
+
+
 @dataclass(frozen=True)
 class AttentionModule:
     """One attention module, known by its fully qualified name.
@@ -44,22 +50,23 @@ class AttentionModule:
         return self.kind == "self" and self.stack == "decoder"
 
     @property
-    def nature(self) -> str:
-        """Which keys its rows see, in words: thresholds of one nature mean nothing for another."""
-        if self.kind == "cross":
-            return "cross-attention"
-        if not self.causal:
-            return "bidirectional"
-        return "causal self-attention" + (f" in a window of {self.window}" if self.window else "")
-
-    @property
     def window(self) -> int | None:
         """How many keys a row of self-attention sees back, its own included (in an encoder forward too); None: all."""
+        if self.kind == "cross":
+            return None
         window = getattr(self.module, "sliding_window", None)
         config = getattr(self.module, "config", None)
         if self.causal and not hasattr(self.module, "sliding_window") and not getattr(config, "layer_types", None):
             window = getattr(config, "sliding_window", None)  # of every layer, as in Mistral
-        return window if isinstance(window, int) and self.kind == "self" else None
+        return window if isinstance(window, int) else None
+
+    @property
+    def nature(self) -> str:
+        """Which keys its rows see, in words: thresholds of one nature mean nothing for another."""
+        if self.kind == "cross":
+            return "cross-attention"
+        kind = "causal self-attention" if self.causal else "bidirectional"
+        return kind if self.window is None else f"{kind} in a window of {self.window}"
 
 
 def attention_modules(model: nn.Module) -> list[AttentionModule]:
@@ -189,7 +196,15 @@ def _stack(name: str, module: nn.Module, kind: str) -> str:
     parts = name.split(".")
     if kind == "cross" or "decoder" in parts:
         return "decoder"
-    return "decoder" if getattr(module, "is_causal", False) else "encoder"
+    return "decoder" if _calls_itself_causal(module) else "encoder"
+
+
+def _calls_itself_causal(module: nn.Module) -> bool:
+    """What the module's calls will say; a configuration may make a decoder look both ways."""
+    config = getattr(module, "config", None)
+    if getattr(config, "model_type", None) in CAUSAL_TEXT_TOWERS:
+        return True
+    return bool(getattr(module, "is_causal", False)) and getattr(config, "is_causal", True) is not False
 
 
 def _own_stack(model: nn.Module, name: str, module: nn.Module, kind: str) -> str:

@@ -50,11 +50,12 @@ def check_module(target: PatchableModule, method: Method, table: ModuleThreshold
         raise NotPatchableError(f"{target.name} is {what}, which {method.name} is not for")
     if not isinstance(target, AttentionModule):
         return
-    if isinstance(method, ClusteredPlain) and (target.causal or target.kind == "cross"):
+    if isinstance(method, ClusteredPlain) and target.nature != "bidirectional":
+        later = target.causal or target.kind == "cross"
         raise NotPatchableError(
             f"{method.name} attention is for bidirectional self-attention only, and {target.name} is "
-            f"{target.nature}, where later queries would move earlier rows: leave it out (--stack encoder selects "
-            "an encoder alone), or choose top-k"
+            f"{target.nature}, where {'later queries would move earlier rows' if later else 'rows see unlike keys'}: "
+            "leave it out (--stack encoder selects an encoder alone), or choose top-k"
         )
     scores_alone = target.route == INTERCEPTION and not mentions(type(target.module), {"scaled_dot_product_attention"})
     if isinstance(method, ClusteredPlain) and scores_alone:

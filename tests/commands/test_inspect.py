@@ -103,14 +103,20 @@ def test_models_without_tokens(sparsify: Sparsify, work: Path) -> None:
     done = sparsify("inspect", save(work / "vit", config, "ViTForImageClassification"))
     assert done.code == 0
     assert "layers.0-1.attention" in done.out
-    assert "the work is not counted: ViTModel takes no tokens" in done.out
+    assert "the work is not counted: ViTForImageClassification takes no tokens" in done.out
 
 
 def test_a_speech_model_has_one_length(sparsify: Sparsify, work: Path) -> None:
     name = save(work / "whisper", transformers.WhisperConfig(), "WhisperForConditionalGeneration")
     found = results(sparsify, name, "--lengths", "16,32")
     assert [entry["tokens"] for entry in found["lengths"]] == [1500]
-    assert "patch it from Python" in sparsify("inspect", name).out
+    assert "patch it from Python" not in sparsify("inspect", name).out
+
+
+def test_a_model_that_the_commands_do_not_load(sparsify: Sparsify, work: Path) -> None:
+    config = transformers.TimeSeriesTransformerConfig(prediction_length=4, d_model=32)
+    done = sparsify("inspect", save(work / "series", config, "TimeSeriesTransformerForPrediction"))
+    assert "the commands load no TimeSeriesTransformerForPrediction: patch it from Python" in done.out
 
 
 def test_a_model_that_does_not_run_on_meta(sparsify: Sparsify, work: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from families.every import EVERY
 from hf_sparsify.errors import NotPatchableError
 from hf_sparsify.patcher import proof
 from hf_sparsify.patcher.binding import attention
@@ -88,6 +89,32 @@ def test_no_random_state_is_moved() -> None:
     state = torch.get_rng_state()
     prove(model, plan_for(model, TopK(k=4)), None, "causal-lm")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("vit", "image-classification"),
+        ("dinov2", "image-classification"),
+        ("clip", "image-text"),
+        ("siglip", "image-text"),
+        ("wav2vec2", "speech-ctc"),
+        ("whisper", "speech-seq2seq"),
+    ],
+)
+def test_images_and_sound_are_proven_too(name: str, task: str) -> None:
+    model = EVERY[name].build()
+    checks = prove(model, plan_for(model, TopK(k=64)), None, task)
+    assert all(check.passed for check in checks)
+    expected = [check for check in EVERY_CHECK if "padding" not in check]
+    assert [check.name for check in checks] == (expected if name == "whisper" else expected[:3])
+
+
+@pytest.mark.parametrize(("name", "task"), [("vit", "image-classification"), ("whisper", "speech-seq2seq")])
+def test_a_method_that_drops_a_key_of_an_image_or_a_sound_is_found(name: str, task: str) -> None:
+    model = EVERY[name].build()
+    with pytest.raises(ProofFailedError, match="keeping all equals the dense model: failed for"):
+        prove(model, plan_for(model, KeepsTooFew(k=4)), None, task)
 
 
 def test_several_end_tokens() -> None:

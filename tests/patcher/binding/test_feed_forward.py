@@ -41,7 +41,7 @@ LAYERS: dict[str, list[tuple[str, str, int]]] = {
     "modernbert": [("layers.{}.mlp.Wo", "encoder", 2)],
     "vit": [("layers.{}.mlp.fc2", "encoder", 2)],
     "clip": [
-        ("text_model.encoder.layers.{}.mlp.fc2", "encoder", 2),
+        ("text_model.encoder.layers.{}.mlp.fc2", "decoder", 2),
         ("vision_model.encoder.layers.{}.mlp.fc2", "encoder", 2),
     ],
     # Not crossattention.output.dense, nor attention.output.dense.

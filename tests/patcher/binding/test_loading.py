@@ -12,9 +12,11 @@ import pytest
 import tiny_language_models
 import torch
 import transformers
+from families.every import EVERY
 from hf_sparsify.errors import SparsifyError, UsageError
 from hf_sparsify.patcher.binding import loading
 from hf_sparsify.patcher.binding.loading import (
+    WITHOUT_TEXT,
     LoadOptions,
     config_hash,
     find_base_model,
@@ -56,7 +58,11 @@ def edit(folder: Path, **changes: Any) -> None:
         (transformers.BartConfig(architectures=["BartForQuestionAnswering"]), "question-answering"),
         (transformers.BertConfig(architectures=["BertForMaskedLM"]), "encoder"),
         (transformers.BertConfig(), "encoder"),
-        (transformers.ViTConfig(), "encoder"),
+        (transformers.ViTConfig(), "image-or-sound"),
+        (transformers.ViTConfig(architectures=["ViTForImageClassification"]), "image-classification"),
+        (transformers.CLIPConfig(architectures=["CLIPModel"]), "image-text"),
+        (transformers.Wav2Vec2Config(architectures=["Wav2Vec2ForCTC"]), "speech-ctc"),
+        (transformers.WhisperConfig(architectures=["WhisperForConditionalGeneration"]), "speech-seq2seq"),
     ],
 )
 def test_task(config: Any, task: str) -> None:
@@ -73,6 +79,16 @@ def test_every_kind_of_model_loads(name: str, tmp_path: Path) -> None:
     assert loaded.model.dtype == torch.float32
     assert loaded.tokenizer.padding_side == ("left" if loaded.base.task == "causal-lm" else "right")
     assert loaded.tokenizer.pad_token_id == 0
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "wav2vec2", "hubert", "whisper"])
+def test_models_of_images_and_sound_load_with_their_heads_and_without_a_tokenizer(name: str, tmp_path: Path) -> None:
+    made = EVERY[name].build()
+    made.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert type(loaded.model) is type(made)
+    assert loaded.base.task in WITHOUT_TEXT
+    assert loaded.tokenizer is None
 
 
 def test_a_relative_folder_is_remembered_by_its_full_path(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

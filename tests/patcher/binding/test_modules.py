@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import transformers
+from families.every import EVERY
 from hf_sparsify.errors import NotPatchableError
 from hf_sparsify.patcher.binding.modules import attention_modules, require_attention_modules, unreachable_attention
 from tiny_models import FAMILIES, build
@@ -70,6 +71,32 @@ def test_gpt2_and_bert_as_decoders_with_cross_attention() -> None:
         ("self", "decoder", True),
         ("cross", "decoder", False),
     ]
+
+
+def natures(model: nn.Module) -> list[str]:
+    return [module.nature for module in attention_modules(model)]
+
+
+@pytest.mark.parametrize("name", ["llama_both_ways", "gemma3_both_ways", "splinter", "markuplm", "layoutlm"])
+def test_what_never_calls_itself_causal_is_bidirectional(name: str) -> None:
+    found = attention_modules(EVERY[name].build())
+    assert [module.stack for module in found] == ["encoder", "encoder"]
+    assert not any(module.causal for module in found)
+
+
+def test_a_window_is_part_of_what_bidirectional_attention_is() -> None:
+    assert natures(EVERY["modernbert"].build()) == ["bidirectional", "bidirectional in a window of 4"]
+    assert natures(EVERY["bert"].build()) == ["bidirectional", "bidirectional"]
+
+
+def test_a_text_tower_that_calls_itself_causal_is_a_decoder() -> None:
+    """CLIP's attention modules say is_causal=False, and every call of the text tower says True."""
+    found = {module.name: module for module in attention_modules(EVERY["clip"].build())}
+    assert {name for name, module in found.items() if module.causal} == {
+        "text_model.encoder.layers.0.self_attn",
+        "text_model.encoder.layers.1.self_attn",
+    }
+    assert not any(module.causal for module in attention_modules(EVERY["siglip"].build()))
 
 
 def test_layers_that_share_one_module_are_one_module() -> None:

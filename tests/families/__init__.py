@@ -1,0 +1,1 @@
+"""Tiny random models of every family that uses the transformers attention interface."""
