@@ -122,11 +122,13 @@ def decode(keys: int, heads: int, groups: int, floor: float | None, *, in_turn: 
     summed = [replace(inputs, value_sum=inputs.value.double().sum(2)) for inputs in calls]
     name = f"{'GQA' if groups < heads else 'MHA'} {heads}/{groups}"
     whole = step_arm(f"same kernel, all kept, {name}", calls, TopTheta(keep=1.0))
+    tenth = TopTheta(keep=SHARE, placement="pre-softmax")
     few = TopTheta(k=K, placement="pre-softmax")
     compensated = TopTheta(k=K, compensation="sdc+vmc")
     arms = [
         step_arm(f"top-theta decode, {name}", calls, TopTheta(keep=SHARE), floor),
         whole,
+        step_arm(f"top-theta decode, pre-softmax with rounded keys, {name}", with_rounded(calls, tenth), tenth, floor),
         step_arm(f"pre-softmax decode, k = {K}, {name}", calls, few),
         step_arm(f"pre-softmax decode, k = {K}, 8-bit first, {name}", with_rounded(calls, few), few),
         step_arm(f"post-softmax sdc+vmc decode, k = {K}, {name}", summed, compensated),
