@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def start(target: str | None, quiet: bool, verbose: bool) -> None:
     """Says what will be loaded before the first slow import, and misses ./sparsified before data or model are."""
-    say(f"loading {target or './sparsified'} ...", quiet=quiet)
+    say(f"loading {'./sparsified' if target is None else target} ...", quiet=quiet)
     set_up(quiet=quiet, verbose=verbose)
     if target is None:
         from .commands.target import require_default_recipe

@@ -121,9 +121,9 @@ def _check_write(target: Target) -> None:
 def check_output(output: Path | None) -> None:
     """Before anything is loaded: UsageError for a place that holds results, SparsifyError for one that takes none."""
     if output is not None:
+        check_place(output, "results")
         if (output / RESULTS).exists():
             raise UsageError(f"{output} holds results already: give -o another directory")
-        check_place(output, "results")
 
 
 def passes(options: BenchOptions, lengths: tuple[int, ...], arms: Arms) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Outcome:
 
 def check_output(output: Path | None, targets: Sequence[str]) -> None:
     """UsageError if the results have no place where they are to go; SparsifyError if they cannot be written there."""
-    places = [Path(target).resolve() for target in targets]
+    places = [os.path.realpath(target) for target in targets]
     if twice := [target for target, place in zip(targets, places, strict=True) if places.count(place) > 1]:
         raise UsageError(f"{twice[-1]} is given twice")
     if output is not None and len(targets) > 1:
@@ -219,9 +220,9 @@ def _journal(directory: Path, run: str, processes: Processes, options: EvalOptio
 
 def _check_free(directory: Path) -> None:
     """Free is what does not exist, is empty, or holds a run; whether it is this one shows later."""
+    check_place(directory, "results")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN).exists() and not ended_run(directory):
         raise _taken(directory)
-    check_place(directory, "results")
 
 
 def _taken(directory: Path) -> UsageError:

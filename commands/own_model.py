@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..evaluation.pooling import POOLING_FILE, pooling_file
-from ..files import cannot_write, locked
+from ..files import cannot_write, locked, same_place
 from ..patcher.binding.loading import CONFIG_FILE, LoadedModel, holds_model
 
 STAGED = ".saving-model"
@@ -19,7 +19,7 @@ STAGED = ".saving-model"
 def check_model_place(directory: Path, loaded: LoadedModel, *, save_model: bool, force: bool) -> None:
     """UsageError if a recipe written to a directory would be taken for one of the weights that are there, or if they
     would be written over and `force` is off."""
-    itself = Path(loaded.model.name_or_path).resolve() == directory.resolve()
+    itself = same_place(loaded.model.name_or_path, directory)
     if save_model and itself:
         raise UsageError(f"{directory} is where the model is: leave out --save-model")
     if save_model and (directory / CONFIG_FILE).exists() and not force:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -90,6 +89,8 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     options = options or LoadOptions()
     if not name.strip():
         raise UsageError("the model's name is empty")
+    if os.path.isfile(name):
+        raise SparsifyError(f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)")
     dtype, device = _dtype(options.dtype), resolve_device(options.device)
     if options.device_map is not None and options.device != "auto":
         raise UsageError("--device-map and --device exclude each other: give one")
@@ -110,7 +111,9 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
             name, dtype=dtype, output_loading_info=True, **common, **extra
         )
         tokenizer = _tokenizer(name, task, common)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except SparsifyError:
+        raise
+    except Exception as error:  # damaged files end in whatever the libraries happen to raise
         if "trust_remote_code" in str(error):
             raise NotPatchableError(
                 f"{name} comes with its own code: read that code, then pass --trust-remote-code to run it"
@@ -205,7 +208,7 @@ def _dequantized() -> dict[str, Any]:
 def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise
         raise SparsifyError(
@@ -231,8 +234,6 @@ def _why(name: str, error: Exception) -> str:
         if "ignore_mismatched_sizes" in text:
             first = "its weights have other shapes than its config.json says"
         return f"the model in {name} cannot be loaded: {first}"
-    if os.path.isfile(folder):
-        return f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)"
     if isinstance(error, OSError) and (folder.is_absolute() or name.startswith((".", "~"))):
         return f"there is no folder {name}"
     if isinstance(error, OSError):
@@ -272,7 +273,7 @@ def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
             try:
                 # Without False transformers asks on the terminal whether to run a folder's code.
                 found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))
-            except (OSError, ValueError):
+            except Exception:  # no configuration that can be read
                 continue
             if found == base.config_hash:
                 return str(candidate)

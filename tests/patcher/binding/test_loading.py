@@ -302,6 +302,19 @@ def test_what_the_recipe_recorded_is_used_where_nothing_is_said() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_size", "x"), ("architectures", 3), ("dtype", "../x"), ("vocab_size", 0)]
+)
+def test_nonsense_in_a_configuration(field: str, value: Any, copy: Path) -> None:
+    edit(copy, **{field: value})
+    assert "cannot be loaded" in refused(str(copy))
+
+
+def test_a_file_is_no_model(copy: Path) -> None:
+    """Not even its own configuration, which the library would take."""
+    assert "is a file: name the folder" in refused(str(copy / "config.json"))
+
+
 def test_accelerate_places_a_model(llama: Path) -> None:
     loaded = load_model(str(llama), LoadOptions(device_map="auto"))
     assert torch.equal(loaded.model.lm_head.weight, load_model(str(llama)).model.lm_head.weight)
