@@ -197,8 +197,9 @@ def finish(
     directory = output or _place(target)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
         plotted = plot_ratios(results, directory / PLOT)
+        # Last: a directory with results is not written again.
+        write_file(directory / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     except OSError as error:
         raise cannot_write("results", directory, error) from None
     written, why_not = _write(target, results["break_even"]) if options.write else (None, None)

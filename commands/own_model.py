@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..errors import UsageError
 from ..evaluation.pooling import POOLING_FILE, pooling_file
 from ..files import cannot_write, locked, same_place
 from ..patcher.binding.loading import CONFIG_FILE, LoadedModel, holds_model
+from ..patcher.tensor_file import reason
 
 STAGED = ".saving-model"
 
@@ -76,7 +79,10 @@ def place_model(staged: Path, directory: Path) -> None:
 def _write_model(loaded: LoadedModel, staged: Path) -> None:
     # Weights that the checkpoint lacks and nothing uses were made up, and are no part of the model.
     used = {name: value for name, value in loaded.model.state_dict().items() if name not in loaded.unused}
-    loaded.model.save_pretrained(staged, state_dict=used if loaded.unused else None)
+    try:
+        loaded.model.save_pretrained(staged, state_dict=used if loaded.unused else None)
+    except SafetensorError as error:  # of a disk that is full, too
+        raise OSError(reason(error)) from None
     loaded.tokenizer.save_pretrained(staged)
     pooling = pooling_file(loaded)
     if pooling is not None:
