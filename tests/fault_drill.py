@@ -96,9 +96,20 @@ class Drill:
         ended = run(*case.arguments)
         after = stamps(self.folder)
         self._count(kind, case, ended, before, after)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what cases and commands have made."""
         for path in self.folder.iterdir():
             if path.name.startswith(OWN):
                 remove(path)
+
+    def count(self, kind: str, ended: Ended, *, lost: bool) -> None:
+        """Counts one fault that a test made itself. ended: the command that met it, or the one after."""
+        self.tally.tried[kind] += 1
+        self.tally.refused[kind] += ended.code in REFUSED
+        self.tally.tracebacks[kind] += bool(ended.stack) or "Traceback" in ended.err
+        self.tally.lost[kind] += lost
 
     def _count(self, kind: str, case: Case, ended: Ended, before: dict[str, object], after: dict[str, object]) -> None:
         tally = self.tally

@@ -42,6 +42,7 @@ def drill(world: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(world)
     drill = Drill(world, pytestconfig.stash.setdefault(TALLY, Tally()))
     yield drill
+    drill.tidy()
     text = "\n".join(drill.problems)
     assert not drill.problems, f"{len(drill.problems)} problems\n{text}"
 
