@@ -149,6 +149,7 @@ def calibrate(
     from .commands.calibrate import calibrate_target, check_options
     from .commands.own_model import check_model_place
     from .commands.report import calibration_report
+    from .files import same_place
     from .patcher.recipe import DEFAULT_RECIPE, check_writable
     from .processes import Processes
 
@@ -157,7 +158,7 @@ def calibrate(
     given = items_of(dataset, split, "train") if dataset is not None else None
     opened = opening.target(target)
     directory = output or opened.directory or Path(DEFAULT_RECIPE)
-    in_place = opened.directory is not None and directory.resolve() == opened.directory.resolve()
+    in_place = opened.directory is not None and same_place(directory, opened.directory)
     check_writable(directory, force=force or in_place)
     check_model_place(directory, opened.loaded, save_model=False, force=force)
     items = given or items_of(opened.default_dataset, split, "train")

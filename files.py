@@ -129,6 +129,11 @@ def locked(directory: Path, *, shared: bool = False, wait: bool = True) -> Itera
         os.close(descriptor)
 
 
+def same_place(left: str | Path, right: str | Path) -> bool:
+    """Whether two paths mean the same place, there or not; a loop of links means only itself."""
+    return os.path.realpath(left) == os.path.realpath(right)
+
+
 def cannot_write(what: str, place: Path, error: OSError) -> SparsifyError:
     """The sentence for a write that failed."""
     return SparsifyError(f"cannot write the {what} to {place}: {error.strerror or error}")

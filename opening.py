@@ -33,7 +33,7 @@ class Opening:
 
     def start(self, target: str | None) -> None:
         """Says what will be loaded before the first slow import, and misses ./sparsified before data or model are."""
-        self.say(f"loading {target or './sparsified'} ...")
+        self.say(f"loading {'./sparsified' if target is None else target} ...")
         terminal.set_up(quiet=self.quiet, verbose=self.verbose)
         if target is None:
             from .commands.target import require_default_recipe

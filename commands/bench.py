@@ -130,9 +130,9 @@ def _check_write(target: Target) -> None:
 def check_output(output: Path | None) -> None:
     """Before anything is loaded: UsageError for a place that holds results, SparsifyError for one that takes none."""
     if output is not None:
+        check_place(output, "results")
         if (output / RESULTS).exists():
             raise UsageError(f"{output} holds results already: give -o another directory")
-        check_place(output, "results")
 
 
 def passes(options: BenchOptions, lengths: tuple[int, ...], arms: Arms) -> int:
@@ -206,8 +206,9 @@ def finish(
     directory = output or _place(target)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
         plotted = plot_ratios(results, directory / PLOT)
+        # Last: a directory with results is not written again.
+        write_file(directory / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     except OSError as error:
         raise cannot_write("results", directory, error) from None
     written, why_not = _write(target, results["break_even"]) if options.write else (None, None)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.demo import DEMO_MODELS
-from ..evaluation.journal import RESULTS
-from ..files import read_file
+from ..evaluation.journal import RESULTS, ended_run
 from ..patcher.methods import method_to_dict
 from ..patcher.plan import describe_plan
 from ..patcher.recipe import Recipe
 from ..strict_json import UNPRINTABLE
 
 MARK = "<!-- written by `sparsify push` -->"  # a card without it is a person's own
-MOST_RESULTS = 2**26  # bytes of a results.json
 
 
 def model_card(recipe: Recipe, directory: Path, repo_id: str, *, has_model: bool) -> str:
@@ -81,7 +78,7 @@ def _results(recipe: Recipe, directory: Path) -> list[dict[str, Any]]:
     paths = directory.glob(f"eval/*/{RESULTS}")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
-            found = json.loads(read_file(path, MOST_RESULTS))
+            found = ended_run(path.parent) or {}
             if found["plan"] == plan and found["calibration"] == calibration:
                 _row(found)
                 newest[found["dataset"]["name"], found["dataset"]["split"]] = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..errors import UsageError, require_at_least_one
 from ..evaluation.dense_cache import DenseCache, dense_key, has_offloaded_weights
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
-from ..evaluation.journal import RUN, SCHEMA_VERSION, Journal, ended_run
+from ..evaluation.journal import RESULTS, RUN, SCHEMA_VERSION, Journal, ended_run, predictions_of
 from ..evaluation.prompts import read_template
 from ..evaluation.results import judge, prediction_lines, summarize
 from ..evaluation.run import Contender, Evaluation, evaluate, fitting_items
@@ -77,7 +78,7 @@ class Outcome:
 
 def check_output(output: Path | None, targets: Sequence[str]) -> None:
     """UsageError if the results have no place where they are to go; SparsifyError if they cannot be written there."""
-    places = [Path(target).resolve() for target in targets]
+    places = [os.path.realpath(target) for target in targets]
     if twice := [target for target, place in zip(targets, places, strict=True) if places.count(place) > 1]:
         raise UsageError(f"{twice[-1]} is given twice")
     if output is not None and len(targets) > 1:
@@ -138,7 +139,7 @@ def evaluate_targets(
         all_results = describe(targets, recipes, evaluations, options)
         for evaluation, results, place, run in zip(evaluations, all_results, places, runs, strict=True):
             results = {"run_id": place.name, "run": run, "command": command, **results}
-            evaluation.journal.finish(prediction_lines(evaluation), results)
+            results = evaluation.journal.finish(prediction_lines(evaluation), results)
             outcomes.append(Outcome(results, place, evaluation.journal.ended is not None))
         return outcomes
     finally:
@@ -209,19 +210,22 @@ def _journal(directory: Path, run: str, processes: Processes, options: EvalOptio
         _check_free(directory)
     elif results.get("run") != run:
         raise _taken(directory)
-    elif options.cache:
-        journal = Journal.of_ended(directory, results)
-        if len(journal.records) == results["dataset"]["items"]:
-            return journal
+    elif options.cache and predictions_of(directory, results):
+        return Journal.of_ended(directory, results)
     # One that has not ended goes on, also without the cache: it is the same run.
     return Journal.open(directory, run, processes, anew=results is not None)
 
 
 def _check_free(directory: Path) -> None:
     """Free is what does not exist, is empty, or holds a run; whether it is this one shows later."""
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN).exists() and not ended_run(directory):
-        raise _taken(directory)
     check_place(directory, "results")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN).exists() and not ended_run(directory):
+        if (directory / RESULTS).exists():
+            raise UsageError(
+                f"{directory} exists already, with results that were damaged or changed, or that another version "
+                "wrote: move them away, or give -o another directory"
+            )
+        raise _taken(directory)
 
 
 def _taken(directory: Path) -> UsageError:

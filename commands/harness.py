@@ -82,7 +82,7 @@ def evaluate_harness(
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write("results", place, error) from None
-        replace(evaluation.journal, directory=place).finish(prediction_lines(evaluation), results)
+        results = replace(evaluation.journal, directory=place).finish(prediction_lines(evaluation), results)
         outcomes.append(Outcome(results, place, was_there=False))
     return outcomes
 

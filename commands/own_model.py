@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..errors import UsageError
 from ..evaluation.pooling import POOLING_FILE, pooling_file
-from ..files import cannot_write, locked
+from ..files import cannot_write, locked, same_place
 from ..patcher.binding.loading import CONFIG_FILE, LoadedModel, holds_model
+from ..patcher.tensor_file import reason
 
 STAGED = ".saving-model"
 
@@ -20,7 +23,7 @@ STAGED = ".saving-model"
 def check_model_place(directory: Path, loaded: LoadedModel, *, save_model: bool, force: bool) -> None:
     """UsageError if a recipe written to a directory would be taken for one of the weights that are there, or if they
     would be written over and `force` is off."""
-    itself = Path(loaded.model.name_or_path).resolve() == directory.resolve()
+    itself = same_place(loaded.model.name_or_path, directory)
     if save_model and itself:
         raise UsageError(f"{directory} is where the model is: leave out --save-model")
     if save_model and (directory / CONFIG_FILE).exists() and not force:
@@ -77,7 +80,10 @@ def place_model(staged: Path, directory: Path) -> None:
 def _write_model(loaded: LoadedModel, staged: Path) -> None:
     # Weights that the checkpoint lacks and nothing uses were made up, and are no part of the model.
     used = {name: value for name, value in loaded.model.state_dict().items() if name not in loaded.unused}
-    loaded.model.save_pretrained(staged, state_dict=used if loaded.unused else None)
+    try:
+        loaded.model.save_pretrained(staged, state_dict=used if loaded.unused else None)
+    except SafetensorError as error:  # of a disk that is full, too
+        raise OSError(reason(error)) from None
     loaded.tokenizer.save_pretrained(staged)
     pooling = pooling_file(loaded)
     if pooling is not None:

@@ -147,7 +147,10 @@ def make_feed_forward(feed_forward: str, k: int | None = None, keep: float | Non
             raise UsageError("--ffn-k and --ffn-keep go with --ffn top-k")
         return None
     check_exclusive(k, keep, "ffn-")
-    return TopKFeedForward(k=k, keep=DEFAULT_FFN_KEEP if k is None and keep is None else keep)
+    try:
+        return TopKFeedForward(k=k, keep=DEFAULT_FFN_KEEP if k is None and keep is None else keep)
+    except UsageError as error:
+        raise UsageError(f"--ffn top-k: {error}") from None
 
 
 def require_something(attention: object, feed_forward: object, overrides: Sequence[Override]) -> None:

@@ -11,6 +11,7 @@ from ..patcher.binding.loading import holds_model
 from ..patcher.recipe import THRESHOLDS_FILE, Recipe, load_recipe
 from ..patcher.tensor_file import reason
 from ..patcher.thresholds import thresholds_bytes
+from ..strict_json import shown
 from .card import MARK, model_card
 from .recipe_source import RECIPE_FILES
 
@@ -36,7 +37,7 @@ def push_to_hub(
     directory: of the recipe; the card is made there as README.md, unless a README.md that a person wrote is there. No
     questions, predictions or results are uploaded; the card has a table of verdicts. repo_id: USER/NAME, made if it is
     not there. private, token: as in huggingface_hub. Raises what load_recipe raises, UsageError for a recipe whose
-    model nobody else has, SparsifyError if the Hub refuses or cannot be reached.
+    model nobody else has or a name that none can have, SparsifyError if the Hub refuses or cannot be reached.
     """
     place = Path(directory)
     recipe = load_recipe(place)
@@ -44,12 +45,16 @@ def push_to_hub(
     _check(recipe, place, has_model=has_model)
     import huggingface_hub
 
-    _write_card(place, recipe, repo_id, has_model=has_model)
-    _settle(place, recipe)
+    try:
+        huggingface_hub.utils.validate_repo_id(repo_id)
+    except ValueError as error:
+        raise UsageError(f"{shown(repo_id)} is no name of a repository: {reason(error)}") from None
     wanted = [*RECIPE_FILES, CARD_FILE, *(MODEL_FILES if has_model else ())]
     try:
         api = huggingface_hub.HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
+        _write_card(place, recipe, repo_id, has_model=has_model)  # a Hub that cannot be reached changes nothing here
+        _settle(place, recipe)
         with locked(place, shared=True):  # nobody writes a new recipe meanwhile
             done = api.upload_folder(
                 repo_id=repo_id,

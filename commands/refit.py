@@ -19,6 +19,7 @@ from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.report import per_k
 from ..evaluation.sources import is_at_hand, load_items
 from ..evaluation.tasks import task_for
+from ..files import same_place
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import unreachable_attention
 from ..patcher.methods.budget import Budget, describe_kept
@@ -83,7 +84,7 @@ def check_options(
 
 def check_output(directory: Path, output: Path, *, force: bool) -> None:
     """UsageError if the calibrated recipe in a directory would be written over and `force` is off."""
-    if not force and output.resolve() == directory.resolve():
+    if not force and same_place(output, directory):
         raise UsageError(
             f"the thresholds come from {directory}: use -o for another directory, or --force to replace that recipe"
         )

@@ -11,19 +11,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import SparsifyError, UsageError
-from ..files import append_file, cannot_write, write_file
+from ..errors import DataError, SparsifyError, UsageError
+from ..files import append_file, cannot_write, read_file, sha256, write_file
 from ..patcher.meter import Meter
 from ..processes import Processes
 from .tasks.base import Record
 
 SCHEMA_VERSION = 3  # of results.json
 RUN, PREDICTIONS, BATCHES, RESULTS = "run.json", "predictions.jsonl", "batches.jsonl", "results.json"
+RESULTS_HASH, PREDICTIONS_HASH = "sha256", "predictions_sha256"  # in results.json
+MOST_RESULTS, MOST_PREDICTIONS = 2**26, 2**34  # bytes
 
 
 @dataclass
@@ -110,17 +112,22 @@ class Journal:
             _compact(self.directory)
             self._read()
 
-    def finish(self, lines: Sequence[dict[str, Any]], results: dict[str, Any]) -> None:
-        """Puts the final predictions.jsonl and results.json in place of all else. SparsifyError if that fails."""
+    def finish(self, lines: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+        """Puts the final predictions.jsonl and results.json in place of all else, and returns the results as they are
+        written: with hashes of both files. SparsifyError if that fails."""
         if self.directory is None:
-            return
+            return results
+        texts = [json.dumps(line, ensure_ascii=False) for line in lines]
+        results = {**results, PREDICTIONS_HASH: sha256(_text_of(texts))}
+        results[RESULTS_HASH] = _hash(results)
         try:
-            _replace(self.directory / PREDICTIONS, (json.dumps(line, ensure_ascii=False) for line in lines))
+            _replace(self.directory / PREDICTIONS, texts)
             _replace(self.directory / RESULTS, [json.dumps(results, indent=2)])
             for path in (self.directory / RUN, *_files(self.directory, BATCHES)):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise _cannot_write(self.directory, error) from None
+        return results
 
     def close(self) -> None:
         """Lets other processes have the directory."""
@@ -153,14 +160,23 @@ class Journal:
 
 
 def ended_run(directory: Path) -> dict[str, Any] | None:
-    """The results in a directory; None if there are none, the run has not ended, or another version wrote them."""
+    """The results in a directory; None if there are none, the run has not ended, another version wrote them, or they
+    were damaged or changed."""
     try:
-        results: dict[str, Any] = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        results: dict[str, Any] = json.loads(read_file(directory / RESULTS, MOST_RESULTS))
+    except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(results, dict) and results.keys() >= {"run", "dataset", "processes", "seconds", "kept"}
-    whole = whole and results.get("schema_version") == SCHEMA_VERSION
+    whole = whole and results.get("schema_version") == SCHEMA_VERSION and results.get(RESULTS_HASH) == _hash(results)
     return results if whole and not (directory / RUN).exists() else None
+
+
+def predictions_of(directory: Path, results: dict[str, Any]) -> bool:
+    """Whether the predictions in a directory are just those that results were made from."""
+    try:
+        return sha256(read_file(directory / PREDICTIONS, MOST_PREDICTIONS)) == results[PREDICTIONS_HASH]
+    except (OSError, DataError):
+        return False
 
 
 def _claim(directory: Path, key: str) -> IO[str]:
@@ -227,8 +243,18 @@ def _append(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     append_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
-def _replace(path: Path, lines: Any) -> None:
-    write_file(path, "".join(line + "\n" for line in lines).encode())
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    write_file(path, _text_of(lines))
+
+
+def _text_of(lines: Iterable[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _hash(results: dict[str, Any]) -> str:
+    """64 hex digits over all else that results say."""
+    others = {name: value for name, value in results.items() if name != RESULTS_HASH}
+    return sha256(json.dumps(json.loads(json.dumps(others)), sort_keys=True).encode())
 
 
 def _cannot_write(directory: Path, error: OSError) -> SparsifyError:

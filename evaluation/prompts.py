@@ -90,7 +90,7 @@ def build_prompt(turn: Turn, style: str, tokenizer: Any, shots: Sequence[Shot] =
 def read_template(path: Path) -> str:
     """The prompt template in a file: plain text with names in braces, such as {context} and {question}.
 
-    DataError if it cannot be read or is blank.
+    DataError if it cannot be read, is blank or has no name in braces, so that all items would be asked the same.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -100,6 +100,8 @@ def read_template(path: Path) -> str:
         ) from None
     if not text.strip():
         raise DataError(f"the prompt template {path} is blank")
+    if set(PLACEHOLDER.findall(text)) <= {"answer"}:
+        raise DataError(f"the prompt template {path} asks all items the same: it has no name such as {{question}}")
     return text.rstrip("\n")
 
 

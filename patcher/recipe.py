@@ -149,9 +149,14 @@ def check_writable(target: Path, *, force: bool) -> None:
 
 def check_place(target: Path, what: str) -> None:
     """SparsifyError if a directory can neither be written nor made where it is to be."""
-    parent = next(path for path in [target, *target.absolute().parents] if path.exists())
+    try:
+        # Also a link that leads nowhere is in the way.
+        parent = next(path for path in [target, *target.absolute().parents] if path.is_symlink() or path.exists())
+    except OSError as error:  # such as a name that is too long
+        raise cannot_write(what, target, error) from None
     if not parent.is_dir():
-        raise SparsifyError(f"cannot write the {what} to {target}: {'it' if parent == target else parent} is a file")
+        kind = "a file" if parent.exists() else "a link that leads nowhere"
+        raise SparsifyError(f"cannot write the {what} to {target}: {'it' if parent == target else parent} is {kind}")
     if not os.access(parent, os.W_OK):
         raise SparsifyError(f"cannot write the {what} to {target}: {parent} is not writable")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -112,8 +111,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
     one sentence with the fix if it cannot be found or read.
     """
     options = options or LoadOptions()
-    if not name.strip():
-        raise UsageError("the model's name is empty")
+    _check_name(name)
     dtype, device = resolve_dtype(options.dtype), resolve_device(options.device)
     if options.device_map is not None and options.device != "auto":
         raise UsageError("--device-map and --device exclude each other: give one")
@@ -128,7 +126,9 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
             name, dtype=dtype, output_loading_info=True, **common, **extra
         )
         tokenizer = _tokenizer(name, task, common) if takes_text(model) else None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except SparsifyError:
+        raise
+    except Exception as error:  # damaged files end in whatever the libraries happen to raise
         raise _refusal(name, error) from error
     # Poolers are no part of most checkpoints, and attention does not depend on them.
     if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
@@ -146,12 +146,18 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
 def load_config(name: str, options: LoadOptions) -> Any:
     """The configuration of a model alone, by Hub name or folder; nothing else is read. Raises what load_model raises,
     and NotPatchableError for a model that is code of its own."""
-    if not name.strip():
-        raise UsageError("the model's name is empty")
+    _check_name(name)
     try:
         return AutoConfig.from_pretrained(name, **_where(name, options))
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:
         raise _refusal(name, error) from error
+
+
+def _check_name(name: str) -> None:
+    if not name.strip():
+        raise UsageError("the model's name is empty")
+    if os.path.isfile(name):
+        raise SparsifyError(f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)")
 
 
 def _where(name: str, options: LoadOptions) -> dict[str, Any]:
@@ -252,7 +258,7 @@ def _dequantized() -> dict[str, Any]:
 def _tokenizer(name: str, task: str, common: dict[str, Any]) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise
         raise SparsifyError(
@@ -286,8 +292,6 @@ def _why(name: str, error: Exception) -> str:
         if "ignore_mismatched_sizes" in text:
             first = "its weights have other shapes than its config.json says"
         return f"the model in {name} cannot be loaded: {first}"
-    if os.path.isfile(folder):
-        return f"{name} is a file: name the folder of the model (for a GGUF file, with --gguf-file)"
     if isinstance(error, OSError) and (folder.is_absolute() or name.startswith((".", "~"))):
         return f"there is no folder {name}"
     if isinstance(error, OSError):
@@ -327,7 +331,7 @@ def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
             try:
                 # Without False transformers asks on the terminal whether to run a folder's code.
                 found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))
-            except (OSError, ValueError):
+            except Exception:  # no configuration that can be read
                 continue
             if found == base.config_hash:
                 return str(candidate)

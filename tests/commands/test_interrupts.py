@@ -108,7 +108,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert (run / "predictions.jsonl").read_bytes() == Path("undisturbed/predictions.jsonl").read_bytes()
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (Path("undisturbed"), run))
     differ = {name for name in first if first[name] != second[name]}
-    assert differ <= {"run_id", "command", "seconds", "dense_from_cache"}
+    assert differ <= {"run_id", "command", "seconds", "dense_from_cache", "sha256"}
 
 
 @pytest.mark.slow

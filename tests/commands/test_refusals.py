@@ -44,10 +44,19 @@ from command_line import Sparsify, contents, files, refused
         ("llama --device gpu", 2, "device must be auto"),
         ("llama -o q.jsonl", 1, "cannot write the recipe to q.jsonl: it is a file"),
         ("llama -o q.jsonl/below", 1, "cannot write the recipe to q.jsonl/below"),
+        (f"llama -o {'a' * 300}", 1, "File name too long"),
+        ("llama --ffn top-k --ffn-k 0", 2, "--ffn top-k: k must be a whole number of at least 1, not 0"),
     ],
 )
 def test_patch_refuses(arguments: str, code: int, sentence: str, sparsify: Sparsify, work: Path) -> None:
     refused(sparsify("patch", *arguments.split()), code, sentence)
+    assert files(work) == []
+
+
+@pytest.mark.parametrize("command", ["patch llama", "calibrate llama -d q.jsonl", "eval llama -d q.jsonl"])
+def test_a_link_to_itself_is_no_place(command: str, sparsify: Sparsify, work: Path) -> None:
+    (work / "loop").symlink_to("loop")
+    refused(sparsify(*command.split(), "-o", "loop"), 1, "to loop: it is a link that leads nowhere")
     assert files(work) == []
 
 

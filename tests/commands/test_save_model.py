@@ -16,6 +16,7 @@ from hf_sparsify.commands import own_model
 from hf_sparsify.errors import SparsifyError
 from hf_sparsify.patcher.binding.loading import LoadOptions, load_model
 from hf_sparsify.patcher.recipe import load_recipe
+from safetensors import SafetensorError
 
 PATCH = ("patch", "llama", "--k", "4", "--no-verify", "--save-model", "-q")
 INPUTS = {"input_ids": torch.arange(5, 45).view(1, -1)}
@@ -199,3 +200,19 @@ def _write_gguf(gguf: Any, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_a_full_disk_as_the_library_of_the_weights_says_it(
+    complete: Path, sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(complete)
+
+    def failing(*arguments: object, **options: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", failing)
+    done = sparsify("patch", "llama", "--k", "9", "--no-verify", "--save-model", "--force")
+    refused(
+        done, 1, "cannot write the model to sparsified: Error while serializing: I/O error: No space left on device"
+    )
+    assert contents(complete) == before

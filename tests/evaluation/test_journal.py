@@ -12,7 +12,7 @@ from command_line import contents
 from faulty_disk import FaultyDisk, disk_full
 from hf_sparsify.errors import SparsifyError, UsageError
 from hf_sparsify.evaluation.items import Question
-from hf_sparsify.evaluation.journal import SCHEMA_VERSION, Journal, ended_run
+from hf_sparsify.evaluation.journal import SCHEMA_VERSION, Journal, ended_run, predictions_of
 from hf_sparsify.evaluation.tasks.base import Record
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.processes import Processes
@@ -50,12 +50,28 @@ def read(file: Path) -> list[Any]:
 
 def test_both_files_are_written(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "run"
-    Journal.open(directory, "key", ALONE).finish(LINES, RESULTS)
+    written = Journal.open(directory, "key", ALONE).finish(LINES, RESULTS)
     assert sorted(os.listdir(directory)) == ["predictions.jsonl", "results.json"]
-    assert json.loads((directory / "results.json").read_text(encoding="utf-8")) == RESULTS
+    results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    assert {name: value for name, value in results.items() if not name.endswith("sha256")} == RESULTS
     assert read(directory / "predictions.jsonl") == LINES
     assert os.listdir(tmp_path / "deep") == ["run"]
-    assert ended_run(directory) == RESULTS
+    assert ended_run(directory) == results == written
+    assert predictions_of(directory, results)
+
+
+@pytest.mark.parametrize("bit", range(0, 8 * 60, 7))
+def test_one_flipped_bit_is_seen(bit: int, tmp_path: Path) -> None:
+    """In the results the run has not ended; other predictions are not those of the results."""
+    results = Journal.open(tmp_path, "key", ALONE).finish(LINES, RESULTS)
+    for name in ("results.json", "predictions.jsonl"):
+        good = (tmp_path / name).read_bytes()
+        damaged = bytearray(good)
+        damaged[bit // 8 * len(good) // 60] ^= 1 << bit % 8
+        (tmp_path / name).write_bytes(damaged)
+        ended = ended_run(tmp_path)
+        assert ended is None or (ended == results and predictions_of(tmp_path, ended) == (name == "results.json"))
+        (tmp_path / name).write_bytes(good)
 
 
 def test_a_journal_in_memory_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,10 @@ def test_template_files(tmp_path: Path) -> None:
     path.write_text(" \n")
     with pytest.raises(DataError, match=r"the prompt template .*prompt\.txt is blank"):
         read_template(path)
+    for same in ("Where?", "{answer}", "{question"):
+        path.write_text(same)
+        with pytest.raises(DataError, match=r"the prompt template .*prompt\.txt asks all items the same"):
+            read_template(path)
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(DataError, match=r"cannot read the prompt template .*prompt\.txt"):
         read_template(path)

@@ -215,9 +215,11 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert refused(str(tmp_path / "nowhere")) == f"there is no folder {tmp_path / 'nowhere'}"
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
+def test_a_file_is_no_model(tmp_path: Path, copy: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "is a file: name the folder" in refused(str(tmp_path / "model.gguf"))
+    # The library would take it for a model.
+    assert "is a file: name the folder" in refused(str(copy / "config.json"))
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
@@ -316,6 +318,14 @@ def test_what_the_recipe_recorded_is_used_where_nothing_is_said() -> None:
     assert options_for(made_for, LoadOptions(revision="new", gguf_file="other.gguf")) == LoadOptions(
         revision="new", gguf_file="other.gguf"
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden_size", "x"), ("architectures", 3), ("dtype", "../x"), ("vocab_size", 0)]
+)
+def test_nonsense_in_a_configuration(field: str, value: Any, copy: Path) -> None:
+    edit(copy, **{field: value})
+    assert "cannot be loaded" in refused(str(copy))
 
 
 def test_accelerate_places_a_model(llama: Path) -> None:
