@@ -21,7 +21,7 @@ def read_recipe(argument: str | None) -> str:
     """
     if argument is None:
         require_default_recipe()
-    name = argument or DEFAULT_RECIPE
+    name = DEFAULT_RECIPE if argument is None else argument
     found = find_recipe(name)
     load_recipe(name if found is None else found.directory)
     return name

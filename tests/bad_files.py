@@ -33,6 +33,7 @@ NO_PLACE = (
 READING: dict[str, Command] = {
     "patch MODEL": lambda path: ("patch", "--no-verify", "-o", "out", "--", path),
     "patch --thresholds": lambda path: ("patch", "-o", "out", f"--thresholds={path}"),
+    "inspect TARGET": lambda path: ("inspect", "--lengths", "8", "--", path),
     "validate RECIPE": lambda path: ("validate", "--", path),
     "validate --model": lambda path: ("validate", "plain", f"--model={path}"),
     "calibrate TARGET": lambda path: ("calibrate", "-d", "q.jsonl", "-o", "out", "--", path),
@@ -91,11 +92,9 @@ def path_cases() -> Iterator[Case]:
         for what, command in commands.items():
             names = tuple(part for part in what.split() if part != "TARGET")
             for path in paths:
-                where = (
-                    (path, path.rstrip("/"), path.removeprefix("./")) if path.strip() else ("empty", "missing", " :")
-                )
-                where = (*where, "template .:", *names)
-                yield Case(command(path), where, make=make_paths)
+                spelled = (path, path.rstrip("/"), path.removeprefix("./"))
+                blank = ("empty", "missing", "holds no recipe", "template .:", "template  :")
+                yield Case(command(path), (*(spelled if path.strip() else blank), *names), make=make_paths)
     for repo in REPOSITORIES:
         yield Case(("push", "bad", repo), ("bad", repo.strip() or "repository"), make=make_public)
     yield Case(("push", "bad", "user/name"), ("bad",), make=make_public)  # nothing can be reached
@@ -104,6 +103,7 @@ def path_cases() -> Iterator[Case]:
 def recipe_commands(path: str) -> list[tuple[str, ...]]:
     """All commands that read a recipe."""
     return [
+        ("inspect", path, "--lengths", "8"),
         ("validate", path, "--no-verify"),
         ("calibrate", path, "-d", "q.jsonl", "-o", "out"),
         ("eval", path, "-d", "q.jsonl", *EVAL),
@@ -252,10 +252,10 @@ def model_cases(chance: random.Random, config: dict[str, Any], each: int) -> Ite
         for kind, damage in WHOLE_FILE.items():
             if kind != "a pipe":  # which libraries wait for, as cat does
                 yield Case(chance.choice(model_commands("bad")), ("bad",), True, copied("llama", name, damage))
-        for _ in range(each):
+        # Not the configuration, where another digit may be a million layers.
+        for _ in range(each if name != "config.json" else 0):
             damage = copied("llama", name, byte_damage(chance))
-            if name != "config.json":
-                yield Case(chance.choice(model_commands("bad")), ("bad",), False, damage)
+            yield Case(chance.choice(model_commands("bad")), ("bad",), False, damage)
     for key in config:
         for value in chance.sample(CONFIG_VALUES, 4):
             damage = copied("llama", "config.json", changed_config(key, value))

@@ -10,6 +10,7 @@ from fault_drill import Case
 # What a command needs to get as far as its options, and not to take long if one of them happens to be good.
 BASES: dict[str, tuple[str, ...]] = {
     "patch": ("patch", "llama", "--no-verify", "-o", "out"),
+    "inspect": ("inspect", "plain", "--lengths", "8"),
     "validate": ("validate", "plain", "--no-verify"),
     "calibrate": ("calibrate", "plain", "-d", "q.jsonl", "-o", "out"),
     "eval": ("eval", "plain", "-d", "q.jsonl", "--max-new-tokens", "2", "--no-cache", "-o", "out"),
@@ -68,8 +69,9 @@ FRACTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "patch": (
         *("--attention", "--compensation", "--v-mean", "--placement", "--ffn", "--kind", "--stack", "--layers"),
-        *("--skip-layers", "--set", "--dtype", "--device", "--device-map"),
+        *("--skip-layers", "--set", "--dtype", "--device", "--device-map", "--denominator"),
     ),
+    "inspect": ("--lengths", "--dtype"),
     "validate": ("--dtype", "--device"),
     "calibrate": ("--compensation", "--placement", "--estimator", "--activations", "--denominator", "--dtype"),
     "eval": ("--dtype", "--device", "--split", "--harness"),
@@ -127,6 +129,14 @@ COMBINATIONS = (
     "patch llama --gguf-file nowhere.gguf -o out",
     "patch llama --magic -o out",
     "patch llama --k",
+    "patch llama --denominator offline -o out",
+    "patch llama --denominator rounded --compensation none -o out",
+    "inspect",
+    "inspect llama plain",
+    "inspect llama --model llama",
+    "inspect plain --model bert-qa",
+    "inspect plain --lengths 0",
+    "inspect plain --gguf-file nowhere.gguf",
     "validate llama",
     "validate done plain",
     "validate plain --model bert-qa",

@@ -63,7 +63,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 def recipes(folder: Path) -> dict[str, object]:
     """What loading finds in bad/ and out/; raises what load_recipe raises."""
-    found = {}
+    found: dict[str, object] = {}
     for name in ("bad", "out"):
         if (folder / name / RECIPE_FILE).exists():
             recipe = load_recipe(folder / name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Iterator
 
 import bad_data
 import bad_files
 import pytest
-from fault_drill import Drill
+from fault_drill import Case, Drill
 
 
 def test_paths(drill: Drill) -> None:
@@ -28,7 +29,7 @@ def test_damaged_models(drill: Drill) -> None:
 
 
 @pytest.mark.parametrize("cases", [bad_data.wrong, bad_data.templates], ids=lambda cases: cases.__name__)
-def test_wrong_data_files(cases, drill: Drill) -> None:
+def test_wrong_data_files(cases: Callable[[], Iterator[Case]], drill: Drill) -> None:
     for case in cases():
         drill.check("wrong data files", case)
 
