@@ -25,8 +25,9 @@ from ..errors import NotPatchableError, UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..files import cannot_write, write_file
-from ..patcher.binding.loading import WITHOUT_TEXT, LoadOptions
+from ..patcher.binding.loading import LoadOptions
 from ..patcher.binding.modules import interception_of
+from ..patcher.binding.tasks import WITHOUT_TEXT
 from ..patcher.methods import TopKFeedForward
 from ..patcher.recipe import Recipe, check_place, save_recipe
 from .bench_process import Job

@@ -9,14 +9,15 @@ import torch
 from ..errors import UsageError, require_at_least_one
 from ..evaluation.generation import answer_log_probs, answer_mask, generate_greedy, kl_divergence
 from ..evaluation.inputs import check_answer_fits, position_limit, prompt_fits
-from ..patcher.binding.modules import input_device
+from ..patcher.binding.modules import input_device, interception_of
 from ..patcher.binding.patching import apply_plan, remove_patch
 from ..patcher.meter import Meter
 from .target import Target
 
 
 def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str, Any]:
-    """{"dense": text, "patched": text, "kl": mean nats over the dense answer, "kept": meter summary}.
+    """{"dense": text, "patched": text, "kl": mean nats over the dense answer, "kept": meter summary, "interception":
+    see interception_of}.
 
     A chat model gets the prompt as a user's turn. UsageError for an empty prompt, a token limit below 1 or a model that
     does not generate.
@@ -51,6 +52,7 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
         "patched": loaded.tokenizer.decode(patched[0], skip_special_tokens=True).strip(),
         "kl": float(kl[answer_mask(loaded.model, dense)].mean()),
         "kept": meter.summary()["total"],
+        "interception": interception_of(loaded.model, recipe.plan),
     }
 
 

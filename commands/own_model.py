@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from ..errors import UsageError
 from ..evaluation.pooling import POOLING_FILE, pooling_file
 from ..files import cannot_write, locked, same_place
-from ..patcher.binding.loading import CONFIG_FILE, LoadedModel, holds_model
+from ..patcher.binding.base_model import CONFIG_FILE, holds_model
+from ..patcher.binding.loading import LoadedModel
 from ..patcher.tensor_file import reason
 
 STAGED = ".saving-model"

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..calibration.histogram_file import HISTOGRAMS_FILE
 from ..errors import SparsifyError, UsageError
 from ..files import locked, settle, sha256, write_file
-from ..patcher.binding.loading import holds_model
+from ..patcher.binding.base_model import holds_model
 from ..patcher.recipe import THRESHOLDS_FILE, Recipe, load_recipe
 from ..patcher.tensor_file import reason
 from ..patcher.thresholds import thresholds_bytes

@@ -11,7 +11,7 @@ from ..calibration.histogram_file import MOST_BYTES as MOST_HISTOGRAMS
 from ..errors import SparsifyError
 from ..evaluation.demo import DEMO_MODELS
 from ..hub import hub_answers
-from ..patcher.binding.loading import CONFIG_FILE, find_base_model, holds_model
+from ..patcher.binding.base_model import CONFIG_FILE, find_base_model, holds_model
 from ..patcher.recipe import HUB_NAME, RECIPE_FILE, THRESHOLDS_FILE, BaseModel, is_recipe
 from ..patcher.tensor_file import reason
 

@@ -15,9 +15,10 @@ from rich.text import Text
 from ..evaluation.datasets import datasets_rows
 from ..evaluation.report import called, comparison, modules_table, results_tables
 from ..patcher.binding.feed_forward import feed_forward_modules
-from ..patcher.binding.loading import WITHOUT_TEXT, LoadedModel
+from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, interception_of
 from ..patcher.binding.patchable import PatchableModule
+from ..patcher.binding.tasks import WITHOUT_TEXT
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..patcher.preset import ranges
@@ -68,8 +69,11 @@ def validation_report(target: Target, checks: list[Check]) -> RenderableType:
 
 
 def _interception(recipe: Recipe, loaded: LoadedModel) -> list[RenderableType]:
-    found = interception_of(loaded.model, recipe.plan)
-    return [Text(found["note"], style="yellow")] if found else []
+    return _note(interception_of(loaded.model, recipe.plan))
+
+
+def _note(interception: dict[str, Any] | None) -> list[RenderableType]:
+    return [Text(interception["note"], style="yellow")] if interception else []
 
 
 def _proof(checks: list[Check]) -> list[RenderableType]:
@@ -131,7 +135,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
         rows.append(("fitted", f"{record.estimator}{alpha}, {record.placement}, {record.activations} activations"))
     if names := calibrated.without_thresholds:
         rows.append(("rows never longer than k", f"{len(names)} modules, e.g. {names[0]}: dense on such data"))
-    said = [Text(calibrated.interception["note"], style="yellow")] if calibrated.interception else []
+    said = _note(calibrated.interception)
     return Group(
         titled(title, facts(rows)),
         "",
@@ -181,7 +185,7 @@ def answers_report(answers: dict[str, Any]) -> RenderableType:
     for key, what in (("kept_share", "attention elements"), ("activations_kept_share", "feed-forward activations")):
         if answers["kept"][key] is not None:
             facts_line += f"; {percent(answers['kept'][key])} of {what} kept"
-    return Group(table, facts_line)
+    return Group(table, facts_line, *_note(answers["interception"]))
 
 
 def datasets_report() -> RenderableType:

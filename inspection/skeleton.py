@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..errors import SparsifyError, UsageError
-from ..patcher.binding.loading import AUTO_CLASSES, LoadOptions, base_model, load_config, resolve_dtype
+from ..patcher.binding.loading import LoadOptions, base_model, load_config, resolve_dtype
+from ..patcher.binding.tasks import AUTO_CLASSES
 from ..patcher.recipe import BaseModel
 from .counted import count_attention
 

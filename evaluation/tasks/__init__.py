@@ -14,7 +14,7 @@ from .generative import Generative
 from .multiple_choice import MultipleChoice
 from .retrieval import Retrieval
 
-# (a data set's task, a model's task: see patcher.binding.loading.task_of) -> what is done.
+# (a data set's task, a model's task: see patcher.binding.tasks.task_of) -> what is done.
 TASKS: dict[tuple[str, str], type[Task]] = {
     (ANSWERS, "causal-lm"): Generative,
     (ANSWERS, "seq2seq-lm"): Generative,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -11,69 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForCTC,
-    AutoModelForImageClassification,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForSpeechSeq2Seq,
-    AutoTokenizer,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-    MODEL_MAPPING,
-)
+from transformers import AutoConfig, AutoTokenizer
 
 from ...errors import NotPatchableError, SparsifyError, UsageError
 from ...hub import hub_answers
-from ..random_inputs import compares_images_with_text, takes_text
+from ..random_inputs import takes_text
 from ..recipe import BaseModel
+from .base_model import config_hash
+from .tasks import AUTO_CLASSES, task_of
 
 logger = logging.getLogger(__name__)
-
-AUTO_CLASSES = {
-    "causal-lm": AutoModelForCausalLM,
-    "seq2seq-lm": AutoModelForSeq2SeqLM,
-    "question-answering": AutoModelForQuestionAnswering,
-    "text-classification": AutoModelForSequenceClassification,
-    "image-classification": AutoModelForImageClassification,
-    "speech-ctc": AutoModelForCTC,
-    "speech-seq2seq": AutoModelForSpeechSeq2Seq,
-    "encoder": AutoModel,
-    "image-text": AutoModel,
-    "image-or-sound": AutoModel,
-}
-# Models that do not read text, or not text alone: they are patched and proven, and there are no data sets for them.
-WITHOUT_TEXT = frozenset({"image-classification", "speech-ctc", "speech-seq2seq", "image-text", "image-or-sound"})
-
-# A task of a model with a head, by what its class is called.
-HEADS = {
-    "ForQuestionAnswering": "question-answering",
-    "ForSequenceClassification": "text-classification",
-    "ForImageClassification": "image-classification",
-    "ForCTC": "speech-ctc",
-}
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILES = ("model.safetensors", "model.safetensors.index.json")
-
-# What two models must share for one recipe to fit both, under the names that families give it.
-SHAPE_FIELDS = frozenset(
-    {
-        *("model_type", "is_encoder_decoder", "vocab_size", "layer_types", "sliding_window"),
-        *("hidden_size", "d_model", "n_embd", "dim", "head_dim", "d_kv"),
-        *("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers"),
-        *("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"),
-        *("num_attention_heads", "num_heads", "n_head", "n_heads", "num_key_value_heads"),
-        *("intermediate_size", "d_ff", "ffn_dim", "n_inner"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -184,37 +129,6 @@ def base_model(name: str, config: Any, options: LoadOptions) -> BaseModel:
     )
 
 
-def task_of(config: Any) -> str:
-    """The task that a configuration is for: a key of AUTO_CLASSES."""
-    architectures = getattr(config, "architectures", None) or [""]
-    for head, task in HEADS.items():
-        if head in architectures[0]:
-            return task
-    if compares_images_with_text(config):
-        return "image-text"
-    if architectures[0] in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values():
-        return "speech-seq2seq"
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq-lm"
-    if architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or architectures[0].endswith("ForCausalLM"):
-        return "causal-lm"
-    bare = not architectures[0] and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if bare and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal-lm"
-    return "encoder" if takes_text(MODEL_MAPPING.get(type(config), None)) else "image-or-sound"
-
-
-def config_hash(config: Any) -> str:
-    """sha256 over a configuration's shape fields; the same for a fine-tuned copy and across transformers versions."""
-    return hashlib.sha256(json.dumps(_shape(config.to_dict()), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _shape(config: dict[str, Any]) -> dict[str, Any]:
-    """The shape fields of a configuration and of those inside it (text_config, vision_config, encoder ...)."""
-    parts = {key: _shape(value) for key, value in config.items() if isinstance(value, dict) and "model_type" in value}
-    return {key: value for key, value in config.items() if key in SHAPE_FIELDS and value is not None} | parts
-
-
 def resolve_device(device: str) -> torch.device:
     """ "auto" is CUDA, then MPS, then the CPU. UsageError for what this machine lacks.
 
@@ -306,36 +220,6 @@ def _why(name: str, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def holds_model(directory: Path) -> bool:
-    """Whether a folder holds a model with its weights."""
-    return (directory / CONFIG_FILE).is_file() and any((directory / name).is_file() for name in WEIGHTS_FILES)
-
-
-def find_base_model(base: BaseModel, recipe_directory: Path) -> str:
-    """Where a recipe's base model is now. A local folder that moved is looked for, by name and config hash, beside the
-    recipe and in the working directory. SparsifyError says how to name it, also where a folder has the name of a model
-    on the Hub."""
-    path = Path(base.id)
-    there = os.path.exists(path)
-    if not path.is_absolute() and there:
-        raise SparsifyError(
-            f"the recipe is for {base.id} on the Hub, and here is a folder of that name: say which with --model, "
-            f"./{base.id} for the folder"
-        )
-    if not path.is_absolute() or there:
-        return base.id
-    for candidate in (recipe_directory / path.name, recipe_directory.parent / path.name, Path.cwd() / path.name):
-        if os.path.isfile(candidate / CONFIG_FILE):
-            try:
-                # Without False transformers asks on the terminal whether to run a folder's code.
-                found = config_hash(AutoConfig.from_pretrained(candidate, trust_remote_code=False))
-            except Exception:  # no configuration that can be read
-                continue
-            if found == base.config_hash:
-                return str(candidate)
-    raise SparsifyError(f"the recipe's model {base.id} is not there any more: say where it is with --model")
 
 
 def options_for(base: BaseModel, options: LoadOptions) -> LoadOptions:

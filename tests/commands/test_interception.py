@@ -77,8 +77,9 @@ def test_patch_calibrate_and_eval_of_gptj(sparsify: Sparsify, work: Path) -> Non
     assert results["interception"]["note"].startswith(SAID)
     assert results["kept"]["total"]["rows_without_threshold"] < results["kept"]["total"]["long_rows"]
     assert results["kept"]["total"]["decode_v_rows_share"] is None
-    done = sparsify("validate")
-    assert (done.code, SAID in on_one_line(done.out)) == (0, True), done
+    for command in (("validate",), ("generate", "sparsified", "Where is Ann ?", "--max-new-tokens", "3")):
+        done = sparsify(*command)
+        assert (done.code, SAID in on_one_line(done.out)) == (0, True), done
 
 
 def test_patch_and_eval_of_an_encoder(sparsify: Sparsify, work: Path) -> None:

@@ -64,7 +64,7 @@ def test_patch_calibrate_eval_and_generate_as_typed(model: str, sparsify: Sparsi
     done = sparsify("generate", "sparsified", "Where is Ann ?", "--max-new-tokens", "3", "--json")
     assert done.code == 0, done.err
     answers = json.loads(done.out)
-    assert set(answers) == {"dense", "patched", "kl", "kept"}
+    assert set(answers) == {"dense", "patched", "kl", "kept", "interception"}
     assert answers["kl"] >= 0
 
 

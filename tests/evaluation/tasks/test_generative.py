@@ -14,7 +14,8 @@ from hf_sparsify.evaluation.items import ItemSet
 from hf_sparsify.evaluation.tasks import TASKS, TaskOptions, task_for
 from hf_sparsify.evaluation.tasks.base import Task
 from hf_sparsify.evaluation.tasks.generative import Generative
-from hf_sparsify.patcher.binding.loading import AUTO_CLASSES, load_model
+from hf_sparsify.patcher.binding.loading import load_model
+from hf_sparsify.patcher.binding.tasks import AUTO_CLASSES
 
 
 @pytest.fixture

@@ -15,16 +15,9 @@ import transformers
 from families.every import EVERY
 from hf_sparsify.errors import SparsifyError, UsageError
 from hf_sparsify.patcher.binding import loading
-from hf_sparsify.patcher.binding.loading import (
-    WITHOUT_TEXT,
-    LoadOptions,
-    config_hash,
-    find_base_model,
-    load_model,
-    options_for,
-    resolve_device,
-    task_of,
-)
+from hf_sparsify.patcher.binding.base_model import config_hash, find_base_model
+from hf_sparsify.patcher.binding.loading import LoadOptions, load_model, options_for, resolve_device
+from hf_sparsify.patcher.binding.tasks import WITHOUT_TEXT, task_of
 from hf_sparsify.patcher.recipe import BaseModel
 
 
