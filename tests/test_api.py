@@ -153,7 +153,7 @@ def test_evaluate_gives_what_the_command_saves(
     options = ["eval", "-d", "q.jsonl", "--max-new-tokens", "4", "--limit", "5", "--seed", "2", "--json"]
     shown = json.loads(runner(capsys, monkeypatch)(*options).out)
     found = hf_sparsify.evaluate(recipe.name, "q.jsonl", max_new_tokens=4, limit=5, seed=2)
-    assert set(shown) - set(found) == {"run_id", "run", "command"}
+    assert set(shown) - set(found) == {"run_id", "run", "command", "sha256", "predictions_sha256"}
     for name in set(found) - {"seconds"}:
         assert json.loads(json.dumps(found[name])) == shown[name], name
 

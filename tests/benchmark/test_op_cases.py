@@ -47,8 +47,10 @@ def test_what_is_kept_and_what_cannot_be_avoided() -> None:
         checked = arm.check()
         assert checked.kept == pytest.approx(0.1, abs=0.01), arm.name
         assert checked.least == 0.5
-    sparse, kept_all, few, staged, _, of_rounded = (arm.check() for arm in decode(1000, 6, 2, None, in_turn=False).arms)
+    checks = (arm.check() for arm in decode(1000, 6, 2, None, in_turn=False).arms)
+    sparse, kept_all, tenth, few, staged, _, of_rounded = checks
     assert sparse.kept == pytest.approx(0.1, abs=0.002)
+    assert tenth.kept == pytest.approx(0.1, abs=0.01)
     # All keys, and the values that one of three heads keeps: a tenth at least, three at most.
     assert 1.1 / 2 <= (sparse.least or 0) <= 1.3 / 2
     assert (kept_all.kept, kept_all.least) == (1.0, None)

@@ -37,7 +37,7 @@ def test_a_recipe(sparsify: Sparsify, recipe: Path) -> None:
     assert set(results["lengths"][0]["phases"]["decode"]["seconds"]) == {"dense", "eager", "patched"}
     assert (written / "ratio.png").stat().st_size > 1000
     for sentence in results["sentences"]:
-        assert sentence in done.out
+        assert sentence in " ".join(done.out.split())  # whatever lines it is broken into
     assert "at most" in done.out
     assert f"wrote {written.relative_to(recipe.parent)}" in done.err
 
