@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.generation import decoder_start
-from ..patcher.binding.growing_cache import growing_cache
+from ..patcher.binding.growing_cache import cache_argument, cache_in, growing_cache
 from ..patcher.binding.modules import input_device
 
 FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
@@ -75,7 +75,7 @@ class Workload:
             self.model(input_ids=ids, attention_mask=mask)
             return {}
         cache = growing_cache(self.model, self.tokens.shape[1] if self.task == "causal-lm" else self.new_tokens + 1)
-        state: dict[str, Any] = {"use_cache": True} | ({} if cache is None else {"past_key_values": cache})
+        state: dict[str, Any] = {"use_cache": True} | ({} if cache is None else {cache_argument(self.model): cache})
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             state["logits_to_keep"] = 1
         if self.task == "causal-lm":
@@ -85,7 +85,7 @@ class Workload:
             state |= {"attention_mask": mask}
             start = decoder_start(self.model) or 0
             outputs = self.model(decoder_input_ids=ids.new_full((len(ids), 1), start), **state)
-        return state | {"past_key_values": outputs.past_key_values}
+        return state | {cache_argument(self.model): cache_in(outputs)}
 
     def _write(self, state: dict[str, Any]) -> None:
         """The second phase, token by token."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import UsageError
-from ..patcher.binding.growing_cache import growing_cache
+from ..patcher.binding.growing_cache import cache_argument, growing_cache
 from ..patcher.meter import Meter
 
 
@@ -84,7 +84,7 @@ def cache_of(model: Any, config: Any, tokens: int) -> dict[str, Any]:
     if config.cache_implementation is not None or config.use_cache is False:
         return {}
     cache = growing_cache(model, tokens)
-    return {} if cache is None else {"past_key_values": cache}
+    return {} if cache is None else {cache_argument(model): cache}
 
 
 def decoder_start(model: Any) -> int | None:

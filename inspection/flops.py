@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..benchmark.workload import DECODE, FORWARD, PREFILL
 from ..patcher.binding.feed_forward import feed_forward_modules
+from ..patcher.binding.growing_cache import cache_argument, cache_in
 from ..patcher.binding.modules import attention_modules, unreachable_attention
 
 # Products of two activations. Projections multiply by a weight of two dimensions, which torch does in mm or addmm.
@@ -66,16 +67,16 @@ def count(model: Any, tokens: int) -> dict[str, Work]:
     if model.config.is_encoder_decoder:
         read = _run(model, **_source(model, ids), decoder_input_ids=one)
         after = {"encoder_outputs": (read.outputs.encoder_last_hidden_state,), "decoder_input_ids": one}
-    elif "past_key_values" in takes and model.can_generate():
+    elif cache_argument(model) in takes and model.can_generate():
         read = _run(model, input_ids=ids, use_cache=True, **last)
         after = {"input_ids": one, "use_cache": True}
     else:
         return {FORWARD: _work(model, _run(model, input_ids=ids), visible=tokens)}
-    cache = read.outputs.get("past_key_values")
+    cache = cache_in(read.outputs)
     found = {PREFILL: _work(model, read, visible=tokens)}
     if cache is not None:
         size = _bytes(cache)
-        found[DECODE] = _work(model, _run(model, past_key_values=cache, **after), cache_bytes=size)
+        found[DECODE] = _work(model, _run(model, **{cache_argument(model): cache}, **after), cache_bytes=size)
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import NotPatchableError
 from .binding.attention import PATCH_ATTRIBUTE
+from .binding.growing_cache import cache_argument, cache_in
 from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
 from .methods import Method, TopK, TopTheta
@@ -204,7 +205,7 @@ class _Prover:
         inputs = self.source(self.tokens[:1])
         if self.encoder_decoder:
             inputs["decoder_input_ids"] = self.targets[:1]
-        return getattr(self.model(**inputs, use_cache=True), "past_key_values", None) is not None
+        return cache_in(self.model(**inputs, use_cache=True)) is not None
 
     def cache_error(self, plan: Plan) -> float:
         """The last tokens one by one through a KV cache, against one pass over all of them."""
@@ -219,7 +220,8 @@ class _Prover:
             outputs = []
             for position in range(ids.shape[1] - DECODED, ids.shape[1]):
                 token = ids[:, position : position + 1]
-                step = self.model(**{key: token}, past_key_values=step.past_key_values, use_cache=True, **fixed)
+                carried = {cache_argument(self.model): cache_in(step)}
+                step = self.model(**{key: token}, use_cache=True, **carried, **fixed)
                 outputs.append(_features(step))
         return _typical_difference(torch.cat(outputs, 1), full[:, -DECODED:])
 

@@ -104,10 +104,10 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "decoder_start_token_id": 0,
         },
     ),
-    "gptj": (
-        "GPTJForCausalLM",
-        "GPTJConfig",
-        {**_DECODER, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96, "rotary_dim": 4},
+    "gpt-neo": (
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {**_DECODER, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]},
     ),
 }
 

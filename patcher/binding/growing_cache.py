@@ -6,6 +6,7 @@ attention itself, which would hide what sparse attention saves.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -92,3 +93,15 @@ def growing_cache(model: nn.Module, capacity: int = 0) -> Cache | None:
     if config.is_encoder_decoder:
         return EncoderDecoderCache(cache, DynamicCache(config=config.get_text_config(decoder=True)))
     return cache
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What a model's forward calls its KV cache: "cache" from transformers 5.24 on, "past_key_values" before."""
+    takes = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in takes and "past_key_values" not in takes else "past_key_values"
+
+
+def cache_in(outputs: Any) -> Cache | None:
+    """The KV cache that a forward returned, under either name; None if it returned none."""
+    found = (getattr(outputs, name, None) for name in ("cache", "past_key_values"))
+    return next((cache for cache in found if cache is not None), None)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hf_sparsify.benchmark.workload import Workload, workload
+from hf_sparsify.patcher.binding.growing_cache import cache_argument
 from tiny_models import VOCABULARY, build
 
 
@@ -20,7 +21,7 @@ def seen_lengths(work: Workload) -> list[tuple[int, int]]:
     layer = work.model.model.layers[-1].self_attn
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        cached = kwargs["past_key_values"].get_seq_length(layer.layer_idx)
+        cached = kwargs[cache_argument(layer)].get_seq_length(layer.layer_idx)
         found.append((kwargs["hidden_states"].shape[1], cached + kwargs["hidden_states"].shape[1]))
 
     handle = layer.register_forward_pre_hook(note, with_kwargs=True)

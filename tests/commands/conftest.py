@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    own_attention = ("gptj", "mpnet", "longt5", "yoso")
+    own_attention = ("gpt-neo", "mpnet", "longt5", "yoso")
     for name in ("llama", "t5", "gpt2", "bart", "bert", "bert-qa", "roberta-qa", "bart-qa", *own_attention):
         tiny_language_models.save(name, folder / name)
     tiny_language_models.save("llama", folder / "chat", chat=True)

@@ -64,8 +64,8 @@ def on_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def test_patch_calibrate_and_eval_of_gptj(sparsify: Sparsify, work: Path) -> None:
-    done = sparsify("patch", "gptj", "--k", "4")
+def test_patch_calibrate_and_eval_of_gpt_neo(sparsify: Sparsify, work: Path) -> None:
+    done = sparsify("patch", "gpt-neo", "--k", "4")
     assert (done.code, SAID in on_one_line(done.out)) == (0, True), done
     assert "cached decoding equals the full forward pass" in done.out
     done = sparsify("calibrate", "-d", "q.jsonl", "--samples", "4")
@@ -73,7 +73,7 @@ def test_patch_calibrate_and_eval_of_gptj(sparsify: Sparsify, work: Path) -> Non
     done = sparsify("eval", "-d", "q.jsonl", "-o", "results")
     assert SAID in on_one_line(done.out), done
     results = json.loads((work / "results" / "results.json").read_text())
-    assert results["interception"]["modules"] == ["transformer.h.0.attn", "transformer.h.1.attn"]
+    assert results["interception"]["modules"] == ["transformer.h.0.attn.attention", "transformer.h.1.attn.attention"]
     assert results["interception"]["note"].startswith(SAID)
     assert results["kept"]["total"]["rows_without_threshold"] < results["kept"]["total"]["long_rows"]
     assert results["kept"]["total"]["decode_v_rows_share"] is None
@@ -91,7 +91,7 @@ def test_patch_and_eval_of_an_encoder(sparsify: Sparsify, work: Path) -> None:
 
 def test_several_recipes_side_by_side(sparsify: Sparsify, work: Path) -> None:
     for k in ("4", "8"):
-        assert sparsify("patch", "gptj", "--k", k, "-o", f"at-{k}", "--no-verify").code == 0
+        assert sparsify("patch", "gpt-neo", "--k", k, "-o", f"at-{k}", "--no-verify").code == 0
     done = sparsify("eval", "at-4", "at-8", "-d", "q.jsonl", "--limit", "2")
     assert all(f"at-{k}: {SAID}" in on_one_line(done.out) for k in "48"), done
 
@@ -104,7 +104,7 @@ def test_a_model_that_goes_both_ways(sparsify: Sparsify, work: Path) -> None:
 
 
 def test_times_of_intercepted_modules_are_not_taken(sparsify: Sparsify, work: Path) -> None:
-    refused(sparsify("bench", "gptj", "--lengths", "32"), 4, f"nothing to time: {SAID}")
+    refused(sparsify("bench", "gpt-neo", "--lengths", "32"), 4, f"nothing to time: {SAID}")
     assert files(work) == []
 
 

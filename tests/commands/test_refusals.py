@@ -19,9 +19,9 @@ from command_line import Sparsify, contents, files, refused
         (".", 1, "is a folder but not a model"),
         ("yoso", 4, "YosoModel cannot be patched: its YosoSelfAttention"),
         (
-            "gptj --attention clustered",
+            "gpt-neo --attention clustered",
             4,
-            "is for bidirectional self-attention only, and transformer.h.0.attn is causal",
+            "is for bidirectional self-attention only, and transformer.h.0.attn.attention is causal",
         ),
         ("llama --k 0", 2, "k must be a whole number of at least 1, not 0"),
         ("llama --k -3", 2, "not -3"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from hf_sparsify.patcher.binding.growing_cache import GrowingLayer, growing_cache
+from hf_sparsify.patcher.binding.growing_cache import GrowingLayer, cache_argument, cache_in, growing_cache
 from hf_sparsify.patcher.methods import TopK
 from patched_models import GENERATORS, patched
 from tiny_models import build, inputs
@@ -107,3 +108,16 @@ def test_what_autograd_has_seen_is_not_overwritten() -> None:
 
 def test_no_cache_for_a_model_that_does_not_generate() -> None:
     assert growing_cache(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "gpt2"])
+def test_the_argument_for_a_cache_is_one_that_the_forward_takes(name: str) -> None:
+    model = build(name)
+    assert cache_argument(model) in inspect.signature(model.forward).parameters
+    call = inputs(name)
+    with torch.no_grad():
+        outputs = model(**call, use_cache=True, **{cache_argument(model): growing_cache(model)})
+    found = cache_in(outputs)
+    assert found is not None and found.get_seq_length() > 0
+    with torch.no_grad():
+        assert cache_in(model(**call, use_cache=False)) is None
