@@ -118,6 +118,7 @@ def test_the_argument_for_a_cache_is_one_that_the_forward_takes(name: str) -> No
     with torch.no_grad():
         outputs = model(**call, use_cache=True, **{cache_argument(model): growing_cache(model)})
     found = cache_in(outputs)
-    assert found is not None and found.get_seq_length() > 0
+    assert found is not None
+    assert found.get_seq_length() > 0
     with torch.no_grad():
         assert cache_in(model(**call, use_cache=False)) is None
