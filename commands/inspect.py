@@ -12,7 +12,7 @@ import torch
 from ..benchmark.shares import Shares
 from ..benchmark.workload import DECODE
 from ..errors import NotPatchableError, UsageError
-from ..evaluation.demo import DEMO_MODELS, demo_model_path
+from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.inputs import position_limit
 from ..inspection.facts import AttentionFacts, FeedForwardFacts, attention_facts, feed_forward_facts
 from ..inspection.flops import Work, count, fixed_length, why_not
@@ -25,7 +25,7 @@ from ..patcher.dtypes import dtype_name
 from ..patcher.recipe import Recipe, load_recipe
 from .bench import parse_lengths
 from .recipe_source import find_recipe
-from .target import check_same_shape
+from .target import check_same_shape, folder_of
 
 SCHEMA_VERSION = 1
 DEFAULT_LENGTHS = (512, 4096, 32768)
@@ -57,19 +57,15 @@ def open_skeleton(argument: str, options: LoadOptions, *, model: str | None = No
             raise UsageError(f"--model goes with a recipe, and {argument} holds none")
         return Inspected(_named(argument, options))
     recipe = load_recipe(found.directory)
-    source, made_for = found.base_model(recipe.base_model) if model is None else (model, recipe.base_model)
-    if model is not None:
-        made_for = replace(made_for, revision=None)
+    source, made_for = found.base_model(recipe.base_model, model)
     skeleton = _named(source, options_for(made_for, options))
     check_same_shape(recipe.base_model, skeleton.base)
     return Inspected(skeleton, recipe, argument)
 
 
 def _named(name: str, options: LoadOptions) -> Skeleton:
-    if name not in DEMO_MODELS:
-        return load_skeleton(name, options)
-    skeleton = load_skeleton(str(demo_model_path(name)), options)
-    return replace(skeleton, base=replace(skeleton.base, id=name))
+    skeleton = load_skeleton(folder_of(name), options)
+    return replace(skeleton, base=replace(skeleton.base, id=name)) if name in DEMO_MODELS else skeleton
 
 
 def inspect(opened: Inspected, lengths: tuple[int, ...]) -> dict[str, Any]:

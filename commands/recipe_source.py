@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..calibration.histogram_file import HISTOGRAMS_FILE
@@ -25,11 +25,14 @@ class RecipeSource:
     directory: Path
     hub: str | None = None
 
-    def base_model(self, base: BaseModel) -> tuple[str, BaseModel]:
+    def base_model(self, base: BaseModel, moved_to: str | None = None) -> tuple[str, BaseModel]:
         """The name or folder to load, and the base model as it is there: the recipe's own copy before the original.
+        moved_to: where a person says that it is now.
 
         Raises what find_base_model raises; SparsifyError for a folder on another person's machine.
         """
+        if moved_to is not None:
+            return moved_to, replace(base, revision=None)
         own = BaseModel(base.id, base.task, base.model_type, base.config_hash)
         if self.hub is not None and (self.directory / CONFIG_FILE).is_file():
             name, _, revision = self.hub.partition("@")

@@ -55,10 +55,13 @@ class Target:
 
 def load_named(name: str, options: LoadOptions) -> LoadedModel:
     """load_model, which also knows the embedded demo models by their names."""
-    if name not in DEMO_MODELS:
-        return load_model(name, options)
-    loaded = load_model(str(demo_model_path(name)), options)
-    return replace(loaded, base=replace(loaded.base, id=name))
+    loaded = load_model(folder_of(name), options)
+    return replace(loaded, base=replace(loaded.base, id=name)) if name in DEMO_MODELS else loaded
+
+
+def folder_of(name: str) -> str:
+    """The folder of an embedded demo model; any other name as it is."""
+    return str(demo_model_path(name)) if name in DEMO_MODELS else name
 
 
 def require_default_recipe() -> None:
@@ -86,9 +89,7 @@ def open_target(argument: str | None, options: LoadOptions, *, model: str | None
         recipe = Recipe(loaded.base, plan, versions=package_versions())
         return Target(loaded, recipe, None, dense_layers=frozenset(preset.values()))
     recipe = load_recipe(found.directory)
-    source, made_for = found.base_model(recipe.base_model) if model is None else (model, recipe.base_model)
-    if model is not None:
-        made_for = replace(made_for, revision=None)
+    source, made_for = found.base_model(recipe.base_model, model)
     loaded = load_named(source, options_for(made_for, options))
     check_same_model(recipe, loaded)
     if source == str(found.directory):

@@ -194,3 +194,9 @@ def save_questions(path: Path, count: int = 6, **options: Any) -> Path:
     """Writes such questions as JSON Lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records(count, **options)), encoding="utf-8")
     return path
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Changes fields of a saved model's configuration."""
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, **changes}))

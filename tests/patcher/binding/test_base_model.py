@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,7 @@ from hf_sparsify.errors import SparsifyError
 from hf_sparsify.patcher.binding.base_model import config_hash, find_base_model
 from hf_sparsify.patcher.binding.loading import load_model
 from hf_sparsify.patcher.recipe import BaseModel
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language_models.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture
-def copy(llama: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(llama, tmp_path / "llama"))
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    data = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**data, **changes}))
+from tiny_language_models import edit_config
 
 
 def hash_of(name: str, **changes: Any) -> str:
@@ -102,7 +86,7 @@ def test_a_moved_model_is_found_by_its_hash(
     new = {"recipe": recipe, "beside": recipe.parent, "working directory": elsewhere}[place] / "llama"
     copy.rename(new)
     assert Path(find_base_model(made_for, recipe)).resolve() == new
-    edit(new, num_hidden_layers=3)
+    edit_config(new, num_hidden_layers=3)
     with pytest.raises(SparsifyError, match=r"is not there any more: say where it is with --model"):
         find_base_model(made_for, recipe)
 

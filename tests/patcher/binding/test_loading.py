@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,7 @@ from hf_sparsify.patcher.binding import loading
 from hf_sparsify.patcher.binding.loading import LoadOptions, load_model, options_for, resolve_device
 from hf_sparsify.patcher.binding.tasks import WITHOUT_TEXT
 from hf_sparsify.patcher.recipe import BaseModel
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_language_models.save("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture
-def copy(llama: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(llama, tmp_path / "llama"))
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    data = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**data, **changes}))
+from tiny_language_models import edit_config
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "bart", "bert"])
@@ -146,9 +131,9 @@ def test_damaged_folders(copy: Path) -> None:
     weights.unlink()
     assert "no file named model.safetensors" in refused(str(copy))
     weights.write_bytes(whole)
-    edit(copy, intermediate_size=44)
+    edit_config(copy, intermediate_size=44)
     assert "other shapes than its config.json says" in refused(str(copy))
-    edit(copy, model_type="unheard-of")
+    edit_config(copy, model_type="unheard-of")
     assert "unheard-of" in refused(str(copy))
     (copy / "config.json").write_text("{")
     assert "not a valid JSON file" in refused(str(copy))
@@ -163,7 +148,7 @@ def test_a_folder_without_a_tokenizer(copy: Path) -> None:
 def test_code_that_comes_with_a_model_is_not_run(copy: Path) -> None:
     proof = copy.parent / "ran"
     (copy / "own.py").write_text(f"open({str(proof)!r}, 'w')\n")
-    edit(copy, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
+    edit_config(copy, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
     assert "comes with its own code: read that code, then pass --trust-remote-code" in refused(str(copy))
     assert not proof.exists()
 
@@ -171,7 +156,7 @@ def test_code_that_comes_with_a_model_is_not_run(copy: Path) -> None:
 def test_missing_weights_are_warned_about(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_model(str(copy))
     assert not caplog.records
-    edit(copy, num_hidden_layers=3)
+    edit_config(copy, num_hidden_layers=3)
     load_model(str(copy))
     [record] = [record for record in caplog.records if record.name == loading.__name__]
     assert record.levelno == logging.WARNING
@@ -190,7 +175,7 @@ def test_what_the_recipe_recorded_is_used_where_nothing_is_said() -> None:
     ("field", "value"), [("hidden_size", "x"), ("architectures", 3), ("dtype", "../x"), ("vocab_size", 0)]
 )
 def test_nonsense_in_a_configuration(field: str, value: Any, copy: Path) -> None:
-    edit(copy, **{field: value})
+    edit_config(copy, **{field: value})
     assert "cannot be loaded" in refused(str(copy))
 
 
