@@ -1,5 +1,6 @@
 """Tests run offline and on one thread, wherever they run, and leave the home directory alone."""
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from fault_drill import PROPERTY, Tally
 from huggingface_hub import constants
 
 torch.set_num_threads(1)
@@ -39,6 +41,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(
                     pytest.mark.skip(reason=f"{family} itself is wrong before transformers {first[0]}.{first[1]}")
                 )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The counts of the fault drill: reports come here from every process that runs tests."""
+    tally = Tally()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        for name, columns in getattr(report, "user_properties", ()):
+            if name == PROPERTY:
+                tally.add(columns)
+    if tally.tried:
+        terminalreporter.section(PROPERTY)
+        for line in tally.lines():
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
