@@ -1,9 +1,11 @@
 """Tests run offline and on one thread, wherever they run, and leave the home directory alone."""
 
+import functools
 import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import typer.main
 from fault_drill import PROPERTY, Tally
 from huggingface_hub import constants
 
@@ -54,6 +57,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(PROPERTY)
         for line in tally.lines():
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once() -> Iterator[None]:
+    """A process of its own builds all commands for the one that it runs, and takes longer for that than to refuse."""
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)
