@@ -32,11 +32,12 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the rest of the matrix unless it is asked for, whatever else `-m` selects."""
+    """Leaves out the rest of the matrix unless it is asked for, whatever else `-m` selects; slow tests come last."""
     if "matrix" not in config.getoption("markexpr"):
         rest = [item for item in items if item.get_closest_marker("matrix")]
         items[:] = [item for item in items if not item.get_closest_marker("matrix")]
         config.hook.pytest_deselected(items=rest)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     for item in items:
         parameters = str(item.callspec.params) if hasattr(item, "callspec") else ""
         for family, first in RIGHT_SINCE.items():
