@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .errors import SparsifyError
+from .errors import OUT_OF_MEMORY, SparsifyError, is_out_of_memory
 from .processes import is_main_process
 
 INTERRUPTED = 130
@@ -139,10 +139,9 @@ def exit_codes(command: Command) -> Command:
             say(f"error: {error}")
             sys.exit(error.exit_code)
         except Exception as error:
-            # Of torch, which may not be imported here; on a CPU it is a RuntimeError of the allocator.
-            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
-            say("error: out of memory: lower --batch-size, or choose a smaller --dtype")
+            say(f"error: {OUT_OF_MEMORY}")
             sys.exit(1)
 
     return run  # type: ignore[return-value]
