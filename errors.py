@@ -53,6 +53,10 @@ def one_sentence(error: BaseException) -> str:
     return first if len(first) <= MOST_CHARACTERS else f"{first[: MOST_CHARACTERS - 3]}..."
 
 
+# What may go wrong with one of several patched models and leave the others as they are.
+FAILURES = (SparsifyError, RuntimeError, MemoryError)
+
+
 def require_at_least_one(**options: int | None) -> None:
     """UsageError that names the first option whose value is below 1; None is an option that was not given."""
     for name, value in options.items():

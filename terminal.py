@@ -103,6 +103,27 @@ class _PlainProgress:
 
 
 @contextmanager
+def warned_once() -> Iterator[None]:
+    """What is logged again in the same words is not shown again inside the block, for work that repeats itself."""
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = record.levelno < logging.WARNING or text not in told
+        told.add(text)
+        return new
+
+    handlers = logging.getLogger().handlers[:]
+    for handler in handlers:
+        handler.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_new)
+
+
+@contextmanager
 def resumable() -> Iterator[None]:
     """What Ctrl-C stops inside the block goes on with the same command."""
     try:

@@ -19,9 +19,7 @@ NEAR_TIE = 1e-4
 Correction = Callable[[list[Verdict]], list[Verdict]]
 
 
-def judge(
-    evaluations: Sequence[Evaluation], gate: Gate, seed: int, correct: Correction | None = None
-) -> list[Verdict]:
+def judge(evaluations: Sequence[Evaluation], gate: Gate, seed: int, correct: Correction | None = None) -> list[Verdict]:
     """The verdict on each evaluation's primary metric. correct: for several; by default Holm's correction."""
     verdicts = []
     for evaluation in evaluations:

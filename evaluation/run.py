@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError, SparsifyError, one_sentence
+from ..errors import FAILURES, DataError, SparsifyError, one_sentence
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
@@ -158,7 +158,7 @@ class _Run:
             meter, spent = Meter(), dict(seconds)
             try:
                 answers, distances = self._patched(self.patches[place], batch, dense, observed, meter, spent)
-            except (SparsifyError, RuntimeError, MemoryError) as error:
+            except FAILURES as error:
                 if self.lost is None:
                     raise
                 self.lost[place] = one_sentence(error)
