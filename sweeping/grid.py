@@ -119,7 +119,7 @@ def make_cells(
         raise UsageError("--methods none leaves attention dense: give --ffn-keep too")
     cells = []
     for method in names:
-        along = [{}] if method == NONE else budgets if _has_budget(method) else groups
+        along: list[dict[str, Any]] = [{}] if method == NONE else budgets if _has_budget(method) else groups
         for share in ffn:
             cells += [_cell(Setting(method, ffn_keep=share, **budget), fields, where) for budget in along]
     return tuple(cells)
