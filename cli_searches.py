@@ -52,7 +52,7 @@ def sweep(
     with warned_once(), resumable():
         items = items_of(dataset, split, "validation")
         calibration = items_of(grid.calibrate_on or dataset, None, "train") if grid.calibrates else None
-        loaded = opening.load(model)
+        loaded = opening.load(command.full_name(model))
         made = Sweep(loaded, items, calibration, grid, asking, directory, command_line(), processes, opening.say)
         made.open(force=force)
         with opening.progress(made.steps, "sweeping", processes=processes.count) as advance:

@@ -109,7 +109,9 @@ def test_whose_directory_it_is(tmp_path: Path) -> None:
         doc.check_output(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema_version": 1, "kind": "sweep", "run": "r"}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"schema_version": 1, "kind": "sweep", "run": "r"}', "[" * 9999]
+)
 def test_a_damaged_file_is_no_sweep(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UsageError, match="that was damaged"):
