@@ -83,6 +83,8 @@ def test_nothing_to_calibrate() -> None:
         ("top-k", {"keep": "nan"}, "--keep: 'nan'"),
         ("top-k", {"keep": "1.5"}, "--keep: '1.5'"),
         ("top-k", {"keep": "0.5,"}, "--keep: ''"),
+        ("top-k", {"keep": ""}, "--keep: ''"),
+        ("clustered", {"clusters": ""}, "--clusters: ''"),
         ("top-k", {"k": "0"}, "--k: '0' is no whole number"),
         ("top-k", {"k": "9" * 5000}, "--k: '9"),
         ("top-k", {"k": "4", "keep": "0.5"}, "--k and --keep exclude each other"),
