@@ -1,4 +1,4 @@
-"""How charts look: colours that colour-blind people can tell apart, on white and on dark paper; dense is always grey."""
+"""How charts look: colours that colour-blind people can tell apart, on white and on dark; dense is always grey."""
 
 from __future__ import annotations
 
