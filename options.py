@@ -290,3 +290,13 @@ BenchOutput = Annotated[
         "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
     ),
 ]
+Reported = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="DIR", help="What sweep, tune, eval or bench wrote (default: ./sparsified)."),
+]
+ReportOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="<file>", help="The page (default: DIR/report.html).", rich_help_panel=OUTPUT
+    ),
+]

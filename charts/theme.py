@@ -14,7 +14,7 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 KEPT_SCHEME = "blues"
 ERROR_SCHEME = "oranges"
 # Marks with these styles (mark_rule(style="dense")) look right on either paper.
-DENSE, CEILING, RECOMMENDED = "dense", "ceiling", "recommended"
+DENSE, BUDGET, RECOMMENDED, FRONTIER = "dense", "budget", "recommended", "frontier"
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 12, 13, 15
@@ -66,7 +66,8 @@ def config(*, dark: bool = False) -> dict[str, Any]:
         "text": {"font": FONT, "fontSize": LABEL_SIZE, "color": tone["ink"]},
         "style": {
             DENSE: {"color": tone["dense"]},
-            CEILING: {"strokeDash": [3, 3], "strokeWidth": 2},
+            BUDGET: {"color": tone["ink"], "strokeDash": [6, 4]},
+            FRONTIER: {"color": tone["ink"], "strokeWidth": 8, "opacity": 0.12},
             RECOMMENDED: {"color": tone["ink"], "strokeWidth": 2, "filled": False},
         },
     }
