@@ -25,7 +25,7 @@ def plot_ratios(results: dict[str, Any], path: Path) -> bool:
 
 
 def ratio_points(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """For every phase and length dense time / patched time with its quartiles, and what a perfect kernel would reach."""
+    """For every phase and length dense time / patched time with its quartiles, and the ceiling of a perfect kernel."""
     return [
         {
             "phase": phase,

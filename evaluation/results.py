@@ -16,7 +16,7 @@ from .verdict.interval import Interval, interval
 # An answer whose best token, choice or label is ahead of the second by less than this (in nats or logits) may change
 # with the batch size, because a sum in another order is another number in its last digits.
 NEAR_TIE = 1e-4
-# Of each direction so many flipped answers come with question and passage, of which so much is kept: results stay small.
+# So many flipped answers of each direction come with question and passage, cut at so many characters.
 FLIPS_WITH_TEXT, TEXT_CHARACTERS = 100, 4000
 
 

@@ -15,8 +15,8 @@ HEADER = (
     "phase",
     "tokens",
     "dense time / patched time",
-    "lower quartile",
-    "upper quartile",
+    "quartile 1",
+    "quartile 3",
     "perfect kernel",
 )
 
@@ -30,8 +30,8 @@ def bench_section(cells: Sequence[Cell], best: Cell | None) -> Section | None:
     names = numbered(["speed"] * len(timed))
     figures = [_figure(name, *pair) for name, pair in zip(names[:MOST_CHARTS], timed, strict=False)]
     said = [
-        "Above 1 the patched model is faster than the dense one on the same tokens. Bars are quartiles of the runs; the "
-        "dotted line is what would be reached if all that is patched took no time at all.",
+        "Above 1 the patched model is faster than the dense one on the same tokens. Bars are quartiles of the runs; "
+        "the dotted line is what would be reached if all that is patched took no time at all.",
     ]
     tables: tuple[Table, ...] = ()
     if len(timed) > MOST_CHARTS:

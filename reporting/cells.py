@@ -34,7 +34,6 @@ def _row(cell: Cell) -> tuple[Value, ...]:
             *(same, accuracy.divergence),
         )
     saved: tuple[Value, ...] = (100 * cell.saved[0], cell.saved[1]) if cell.saved else (None, "–")
-    faster = (
-        "; ".join(f"{phase} {one.median:.2f}" for phase, one in cell.speed.longest().items()) if cell.speed else "–"
-    )
+    longest = cell.speed.longest() if cell.speed else {}
+    faster = "; ".join(f"{phase} {one.median:.2f}" for phase, one in longest.items()) or "–"
     return cell.label, cell.decision or cell.error or "–", *saved, *scores, faster, cell.reason or cell.error or "–"

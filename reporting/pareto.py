@@ -76,8 +76,8 @@ def _figure(axis: str, points: list[Point], cells: Sequence[Cell], name: str, ti
     lost = f"{accuracy.metric}, patched less dense (points)"
     best = next((point["label"] for point in points if point["recommended"]), None)
     says = (
-        f"{len(points)} recipes on {accuracy.data}: {axis}, against {lost}; at most {accuracy.budget:.3g} points may be "
-        f"lost. {f'Recommended: {best}.' if best else 'None is recommended.'}"
+        f"{len(points)} recipe{'s' * (len(points) != 1)} on {accuracy.data}: {axis}, against {lost}; at most "
+        f"{accuracy.budget:.3g} points may be lost. {f'Recommended: {best}.' if best else 'None is recommended.'}"
     )
     chart = _chart(axis, lost, points, accuracy.budget).properties(
         title=alt.Title(title, subtitle=f"{accuracy.items} items of {accuracy.data}"), description=says

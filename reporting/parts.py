@@ -53,12 +53,12 @@ class Section:
     name: str
     title: str
     sentences: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     lost: tuple[Flipped, ...] = ()
     won: tuple[Flipped, ...] = ()
     files: tuple[Table, ...] = ()
+    commands: tuple[str, ...] = ()
 
 
 def shown(value: Value) -> str:
