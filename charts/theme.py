@@ -8,7 +8,8 @@ from typing import Any
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, VERMILION = "#CC79A7", "#56B4E9", "#D55E00"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
-# In the order of SERIES: who cannot tell the colours apart tells the shapes apart.
+SERIES_ON_DARK = (SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILION)
+# In the order of the series: who cannot tell the colours apart tells the shapes apart.
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Of heat maps: one hue from light to dark, which every eye orders alike.
 KEPT_SCHEME = "blues"
@@ -59,9 +60,14 @@ def config(*, dark: bool = False) -> dict[str, Any]:
             "labelLimit": 260,
             "orient": "bottom",
             "symbolStrokeWidth": 2,
+            # Of symbols whose colour says nothing.
+            "symbolBaseFillColor": tone["ink"],
+            "symbolBaseStrokeColor": tone["ink"],
         },
         "header": {"labelColor": tone["ink"], "titleColor": tone["ink"], "labelFontSize": LABEL_SIZE},
-        "range": {"category": list(SERIES), "symbol": list(SHAPES)},
+        "axisQuantitative": {"tickCount": 8},
+        "range": {"category": list(SERIES_ON_DARK if dark else SERIES), "symbol": list(SHAPES)},
+        "bar": {"color": (SERIES_ON_DARK if dark else SERIES)[0]},
         "point": {"opacity": 1, "filled": True, "size": 70},
         "text": {"font": FONT, "fontSize": LABEL_SIZE, "color": tone["ink"]},
         "style": {

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import altair as alt
 
-from ..charts.theme import BLUE, ERROR_SCHEME, KEPT_SCHEME, WIDTH
+from ..charts.theme import ERROR_SCHEME, KEPT_SCHEME, WIDTH
 from .found import Cell, Kept
 from .parts import Figure, Section, Table, numbered
 
@@ -113,7 +113,7 @@ def _bars(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...]) -> alt.Chart
     layers = len({value["layer"] for value in values})
     return (
         alt.Chart(alt.Data(values=values))
-        .mark_bar(color=BLUE)
+        .mark_bar()
         .encode(
             x=alt.X("value:Q", title=header[1], scale=alt.Scale(domain=[0, 100])),
             y=alt.Y("layer:O", title="layer"),

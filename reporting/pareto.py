@@ -22,34 +22,32 @@ Point = dict[str, Any]
 def pareto_section(cells: Sequence[Cell], best: Cell | None) -> Section | None:
     """A chart of what is kept for every set of items, and one for each phase that was timed; None without a point."""
     figures: list[Figure] = []
-    for asked in dict.fromkeys(_asked(cell.accuracy) for cell in cells if cell.accuracy):
+    for number, asked in enumerate(dict.fromkeys(_asked(cell.accuracy) for cell in cells if cell.accuracy), start=1):
+        nth = f"-{number}" if number > 1 else ""
         same = [cell for cell in cells if cell.accuracy and _asked(cell.accuracy) == asked]
         if kept := [_kept_point(cell, best) for cell in same if cell.saved]:
             of = ", ".join(dict.fromkeys(cell.saved[1] for cell in same if cell.saved))
-            figures.append(_figure(f"kept of {of}, %", kept, same, f"pareto{_nth(figures)}", "Kept and lost"))
+            figures.append(_figure(f"kept of {of}, %", kept, same, f"pareto{nth}", "What is kept and what is lost"))
         for phase in dict.fromkeys(phase for cell in same if cell.speed for phase in cell.speed.longest()):
             timed = [_timed_point(cell, best, phase) for cell in same if cell.speed and phase in cell.speed.longest()]
-            axis = f"time of {phase}, % of dense"
-            figures.append(_figure(axis, timed, same, f"pareto-{phase}", f"Time of {phase} and lost"))
+            if len(timed) > 1:
+                title = f"Time of {phase} and what is lost"
+                figures.append(_figure(f"time of {phase}, % of dense", timed, same, f"pareto-{phase}{nth}", title))
     if not figures:
         return None
     shapes = "circle PASS, triangle FAIL, diamond INCONCLUSIVE, square NOT TESTED"
     said = (
-        "Every point is one recipe, with the 95 % interval of its difference from the dense model. Dense is the grey "
-        "line at 0; what may be lost ends at the dashed line. A recipe passes when its whole interval is above that "
+        "Every point is one recipe, with the 95 % interval of its difference from the dense model, which is the grey "
+        "cross; what may be lost ends at the dashed line. A recipe passes when its whole interval is above that "
         f"line. Shapes: {shapes}. The wide band runs along the recipes that no other beats both ways; the ring is the "
         "recommended one.",
     )
     return Section("pareto", "What is saved and what is lost", said, tuple(figures))
 
 
-def _asked(accuracy: Accuracy | None) -> tuple[str, str]:
-    return (accuracy.data, accuracy.metric) if accuracy else ("", "")
-
-
-def _nth(figures: list[Figure]) -> str:
-    before = sum(figure.name.startswith("pareto") for figure in figures)
-    return f"-{before + 1}" if before else ""
+def _asked(accuracy: Accuracy | None) -> tuple[str, ...]:
+    """Only recipes that were asked the same, and may lose the same, are points of one chart."""
+    return (accuracy.data, accuracy.metric, accuracy.verdict.margin) if accuracy else ()
 
 
 def _point(cell: Cell, best: Cell | None, x: float) -> Point:
@@ -92,10 +90,11 @@ def _figure(axis: str, points: list[Point], cells: Sequence[Cell], name: str, ti
 def _chart(axis: str, lost: str, points: list[Point], budget: float) -> alt.LayerChart:
     data = alt.Chart(alt.Data(values=points))
     x = alt.X("x:Q", title=axis, scale=alt.Scale(domainMin=0, nice=True))
-    y = alt.Y("y:Q", title=lost)
+    y = alt.Y("y:Q", title=lost, scale=alt.Scale(nice=True, padding=6))
     chains = list(dict.fromkeys(point["chain"] for point in points))
-    colour = alt.Color("chain:N", title=None, sort=chains)
-    dash = alt.StrokeDash("chain:N", title=None, sort=chains, scale=alt.Scale(domain=chains, range=_dashes(chains)))
+    colour = alt.Color("chain:N", title=None, scale=alt.Scale(domain=chains))
+    plain = colour.legend(None)
+    dash = alt.StrokeDash("chain:N", title=None, scale=alt.Scale(domain=chains, range=_dashes(chains)))
     verdicts = [verdict for verdict in SHAPES if any(point["verdict"] == verdict for point in points)]
     shapes = alt.Scale(domain=verdicts, range=[SHAPES[verdict] for verdict in verdicts])
     tooltip = [
@@ -107,25 +106,31 @@ def _chart(axis: str, lost: str, points: list[Point], budget: float) -> alt.Laye
         alt.Tooltip("high:Q", format="+.1f"),
     ]
     frontier = alt.Chart(alt.Data(values=_frontier(points)))
-    levels = [{"y": 0, "what": "dense"}, {"y": -budget, "what": "allowed"}]
+    levels = [{"x": 100, "y": 0, "what": "dense"}, {"x": 100, "y": -budget, "what": "allowed"}]
     dense, allowed = (alt.Chart(alt.Data(values=[level])) for level in levels)
-    best = alt.Chart(alt.Data(values=[point for point in points if point["recommended"]]))
+    ring = [
+        alt.Chart(alt.Data(values=[point])).mark_point(style=RECOMMENDED, size=420, shape="circle", filled=False)
+        for point in points
+        if point["recommended"]
+    ]
     at_the_end = {"x": alt.value("width"), "y": y, "text": "what:N"}
     return alt.layer(
         dense.mark_rule(style=DENSE, strokeWidth=2).encode(y=y),
-        dense.mark_text(style=DENSE, align="left", dx=6).encode(**at_the_end),
+        dense.mark_point(style=DENSE, filled=True, size=90, shape="cross").encode(x=x, y=y),
+        dense.mark_text(style=DENSE, align="left", baseline="bottom", dx=6).encode(**at_the_end),
         allowed.mark_rule(style=BUDGET).encode(y=y),
-        allowed.mark_text(align="left", dx=6).encode(**at_the_end),
+        allowed.mark_text(align="left", baseline="top", dx=6).encode(**at_the_end),
         frontier.mark_line(style=FRONTIER).encode(x=x, y=y),
         data.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour, strokeDash=dash),
-        data.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", title=lost), y2="high:Q", color=colour),
+        data.mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q", title=lost), y2="high:Q", color=plain),
         data.mark_point(filled=True, size=90).encode(
-            x=x, y=y, color=colour, shape=alt.Shape("verdict:N", title=None, scale=shapes), tooltip=tooltip
+            x=x, y=y, color=plain, shape=alt.Shape("verdict:N", title=None, scale=shapes), tooltip=tooltip
         ),
-        best.mark_point(style=RECOMMENDED, size=420, shape="circle", filled=False).encode(x=x, y=y),
+        *(mark.encode(x=x, y=y) for mark in ring),
         width=WIDTH,
         height=HEIGHT,
-    )
+        # One legend for the lines, with colour and dashes.
+    ).resolve_scale(color="independent", strokeDash="independent")
 
 
 def _dashes(chains: list[str]) -> list[list[int]]:
