@@ -31,7 +31,8 @@ def test_points_by_hand() -> None:
 
 def test_lines_of_what_was_measured_and_of_perfect_kernels() -> None:
     made = spec(ratio_chart(RESULTS))
-    lines = [value for values in made["datasets"].values() for value in values if "what" in value and "phase" in value]
+    values = [value for layer in made["layer"] for value in layer["data"]["values"]]
+    lines = [value for value in values if "what" in value and "phase" in value]
     assert sorted({(line["phase"], line["what"]) for line in lines}) == [
         ("decode", MEASURED),
         ("prefill", MEASURED),
