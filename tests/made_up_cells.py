@@ -26,11 +26,24 @@ def accuracy(difference: float = 0.0, **changes: Any) -> Accuracy:
         PASS, "a drop of at most 2.0 points", Interval(difference, low, high), None, 0.01, None, "ok", True
     )
     made = Accuracy(
-        path=Path("results.json"), data="mine (dev)", items=8, metric="F1", dense=90.0,
-        patched=90 + difference, difference=difference, low=low, high=high, budget=2.0,
-        verdict=verdict, method="top-k", kept={"attention elements": 0.25},
+        path=Path("results.json"),
+        data="mine (dev)",
+        items=8,
+        metric="F1",
+        dense=90.0,
+        patched=90 + difference,
+        difference=difference,
+        low=low,
+        high=high,
+        budget=2.0,
+        verdict=verdict,
+        method="top-k",
+        kept={"attention elements": 0.25},
         modules=(Kept("layers.0.attn", 0.25, ()), Kept("layers.1.attn", 0.5, ())),
-        flips=(), same_answer=1.0, divergence=0.1, record=DESCRIBED,
+        flips=(),
+        same_answer=1.0,
+        divergence=0.1,
+        record=DESCRIBED,
     )
     return replace(made, **changes)
 
@@ -67,7 +80,9 @@ def found(*cells: Cell, recommended: str | None = None, **changes: Any) -> Found
 
 def searched(*cells: Cell, recommended: str | None = None, ended: bool = True) -> Found:
     search = {
-        "ended": ended, "gate": {"margin": "a drop of at most 2.0 points"}, **DESCRIBED,
+        "ended": ended,
+        "gate": {"margin": "a drop of at most 2.0 points"},
+        **DESCRIBED,
         "recommended": {"cell": recommended, "reason": "the largest saving"} if recommended else None,
     }
     return found(*cells, recommended=recommended, kind="sweep", search=search)
