@@ -9,6 +9,7 @@ import typer
 
 from .cli_comparisons import bench, evaluate, generate
 from .cli_recipes import calibrate, inspect, patch, push, validate
+from .cli_reports import report
 from .cli_searches import sweep
 from .terminal import exit_codes, results_console
 
@@ -31,6 +32,7 @@ for name, command, example in (
     ("eval", evaluate, "sparsify eval --dataset squad --limit 400 --max-drop 2"),
     ("sweep", sweep, "sparsify sweep demo-t5 --methods top-k,top-theta --keep 1.0,0.5,0.25,0.1,0.05 --max-drop 2"),
     ("bench", bench, "sparsify bench ./sparsified --lengths 512,2k,8k --new-tokens 64"),
+    ("report", report, "sparsify report ./sparsified -o report.html"),
     ("generate", generate, 'sparsify generate ./sparsified "What is the capital of France?"'),
     ("push", push, "sparsify push ./sparsified my-name/my-recipe --private"),
 ):

@@ -359,3 +359,13 @@ RequireDecision = Annotated[
         rich_help_panel=VERDICT,
     ),
 ]
+Reported = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="DIR", help="What sweep, tune, eval or bench wrote (default: ./sparsified)."),
+]
+ReportOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="<file>", help="The page (default: DIR/report.html).", rich_help_panel=OUTPUT
+    ),
+]
