@@ -30,8 +30,8 @@ class ModuleMeter:
     rows that decoding steps see, and need: the union over the query heads of a KV head. key_bytes, value_bytes: of
     these steps, in the cache's dtype. key_bytes_read: every key is read, because its score decides whether it is kept;
     where keys are read rounded to 8 bits first, these bytes and those of keys read in full. cluster_*: see
-    ClusterCounts; activations: of a feed-forward layer. head_visible, head_kept: long_visible and long_kept of each query
-    head. What a module's method does not have stays 0.
+    ClusterCounts; activations: of a feed-forward layer. head_visible, head_kept: long_visible and long_kept of each
+    query head. What a module's method does not have stays 0.
     """
 
     visible: int = 0
@@ -217,7 +217,7 @@ class Meter:
         return self.modules.setdefault(name, ModuleMeter())
 
     def total(self) -> ModuleMeter:
-        """All modules together: sums, so that long rows weigh by their length. Heads of unlike modules are not added."""
+        """All modules together: sums, so that long rows weigh by their length. Heads are not added up."""
         total = ModuleMeter()
         for module in self.modules.values():
             total.merge(module)
