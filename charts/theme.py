@@ -1,0 +1,72 @@
+"""How charts look: colours that colour-blind people can tell apart, on white and on dark; dense is always grey."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Okabe & Ito 2008, without yellow, which white paper swallows, and without black, which dark paper swallows.
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+PURPLE, SKY, VERMILION = "#CC79A7", "#56B4E9", "#D55E00"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
+# In the order of SERIES: who cannot tell the colours apart tells the shapes apart.
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# Of heat maps: one hue from light to dark, which every eye orders alike.
+KEPT_SCHEME = "blues"
+ERROR_SCHEME = "oranges"
+# Marks with these styles (mark_rule(style="dense")) look right on either paper.
+DENSE, CEILING, RECOMMENDED = "dense", "ceiling", "recommended"
+
+FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
+LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 12, 13, 15
+WIDTH, HEIGHT = 640, 340  # pixels of a chart that stands alone
+
+_LIGHT = {"paper": "#ffffff", "ink": "#1b1f24", "quiet": "#57606a", "line": "#d0d7de", "dense": "#6e7781"}
+_DARK = {"paper": "#16191d", "ink": "#e6e8eb", "quiet": "#a3abb4", "line": "#3a414a", "dense": "#9aa4ae"}
+
+
+def config(*, dark: bool = False) -> dict[str, Any]:
+    """The Vega-Lite configuration of every chart, for white or for dark paper."""
+    tone = _DARK if dark else _LIGHT
+    return {
+        "background": tone["paper"],
+        "font": FONT,
+        "view": {"stroke": None},
+        "title": {
+            "color": tone["ink"],
+            "subtitleColor": tone["quiet"],
+            "fontSize": HEADING_SIZE,
+            "subtitleFontSize": LABEL_SIZE,
+            "anchor": "start",
+            "offset": 14,
+        },
+        "axis": {
+            "labelColor": tone["ink"],
+            "titleColor": tone["ink"],
+            "labelFontSize": LABEL_SIZE,
+            "titleFontSize": TITLE_SIZE,
+            "titleFontWeight": "normal",
+            "titlePadding": 10,
+            "gridColor": tone["line"],
+            "gridOpacity": 0.6,
+            "domainColor": tone["quiet"],
+            "tickColor": tone["quiet"],
+        },
+        "legend": {
+            "labelColor": tone["ink"],
+            "titleColor": tone["ink"],
+            "labelFontSize": LABEL_SIZE,
+            "titleFontSize": LABEL_SIZE,
+            "labelLimit": 260,
+            "orient": "bottom",
+            "symbolStrokeWidth": 2,
+        },
+        "header": {"labelColor": tone["ink"], "titleColor": tone["ink"], "labelFontSize": LABEL_SIZE},
+        "range": {"category": list(SERIES), "symbol": list(SHAPES)},
+        "point": {"opacity": 1, "filled": True, "size": 70},
+        "text": {"font": FONT, "fontSize": LABEL_SIZE, "color": tone["ink"]},
+        "style": {
+            DENSE: {"color": tone["dense"]},
+            CEILING: {"strokeDash": [3, 3], "strokeWidth": 2},
+            RECOMMENDED: {"color": tone["ink"], "strokeWidth": 2, "filled": False},
+        },
+    }
