@@ -47,6 +47,7 @@ OtherKeep = Annotated[
 TargetArgument = Annotated[
     str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model (default: ./sparsified).")
 ]
+RecipeArgument = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: ./sparsified).")]
 Targets = Annotated[
     list[str] | None,
     typer.Argument(metavar="RECIPE|MODEL", help="Recipes for one model, or a model (default: ./sparsified)."),
@@ -289,4 +290,17 @@ BenchOutput = Annotated[
     typer.Option(
         "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
     ),
+]
+PlotPrompt = Annotated[
+    str | None, typer.Option(help="Whose pattern is drawn (default: the first item of the data set).")
+]
+PlotLayer = Annotated[int | None, typer.Option(help="Whose pattern is drawn (default: the middle one).")]
+PlotHead = Annotated[
+    int | None,
+    typer.Option(help="Whose pattern is drawn (default: the two that keep the smallest and the largest share)."),
+]
+ImageFormat = Annotated[str, typer.Option("--format", help="png or svg.", rich_help_panel=OUTPUT)]
+PlotOutput = Annotated[
+    Path | None,
+    typer.Option("--output-dir", "-o", help="Where the files go (default: RECIPE/plots).", rich_help_panel=OUTPUT),
 ]
