@@ -9,7 +9,7 @@ import typer
 
 from .cli_comparisons import bench, evaluate, generate
 from .cli_recipes import calibrate, inspect, patch, push, validate
-from .cli_reports import plot
+from .cli_reports import plot, report
 from .terminal import exit_codes, results_console
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for name, command, example in (
     ("calibrate", calibrate, "sparsify calibrate --dataset my-questions.jsonl --samples 128"),
     ("eval", evaluate, "sparsify eval --dataset squad --limit 400 --max-drop 2"),
     ("bench", bench, "sparsify bench ./sparsified --lengths 512,2k,8k --new-tokens 64"),
+    ("report", report, "sparsify report ./sparsified -o report.html"),
     ("plot", plot, 'sparsify plot ./sparsified --prompt "What is the capital of France?"'),
     ("generate", generate, 'sparsify generate ./sparsified "What is the capital of France?"'),
     ("push", push, "sparsify push ./sparsified my-name/my-recipe --private"),

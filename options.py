@@ -291,6 +291,16 @@ BenchOutput = Annotated[
         "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
     ),
 ]
+Reported = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="DIR", help="What sweep, tune, eval or bench wrote (default: ./sparsified)."),
+]
+ReportOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="<file>", help="The page (default: DIR/report.html).", rich_help_panel=OUTPUT
+    ),
+]
 PlotPrompt = Annotated[
     str | None, typer.Option(help="Whose pattern is drawn (default: the first item of the data set).")
 ]

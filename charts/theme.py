@@ -8,13 +8,14 @@ from typing import Any
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, VERMILION = "#CC79A7", "#56B4E9", "#D55E00"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
-# In the order of SERIES: who cannot tell the colours apart tells the shapes apart.
+SERIES_ON_DARK = (SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILION)
+# In the order of the series: who cannot tell the colours apart tells the shapes apart.
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Of heat maps: one hue from light to dark, which every eye orders alike.
 KEPT_SCHEME = "blues"
 ERROR_SCHEME = "oranges"
 # Marks with these styles (mark_rule(style="dense")) look right on either paper.
-DENSE, CEILING, RECOMMENDED = "dense", "ceiling", "recommended"
+DENSE, BUDGET, RECOMMENDED, FRONTIER = "dense", "budget", "recommended", "frontier"
 
 FONT = "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif"
 LABEL_SIZE, TITLE_SIZE, HEADING_SIZE = 12, 13, 15
@@ -59,14 +60,20 @@ def config(*, dark: bool = False) -> dict[str, Any]:
             "labelLimit": 260,
             "orient": "bottom",
             "symbolStrokeWidth": 2,
+            # Of symbols whose colour says nothing.
+            "symbolBaseFillColor": tone["ink"],
+            "symbolBaseStrokeColor": tone["ink"],
         },
         "header": {"labelColor": tone["ink"], "titleColor": tone["ink"], "labelFontSize": LABEL_SIZE},
-        "range": {"category": list(SERIES), "symbol": list(SHAPES)},
+        "axisQuantitative": {"tickCount": 8},
+        "range": {"category": list(SERIES_ON_DARK if dark else SERIES), "symbol": list(SHAPES)},
+        "bar": {"color": (SERIES_ON_DARK if dark else SERIES)[0]},
         "point": {"opacity": 1, "filled": True, "size": 70},
         "text": {"font": FONT, "fontSize": LABEL_SIZE, "color": tone["ink"]},
         "style": {
             DENSE: {"color": tone["dense"]},
-            CEILING: {"strokeDash": [3, 3], "strokeWidth": 2},
+            BUDGET: {"color": tone["ink"], "strokeDash": [6, 4]},
+            FRONTIER: {"color": tone["ink"], "strokeWidth": 8, "opacity": 0.12},
             RECOMMENDED: {"color": tone["ink"], "strokeWidth": 2, "filled": False},
         },
     }

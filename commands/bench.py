@@ -258,7 +258,7 @@ def closing_lines(done: Bench) -> list[str]:
     if done.plotted:
         lines[0] += f" and {PLOT}"
     else:
-        lines.append("no plot without matplotlib: pip install 'hf-sparsify[plot]'")
+        lines.append("no plot without the charting libraries: pip install 'hf-sparsify[plot]'")
     if done.written is not None:
         lines.append(f"the recipe's attention now stays dense for rows of fewer than {done.written:,} keys")
     if done.why_not is not None:

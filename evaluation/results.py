@@ -16,6 +16,8 @@ from .verdict.interval import Interval, interval
 # An answer whose best token, choice or label is ahead of the second by less than this (in nats or logits) may change
 # with the batch size, because a sum in another order is another number in its last digits.
 NEAR_TIE = 1e-4
+# So many flipped answers of each direction come with question and passage, cut at so many characters.
+FLIPS_WITH_TEXT, TEXT_CHARACTERS = 100, 4000
 
 
 def judge(evaluations: Sequence[Evaluation], gate: Gate, seed: int) -> list[Verdict]:
@@ -131,12 +133,30 @@ def _flips(records: Sequence[Record], task: Task, groups: Sequence[str]) -> dict
 
 
 def _flipped_answers(records: Sequence[Record], task: Task, flips: Flips) -> dict[str, Any]:
-    """Gold and given answers of the items that flipped, by id."""
+    """Gold and given answers of the items that flipped, by id; of the first ones also what was asked."""
     flipped = {*flips.right_to_wrong, *flips.wrong_to_right}
+    told = {*flips.right_to_wrong[:FLIPS_WITH_TEXT], *flips.wrong_to_right[:FLIPS_WITH_TEXT]}
     return {
-        record.item.id: {"gold": task.gold(record.item), **{arm: record.answer(arm).get("answer") for arm in ARMS}}
+        record.item.id: {
+            "gold": task.gold(record.item),
+            **{arm: record.answer(arm).get("answer") for arm in ARMS},
+            **(_asked(record.item) if record.item.id in told else {}),
+        }
         for record in records
         if record.item.id in flipped
+    }
+
+
+def _asked(item: Any) -> dict[str, str]:
+    """Question and passage of an item that has them, without the distractors around the passage, each cut if long."""
+    texts = {
+        "question": getattr(item, "question", ""),
+        "passage": getattr(item, "passage", "") or getattr(item, "context", ""),
+    }
+    return {
+        name: text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]} ..."
+        for name, text in texts.items()
+        if text
     }
 
 

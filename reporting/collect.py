@@ -1,0 +1,166 @@
+"""What directories hold: sweeps, tuned recipes, recipes with what was measured of them, and results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+from ..evaluation.journal import RESULTS
+from ..evaluation.verdict.gate import holm
+from .found import Accuracy, Cell, Found, Speed, largest_saving
+from .reading import BENCH, MALFORMED, model_of, read_accuracy, read_json, read_speed
+
+SWEEP, TUNE = "sweep.json", "tune.json"
+EXPECTED = (
+    "a sweep directory, a tuned recipe, a recipe with eval/ or bench/ in it, or a directory with results.json or "
+    "bench.json"
+)
+
+
+def collect(directories: Sequence[Path]) -> list[Found]:
+    """What each directory holds. UsageError for one that holds nothing to report, and for more than one model."""
+    found = [_look(directory) for directory in directories]
+    models = {one.model: one.directory for one in found}
+    if len(models) > 1:
+        (first, where), (second, other) = list(models.items())[:2]
+        raise UsageError(
+            f"a report is about one model: {where} is about {first[0]}, {other} about {second[0]}; make one for each"
+        )
+    return _corrected(found)
+
+
+def _look(directory: Path) -> Found:
+    if not directory.is_dir():
+        raise UsageError(f"there is no directory {directory}: name {EXPECTED}")
+    for place, kind in ((directory / SWEEP, "sweep"), (directory / "tune" / TUNE, "tune")):
+        if place.exists():
+            return _search(directory, place, kind)
+    return _recipe(directory)
+
+
+def _search(directory: Path, place: Path, kind: str) -> Found:
+    search, base = read_json(place), place.parent
+    notes: list[str] = []
+    try:
+        cells = tuple(_cell(entry, base, notes) for entry in search["cells"])
+        best = search["recommended"] and str(search["recommended"]["cell"])
+        sensitivity = _sensitivity(base, search.get("sensitivity"), notes)
+        found = Found(kind, directory, model_of(search), cells, best, search, sensitivity)
+        str(search["command"]), str(search["gate"]["margin"]), str(search["dataset"]["name"]), bool(search["ended"])
+    except MALFORMED as error:
+        raise DataError(f"{place} is not what {kind} writes: {error!r}") from None
+    return replace(found, notes=tuple(notes))
+
+
+def _cell(entry: dict[str, Any], base: Path, notes: list[str]) -> Cell:
+    verdict, saved = entry["verdict"] or {}, entry["saved"]
+    accuracy: Accuracy | None = _part(read_accuracy, base, entry["results"], notes)
+    speed: Speed | None = _part(read_speed, base, entry["bench"], notes)
+    return Cell(
+        name=str(entry["name"]),
+        label=str(entry["label"]),
+        chain=str(entry["chain"]),
+        directory=base / str(entry["directory"]),
+        decision=str(verdict.get("decision") or ""),
+        reason=str(verdict.get("reason") or ""),
+        error=str(entry["error"] or "") or ("" if entry["status"] == "done" else str(entry["status"])),
+        accuracy=accuracy,
+        speed=speed,
+        saved=(float(saved["share"]), str(saved["of"])) if saved else _saved(accuracy),
+    )
+
+
+def _part(read: Any, base: Path, name: Any, notes: list[str]) -> Any:
+    """What a file of a search says; None and a note where it cannot be read."""
+    if name is None:
+        return None
+    path = base / str(name)
+    try:
+        if not path.resolve().is_relative_to(base.resolve()):
+            raise DataError(f"{path} is outside {base}")
+        return read(path)
+    except DataError as error:
+        notes.append(f"left out: {error}")
+        return None
+
+
+def _sensitivity(base: Path, name: Any, notes: list[str]) -> dict[str, Any] | None:
+    found = _part(read_json, base, name, notes)
+    if found is None:
+        return None
+    try:
+        count = len(found["keeps"])
+        whole = count > 0 and all(len(module["error"]) == count for module in found["modules"].values())
+        str(found["error_is"]), int(found["items"]), [float(keep) for keep in found["keeps"]]
+    except MALFORMED:
+        whole = False
+    if not whole:
+        notes.append(f"left out: {base / str(name)} is not what tune writes")
+    return found if whole else None
+
+
+def _recipe(directory: Path) -> Found:
+    """A cell for every evaluation; benchmarks without one share a cell of their own."""
+    notes: list[str] = []
+    accuracies = _all(read_accuracy, [directory / RESULTS, *sorted(directory.glob(f"eval/*/{RESULTS}"))], notes)
+    speeds = _all(read_speed, [directory / BENCH, *sorted(directory.glob(f"bench/*/{BENCH}"))], notes)
+    if not accuracies and not speeds:
+        raise UsageError("; ".join([f"{directory} holds nothing to report: name {EXPECTED}", *notes]))
+    name, newest = directory.resolve().name, speeds[-1] if speeds else None
+    cells = [
+        Cell(
+            name=f"{name}: {one.path.parent.name}",
+            label=name if len(accuracies) == 1 else f"{name}, {one.data}",
+            chain=one.method,
+            directory=directory,
+            decision=one.verdict.decision,
+            reason=one.verdict.reason,
+            accuracy=one,
+            speed=newest if newest and newest.record["method"] == one.method else None,
+            saved=_saved(one),
+        )
+        for one in accuracies
+    ]
+    if newest and not any(cell.speed for cell in cells):
+        cells.append(Cell(f"{name}: bench", name, newest.record["method"], directory, speed=newest))
+    measured = [*accuracies, *speeds]
+    return Found("recipe", directory, model_of(measured[0].record), tuple(cells), notes=tuple(notes))
+
+
+def _all(read: Any, paths: Sequence[Path], notes: list[str]) -> list[Any]:
+    found = []
+    for path in paths:
+        if path.exists():
+            try:
+                found.append(read(path))
+            except DataError as error:
+                notes.append(f"left out: {error}")
+    return found
+
+
+def _saved(accuracy: Accuracy | None) -> tuple[float, str] | None:
+    """Of what the evaluation counted; of several counts the one of which most was kept."""
+    if accuracy is None or not accuracy.kept:
+        return None
+    of, share = max(accuracy.kept.items(), key=lambda entry: entry[1])
+    return 1 - share, of
+
+
+def _corrected(found: list[Found]) -> list[Found]:
+    """Searches correct their own verdicts; those of recipes get Holm's correction here, where there are several."""
+    places = [(i, j) for i, one in enumerate(found) if one.kind == "recipe" for j in range(len(one.cells))]
+    places = [(i, j) for i, j in places if found[i].cells[j].accuracy]
+    if len(places) > 1:
+        verdicts = holm([one.verdict for i, j in places if (one := found[i].cells[j].accuracy)])
+        for (i, j), verdict in zip(places, verdicts, strict=True):
+            cells = list(found[i].cells)
+            cells[j] = replace(cells[j], decision=verdict.decision, reason=verdict.reason)
+            found[i] = replace(found[i], cells=tuple(cells))
+    best = largest_saving(tuple(found[i].cells[j] for i, j in places))
+    return [
+        replace(one, recommended=best.name) if one.kind == "recipe" and best in one.cells and best else one
+        for one in found
+    ]

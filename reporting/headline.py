@@ -1,0 +1,46 @@
+"""The verdict in one sentence."""
+
+from __future__ import annotations
+
+from ..evaluation.verdict.gate import PASS
+from .found import Cell, Found
+
+
+def headline(found: Found) -> tuple[str, str]:
+    """The decision, "" without one, and a sentence: what is recommended and what it saves, or why nothing is."""
+    best = found.best
+    if found.search:
+        return (PASS, _recommended(found, best)) if best else ("NONE PASSED", _none(found))
+    judged = [cell for cell in found.cells if cell.accuracy]
+    if not judged:
+        return "", f"{found.directory.name} was timed and not evaluated: nothing is known of its accuracy."
+    cell = best or judged[0]
+    return cell.decision, f"{_called(found, cell)}: {_saves(cell)}{cell.reason}."
+
+
+def _recommended(found: Found, best: Cell) -> str:
+    comparison = found.search.get("comparison") or {}
+    more = f" {comparison['sentence']}" if isinstance(comparison, dict) and comparison.get("sentence") else ""
+    reason = best.reason or str(found.search["recommended"].get("reason") or "")
+    return f"{_called(found, best)}: {_saves(best)}{reason.rstrip('.')}.{more}"
+
+
+def _called(found: Found, cell: Cell) -> str:
+    return f"{found.model[0]} with {cell.label}"
+
+
+def _saves(cell: Cell) -> str:
+    return f"saves {100 * cell.saved[0]:.1f} % of {cell.saved[1]}; " if cell.saved else ""
+
+
+def _none(found: Found) -> str:
+    """Why nothing is recommended: the sweep goes on, nothing could be run, or nothing stayed within the margin."""
+    tested = sum(1 for cell in found.cells if cell.decision)
+    margin = str(found.search["gate"]["margin"])
+    sparse = [cell for cell in found.cells if cell.decision and cell.decision != PASS]
+    start = f"No setting of {found.model[0]} is shown to stay within {margin}"
+    if not found.search["ended"]:
+        return f"{start} yet: {tested} of {len(found.cells)} were tested and the {found.kind} has not ended."
+    if not sparse:
+        return f"{start}: none of {len(found.cells)} could be tested."
+    return f"{start}, of {tested} that were tested; with {sparse[0].label} {sparse[0].reason.rstrip('.')}."

@@ -1,0 +1,123 @@
+"""What each layer and head kept, and how much each layer minds, as maps and bars."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import altair as alt
+
+from ..charts.theme import ERROR_SCHEME, KEPT_SCHEME, WIDTH
+from .found import Cell, Kept
+from .parts import Figure, Section, Table, numbered
+
+ROW = 22  # pixels of a layer's row
+LABELLED = 24  # so many heads have their number below them
+T = TypeVar("T")
+
+
+def kept_section(cell: Cell | None) -> Section | None:
+    """A map of each group of modules whose heads were counted, bars of the others; None where nothing was counted."""
+    if cell is None or cell.accuracy is None or not cell.accuracy.modules:
+        return None
+    groups = _groups((kept.module, kept) for kept in cell.accuracy.modules)
+    names = numbered([f"kept-{_stem(group)}" for group in groups])
+    figures = [_kept_figure(name, *group) for name, group in zip(names, groups.items(), strict=True)]
+    said = (f"What {cell.label} kept on the questions. A map shows each query head in rows longer than k.",)
+    return Section("kept", "What each layer and head kept", said, tuple(figures))
+
+
+def sensitivity_section(sensitivity: dict[str, Any] | None) -> Section | None:
+    """A map of the error that each module makes when it alone is sparse; None where it was not measured."""
+    if not sensitivity or not sensitivity["modules"]:
+        return None
+    groups = _groups((name, module) for name, module in sensitivity["modules"].items())
+    names = numbered([f"sensitivity-{_stem(group)}" for group in groups])
+    keeps = [float(keep) for keep in sensitivity["keeps"]]
+    figures = [_error_figure(name, keeps, *group) for name, group in zip(names, groups.items(), strict=True)]
+    said = (f"Measured on {sensitivity['items']} items. The error is the {sensitivity['error_is']}.",)
+    return Section("sensitivity", "Which layers mind", said, tuple(figures))
+
+
+def _groups(modules: Iterable[tuple[str, T]]) -> dict[str, list[tuple[int, T]]]:
+    """Modules of one kind, by their name without the layer's number: a.3.b and a.4.b are layers 3 and 4 of a.*.b."""
+    found: dict[str, list[tuple[int, T]]] = {}
+    for name, module in modules:
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        group = f"{name[: number.start(1)]}*{name[number.end(1) :]}" if number else name
+        found.setdefault(group, []).append((int(number[1]) if number else 0, module))
+    return found
+
+
+def _stem(group: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")[:60] or "module"
+
+
+def _kept_figure(name: str, group: str, layers: Sequence[tuple[int, Kept]]) -> Figure:
+    title = f"Kept by {group}"
+    if all(kept.heads for _, kept in layers):
+        rows = tuple((layer, head, 100 * share) for layer, kept in layers for head, share in enumerate(kept.heads))
+        header = ("layer", "head", "kept, %")
+        chart = _map(rows, header, KEPT_SCHEME, alt.Scale(scheme=KEPT_SCHEME, domainMin=0), ".1f")
+    else:
+        rows = tuple((layer, 100 * kept.share) for layer, kept in layers)
+        header = ("layer", "kept, %")
+        chart = _bars(rows, header)
+    least, most = (choose(row[-1] for row in rows) for choose in (min, max))
+    says = f"{len(layers)} layers keep between {least:.1f} % and {most:.1f} %."
+    titled = chart.properties(title=title, description=f"{title}: {says}")
+    return Figure(name, title, says, titled, Table(name, title, header, rows))
+
+
+def _error_figure(name: str, keeps: list[float], group: str, layers: Sequence[tuple[int, dict[str, Any]]]) -> Figure:
+    title = f"Error of {group}"
+    rows = tuple(
+        (layer, f"{100 * keep:g} %", float(error))
+        for layer, module in layers
+        for keep, error in zip(keeps, module["error"], strict=True)
+    )
+    header = ("layer", "keep", "error")
+    above = [error for _, _, error in rows if error > 0]
+    # An error of 0 has no logarithm: it gets the colour of the smallest one.
+    scale = alt.Scale(scheme=ERROR_SCHEME, type="log", domain=[min(above), max(above)], clamp=True) if above else None
+    chart = _map(rows, header, ERROR_SCHEME, scale or alt.Scale(scheme=ERROR_SCHEME), ".2~g")
+    worst = max(rows, key=lambda row: row[-1])
+    says = f"The largest error is {worst[2]:.2g}, of layer {worst[0]} at keep = {worst[1]}."
+    titled = chart.properties(title=title, description=f"{title}: {says}")
+    return Figure(name, title, says, titled, Table(name, title, header, rows))
+
+
+def _map(
+    rows: Sequence[tuple[Any, ...]], header: tuple[str, ...], scheme: str, scale: alt.Scale, digits: str
+) -> alt.LayerChart:
+    values = [{"layer": layer, "column": column, "value": value} for layer, column, value in rows]
+    columns = list(dict.fromkeys(value["column"] for value in values))
+    layers = len({value["layer"] for value in values})
+    angle = {"labelAngle": 0} if len(columns) <= LABELLED else {"labelOverlap": True, "labelAngle": 0}
+    base = alt.Chart(alt.Data(values=values)).encode(
+        x=alt.X("column:O", title=header[1], sort=columns, axis=alt.Axis(**angle)),
+        y=alt.Y("layer:O", title="layer"),
+        tooltip=[
+            alt.Tooltip("layer:O"),
+            alt.Tooltip("column:O", title=header[1]),
+            alt.Tooltip("value:Q", title=header[2], format=digits),
+        ],
+    )
+    colour = alt.Color("value:Q", title=header[2], scale=scale, legend=alt.Legend(gradientLength=160, format=digits))
+    return alt.layer(base.mark_rect().encode(color=colour), width=WIDTH, height=ROW * max(2, layers))
+
+
+def _bars(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...]) -> alt.Chart:
+    values = [{"layer": layer, "value": value} for layer, value in rows]
+    layers = len({value["layer"] for value in values})
+    return (
+        alt.Chart(alt.Data(values=values))
+        .mark_bar()
+        .encode(
+            x=alt.X("value:Q", title=header[1], scale=alt.Scale(domain=[0, 100])),
+            y=alt.Y("layer:O", title="layer"),
+            tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("value:Q", title=header[1], format=".1f")],
+        )
+        .properties(width=WIDTH, height=ROW * max(2, layers))
+    )
