@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from . import options as o
 from .opening import Opening, items_of
 from .option_groups import GATHERED, takes_opening
 from .terminal import exit_codes, say
+
+Prompt = Annotated[str | None, typer.Option(help="Whose pattern is drawn (default: the first item of the data set).")]
+Layer = Annotated[int | None, typer.Option(help="Whose pattern is drawn (default: the middle one).")]
+Head = Annotated[
+    int | None,
+    typer.Option(help="Whose pattern is drawn (default: the two that keep the smallest and the largest share)."),
+]
+ImageFormat = Annotated[str, typer.Option("--format", help="png or svg.", rich_help_panel=o.OUTPUT)]
+PlotOutput = Annotated[
+    Path | None,
+    typer.Option("--output-dir", "-o", help="Where the files go (default: RECIPE/plots).", rich_help_panel=o.OUTPUT),
+]
 
 
 @exit_codes
@@ -30,13 +47,13 @@ def report(directories: o.Reported = None, output: o.ReportOutput = None, quiet:
 @takes_opening
 def plot(
     target: o.RecipeArgument = None,
-    prompt: o.PlotPrompt = None,
+    prompt: Prompt = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
-    layer: o.PlotLayer = None,
-    head: o.PlotHead = None,
-    image_format: o.ImageFormat = "png",
-    output: o.PlotOutput = None,
+    layer: Layer = None,
+    head: Head = None,
+    image_format: ImageFormat = "png",
+    output: PlotOutput = None,
     opening: Opening = GATHERED,
 ) -> None:
     """Draw a recipe: thresholds over row length, what each head keeps, and one attention pattern, dense and patched.

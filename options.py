@@ -301,16 +301,3 @@ ReportOutput = Annotated[
         "--output", "-o", metavar="<file>", help="The page (default: DIR/report.html).", rich_help_panel=OUTPUT
     ),
 ]
-PlotPrompt = Annotated[
-    str | None, typer.Option(help="Whose pattern is drawn (default: the first item of the data set).")
-]
-PlotLayer = Annotated[int | None, typer.Option(help="Whose pattern is drawn (default: the middle one).")]
-PlotHead = Annotated[
-    int | None,
-    typer.Option(help="Whose pattern is drawn (default: the two that keep the smallest and the largest share)."),
-]
-ImageFormat = Annotated[str, typer.Option("--format", help="png or svg.", rich_help_panel=OUTPUT)]
-PlotOutput = Annotated[
-    Path | None,
-    typer.Option("--output-dir", "-o", help="Where the files go (default: RECIPE/plots).", rich_help_panel=OUTPUT),
-]

@@ -75,7 +75,7 @@ def _heat_map(name: str, members: Sequence[KeptHeads], heads: int, most: float) 
         scale=alt.Scale(scheme=KEPT_SCHEME, domain=[0, most]),
         legend=alt.Legend(format=".0%" if most >= 0.05 else ".1%", gradientLength=200),
     )
-    base = alt.Chart(alt.Data(values=kept_rows(members)), title=_heading(name)).encode(
+    base = alt.Chart(alt.Data(values=kept_rows(members))).encode(
         x=alt.X("head:O", title="query head", axis=alt.Axis(labelAngle=0, domain=False, ticks=False)),
         y=_layers(members),
     )
@@ -83,8 +83,8 @@ def _heat_map(name: str, members: Sequence[KeptHeads], heads: int, most: float) 
     if heads <= MOST_NUMBERS:
         shade = alt.condition(alt.datum.share > DARK * most, alt.value("#ffffff"), alt.value("#1b1f24"))
         layers.append(base.mark_text(fontSize=11).encode(text=alt.Text("share:Q", format=".1%"), color=shade))
-    width = alt.Step(cell)
-    return alt.layer(*layers).properties(width=width, height=alt.Step(22 if heads <= MOST_NUMBERS else 18))
+    height = alt.Step(22 if heads <= MOST_NUMBERS else 18)
+    return alt.layer(*layers).properties(width=alt.Step(cell), height=height, title=_heading(name))
 
 
 def _groups(modules: Sequence[Any]) -> dict[str, list[Any]]:

@@ -62,14 +62,18 @@ def pattern_chart(
 ) -> alt.VConcatChart:
     """Heads of one module from top to bottom, dense left and patched right. queries, keys: the texts of the tokens,
     drawn where there are few of them."""
-    rows = [_row(head, queries, keys) for head in heads]
-    return alt.vconcat(*rows, title=alt.TitleParams(title, subtitle=_subtitle(heads)), spacing=18)
+    cells = [pattern_cells(head) for head in heads]
+    rows = [_row(head, found, queries, keys) for head, found in zip(heads, cells, strict=True)]
+    states = {cell["state"] for found in cells for cell in found}
+    return alt.vconcat(*rows, title=alt.TitleParams(title, subtitle=_subtitle(heads[0], states)), spacing=18)
 
 
-def _row(head: HeadPattern, queries: Sequence[str] | None, keys: Sequence[str] | None) -> alt.FacetChart:
+def _row(
+    head: HeadPattern, cells: list[dict[str, Any]], queries: Sequence[str] | None, keys: Sequence[str] | None
+) -> alt.FacetChart:
     counts = [math.ceil(tokens / block_size(tokens)) for tokens in _shape(head)]
-    cell = [_cell(count, tokens) for count, tokens in zip(counts, (queries, keys), strict=True)]
-    height = counts[0] * cell[0]
+    size = [_cell(count, texts) for count, texts in zip(counts, (queries, keys), strict=True)]
+    height = counts[0] * size[0]
     x = alt.X("key:O", title="key", scale=_band(counts[1]), axis=_axis(_shape(head)[1], keys, angle=-90))
     name = "query" if height > LEAST_TITLED else None
     y = alt.Y("query:O", title=name, scale=_band(counts[0]), axis=_axis(_shape(head)[0], queries, angle=0))
@@ -84,12 +88,12 @@ def _row(head: HeadPattern, queries: Sequence[str] | None, keys: Sequence[str] |
         base.mark_rect(color=DROPPED).transform_filter("datum.state == 'dropped'"),
         base.mark_rect().encode(color=weight).transform_filter("datum.state != 'dropped'"),
     ]
-    if _protects(head):
-        dot = base.mark_square(color=VERMILION, filled=True, opacity=1, size=max(1.0, (min(cell) * 0.35) ** 2))
+    if any(cell["state"] == "protected" for cell in cells):
+        dot = base.mark_square(color=VERMILION, filled=True, opacity=1, size=max(1.0, (min(size) * 0.35) ** 2))
         layers.append(dot.transform_filter("datum.state == 'protected'"))
     return (
-        alt.layer(*layers, data=alt.Data(values=pattern_cells(head)))
-        .properties(width=counts[1] * cell[1], height=height)
+        alt.layer(*layers, data=alt.Data(values=cells))
+        .properties(width=counts[1] * size[1], height=height)
         .facet(
             column=alt.Column("arm:N", title=None, sort=["dense", "patched"], header=alt.Header(labelPadding=4)),
             spacing=20,
@@ -98,22 +102,24 @@ def _row(head: HeadPattern, queries: Sequence[str] | None, keys: Sequence[str] |
     )
 
 
-def _subtitle(heads: Sequence[HeadPattern]) -> list[str]:
-    lines = ["grey: dropped by the patched model; empty: a row may not look there"]
-    if any(_protects(head) for head in heads):
-        lines.append("red: protected keys, which are always kept")
-    high, wide = (block_size(tokens) for tokens in _shape(heads[0]))
+def _subtitle(head: HeadPattern, states: set[str]) -> list[str]:
+    """What the colours are, of those that are there."""
+    colours = []
+    if "dropped" in states:
+        colours.append("grey: dropped by the patched model")
+    if "protected" in states:
+        colours.append("red: protected keys, which are always kept")
+    if not all(all(row) for row in head.visible):
+        colours.append("empty: where a row may not look")
+    lines = ["; ".join(colours)] if colours else []
+    high, wide = (block_size(tokens) for tokens in _shape(head))
     if max(high, wide) > 1:
-        lines.append(f"a cell is the largest weight of {high} x {wide} tokens, grey where none of them is kept")
+        lines.append(f"a cell is the largest weight of {high} x {wide} tokens; it is grey if none of them is kept")
     return lines
 
 
 def _shape(head: HeadPattern) -> tuple[int, int]:
     return len(head.visible), len(head.visible[0])
-
-
-def _protects(head: HeadPattern) -> bool:
-    return any(any(row) for row in head.protected)
 
 
 def _state(head: HeadPattern, block: Sequence[tuple[int, int]]) -> str:

@@ -67,7 +67,8 @@ def thresholds_chart(curves: Sequence[ThresholdCurves], title: str, subtitle: st
         axis=alt.Axis(values=_ticks(shortest, longest, width), grid=False, format="d"),
     )
     rows = _data(curves, few, least, most)
-    scale, ticks = _y(rows, placement)
+    shown = [row[name] for row in rows for name in ("mean", "p5", "p95", "theta") if name in row]
+    scale, ticks = _y(shown, placement)
     base = alt.Chart().encode(x=x)
     heads = _lines(base, scale, ticks) if few else _band(base, scale, ticks)
     mean = base.mark_line(color=BLUE, strokeWidth=2)
@@ -81,29 +82,32 @@ def thresholds_chart(curves: Sequence[ThresholdCurves], title: str, subtitle: st
             facet=alt.Facet("module:N", sort=[curve.label for curve in curves], title=None),
             columns=columns,
             spacing=18,
-            title=alt.TitleParams(title, subtitle=[subtitle, *_legend(placement, few)]),
+            title=alt.TitleParams(title, subtitle=[subtitle, *_legend(placement, few, min(shown))]),
         )
         .resolve_scale(y="shared" if placement == "post-softmax" else "independent")
     )
 
 
-def _legend(placement: str, few: bool) -> list[str]:
+def _legend(placement: str, few: bool, lowest: float) -> list[str]:
     """What is to be seen, in words."""
     about = "thin: each head" if few else "band: 5th to 95th percentile of the heads"
-    floor = f"; what is below {LEAST_WEIGHT:.0e} is drawn there" if placement == "post-softmax" else ""
+    below = placement == "post-softmax" and lowest < LEAST_WEIGHT
+    cut = "; those below 1e-8 are drawn there" if below else ""
     return [
-        f"a key is kept where its {_COMPARED[placement]} is above the threshold{floor}",
+        f"a key is kept where its {_COMPARED[placement]} is above the threshold{cut}",
         f"thick: mean of the heads; {about}; grey: no threshold, rows use their exact top-k",
     ]
 
 
-def _y(rows: Sequence[dict[str, Any]], placement: str) -> tuple[alt.Scale, alt.Axis]:
+def _y(shown: Sequence[float], placement: str) -> tuple[alt.Scale, alt.Axis]:
+    """Scale and axis: of weights whole powers of ten, at most five of them with a line."""
     if placement != "post-softmax":
-        return alt.Scale(zero=False, nice=True), alt.Axis(title="threshold", tickCount=4, format="~g")
-    shown = [row[name] for row in rows for name in ("mean", "p5", "p95", "theta") if name in row]
-    domain = [max(LEAST_WEIGHT, min(shown)), max(LEAST_WEIGHT * 10, *shown)]
-    scale = alt.Scale(type="log", domain=domain, clamp=True, nice=True)
-    return scale, alt.Axis(title="threshold", tickCount=4, format="~e")
+        return alt.Scale(zero=False, nice=True), alt.Axis(title="threshold", tickCount=4)
+    low, high = (math.log10(max(LEAST_WEIGHT, end)) for end in (min(shown), max(shown)))
+    first, last = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    powers = [10.0**power for power in range(last, first - 1, -math.ceil((last - first) / 4))]
+    scale = alt.Scale(type="log", domain=[10.0**first, 10.0**last], clamp=True)
+    return scale, alt.Axis(title="threshold", values=powers, format="~e")
 
 
 def _data(curves: Sequence[ThresholdCurves], few: bool, least: float, most: float) -> list[dict[str, Any]]:

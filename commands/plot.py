@@ -15,7 +15,7 @@ from ..errors import SparsifyError, UsageError
 from ..files import cannot_write, write_file
 from ..patcher.binding.modules import AttentionModule
 from ..patcher.binding.patchable import PatchableModule
-from ..patcher.pattern import Pattern, attention_patterns
+from ..patcher.pattern import attention_patterns
 from ..patcher.plan import describe_plan
 from ..patcher.preset import ranges
 from ..patcher.recipe import check_place
@@ -30,6 +30,7 @@ from .plot_data import (
     measured_kept,
     newest_kept,
     planned_modules,
+    said_of_head,
     shares,
     threshold_curves,
 )
@@ -160,8 +161,8 @@ def _kept(
     for name, key, axis, heading in _SHARES:
         if layers := shares(kept, modules, key):
             chart = share_chart(layers, f"{heading} in {_model(target)}", [plan, kept.source], axis)
-            least, most = min(layer.share for layer in layers), max(layer.share for layer in layers)
-            yield Drawing(name, chart, f"{axis} from {percent(least)} to {percent(most)} ({kept.source})")
+            ends = dict.fromkeys(percent(choose(layer.share for layer in layers)) for choose in (min, max))
+            yield Drawing(name, chart, f"{axis}: {' to '.join(ends)} over {len(layers)} modules ({kept.source})")
     if not heads and any(counts.get("rows") for counts in kept.modules.values()):
         tell(NOTHING_LONG)
 
@@ -197,17 +198,8 @@ def _patterns(
             token_texts(target.loaded.tokenizer, inputs, _stack_of_keys(module), shape[2]),
         )
         file = "pattern" if len(chosen) == 1 else f"pattern-{module.stack}-{module.kind}"
-        yield Drawing(file, chart, f"{where}, {_of_pattern(pattern, heads)}")
-
-
-def _of_pattern(pattern: Pattern, heads: list[int]) -> str:
-    shares, overlaps = pattern.kept_shares(), pattern.overlaps()
-    parts = [
-        f"head {head} keeps {percent(shares[head])} of the keys, and {percent(overlaps[head])} of its weight is where "
-        "the dense model has it"
-        for head in heads
-    ]
-    return "; ".join(parts)
+        said = "; ".join(said_of_head(pattern, head) for head in heads)
+        yield Drawing(file, chart, f"{where}, {said}")
 
 
 def _chosen_modules(modules: dict[str, PatchableModule], layer: int | None) -> dict[str, AttentionModule]:

@@ -106,13 +106,19 @@ def chosen_heads(pattern: Pattern) -> list[int]:
     return list(dict.fromkeys([order[0][2], order[-1][2]]))
 
 
+def said_of_head(pattern: Pattern, head: int) -> str:
+    """What a head keeps, or where its weight is if it drops no key."""
+    share, overlap = percent(pattern.kept_shares()[head]), percent(pattern.overlaps()[head])
+    keeps = f"keeps {share} of the keys, " if bool((pattern.patched.visible & ~pattern.patched.kept).any()) else ""
+    return f"head {head}: {keeps}{overlap} of its weight is where the dense model has it"
+
+
 def head_patterns(pattern: Pattern, heads: Sequence[int]) -> list[HeadPattern]:
     """The tables of some heads."""
-    shares = pattern.kept_shares()
     dense, patched = pattern.dense, pattern.patched
     return [
         HeadPattern(
-            f"head {head}, keeps {percent(shares[head])} of the keys",
+            said_of_head(pattern, head),
             dense.weights[head].tolist(),
             patched.weights[head].tolist(),
             patched.visible[head].tolist(),
