@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 # Okabe & Ito 2008, without yellow, which white paper swallows, and without black, which dark paper swallows.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -12,8 +12,8 @@ SERIES_ON_DARK = (SKY, ORANGE, GREEN, PURPLE, BLUE, VERMILION)
 # In the order of the series: who cannot tell the colours apart tells the shapes apart.
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 # Of heat maps: one hue from light to dark, which every eye orders alike.
-KEPT_SCHEME = "blues"
-ERROR_SCHEME = "oranges"
+KEPT_SCHEME: Final = "blues"
+ERROR_SCHEME: Final = "oranges"
 # Marks with these styles (mark_rule(style="dense")) look right on either paper.
 DENSE, BUDGET, RECOMMENDED, FRONTIER = "dense", "budget", "recommended", "frontier"
 

@@ -6,7 +6,7 @@ const narrow = matchMedia("(max-width: 40rem)");
 
 async function draw() {
   const config = structuredClone(page.config[dark.matches ? "dark" : "light"]);
-  if (narrow.matches) config.legend.columns = 1;
+  if (narrow.matches) Object.assign(config.legend, { columns: 1, labelLimit: 130 });
   for (const [name, chart] of Object.entries(page.charts)) {
     const figure = document.getElementById(name);
     const live = figure.querySelector(".live");

@@ -13,7 +13,6 @@ from .found import Cell, Kept
 from .parts import Figure, Section, Table, numbered
 
 ROW = 22  # pixels of a layer's row
-LABELLED = 24  # so many heads have their number below them
 T = TypeVar("T")
 
 
@@ -56,18 +55,20 @@ def _stem(group: str) -> str:
 
 def _kept_figure(name: str, group: str, layers: Sequence[tuple[int, Kept]]) -> Figure:
     title = f"Kept by {group}"
+    rows: list[tuple[Any, ...]]
+    header: tuple[str, ...]
     if all(kept.heads for _, kept in layers):
-        rows = tuple((layer, head, 100 * share) for layer, kept in layers for head, share in enumerate(kept.heads))
+        rows = [(layer, head, 100 * share) for layer, kept in layers for head, share in enumerate(kept.heads)]
         header = ("layer", "head", "kept, %")
-        chart = _map(rows, header, KEPT_SCHEME, alt.Scale(scheme=KEPT_SCHEME, domainMin=0), ".1f")
+        chart = _map(rows, header, alt.Scale(scheme=KEPT_SCHEME, domainMin=0), ".1f")
     else:
-        rows = tuple((layer, 100 * kept.share) for layer, kept in layers)
+        rows = [(layer, 100 * kept.share) for layer, kept in layers]
         header = ("layer", "kept, %")
         chart = _bars(rows, header)
     least, most = (choose(row[-1] for row in rows) for choose in (min, max))
     says = f"{len(layers)} layers keep between {least:.1f} % and {most:.1f} %."
     titled = chart.properties(title=title, description=f"{title}: {says}")
-    return Figure(name, title, says, titled, Table(name, title, header, rows))
+    return Figure(name, title, says, titled, Table(name, title, header, tuple(rows)))
 
 
 def _error_figure(name: str, keeps: list[float], group: str, layers: Sequence[tuple[int, dict[str, Any]]]) -> Figure:
@@ -79,24 +80,23 @@ def _error_figure(name: str, keeps: list[float], group: str, layers: Sequence[tu
     )
     header = ("layer", "keep", "error")
     above = [error for _, _, error in rows if error > 0]
-    # An error of 0 has no logarithm: it gets the colour of the smallest one.
-    scale = alt.Scale(scheme=ERROR_SCHEME, type="log", domain=[min(above), max(above)], clamp=True) if above else None
-    chart = _map(rows, header, ERROR_SCHEME, scale or alt.Scale(scheme=ERROR_SCHEME), ".2~g")
+    scale = alt.Scale(scheme=ERROR_SCHEME)
+    if above and min(above) < max(above):
+        # An error of 0 has no logarithm: it gets the colour of the smallest one.
+        scale = alt.Scale(scheme=ERROR_SCHEME, type="log", domain=[min(above), max(above)], clamp=True)
+    chart = _map(rows, header, scale, ".2~g")
     worst = max(rows, key=lambda row: row[-1])
     says = f"The largest error is {worst[2]:.2g}, of layer {worst[0]} at keep = {worst[1]}."
     titled = chart.properties(title=title, description=f"{title}: {says}")
-    return Figure(name, title, says, titled, Table(name, title, header, rows))
+    return Figure(name, title, says, titled, Table(name, title, header, tuple(rows)))
 
 
-def _map(
-    rows: Sequence[tuple[Any, ...]], header: tuple[str, ...], scheme: str, scale: alt.Scale, digits: str
-) -> alt.LayerChart:
+def _map(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...], scale: alt.Scale, digits: str) -> alt.Chart:
     values = [{"layer": layer, "column": column, "value": value} for layer, column, value in rows]
     columns = list(dict.fromkeys(value["column"] for value in values))
     layers = len({value["layer"] for value in values})
-    angle = {"labelAngle": 0} if len(columns) <= LABELLED else {"labelOverlap": True, "labelAngle": 0}
     base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("column:O", title=header[1], sort=columns, axis=alt.Axis(**angle)),
+        x=alt.X("column:O", title=header[1], sort=columns, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("layer:O", title="layer"),
         tooltip=[
             alt.Tooltip("layer:O"),
@@ -104,8 +104,9 @@ def _map(
             alt.Tooltip("value:Q", title=header[2], format=digits),
         ],
     )
-    colour = alt.Color("value:Q", title=header[2], scale=scale, legend=alt.Legend(gradientLength=160, format=digits))
-    return alt.layer(base.mark_rect().encode(color=colour), width=WIDTH, height=ROW * max(2, layers))
+    legend = alt.Legend(gradientLength=160, format=digits)
+    colour = alt.Color("value:Q", title=header[2], scale=scale, legend=legend)
+    return base.mark_rect().encode(color=colour).properties(width=WIDTH, height=ROW * max(2, layers))
 
 
 def _bars(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...]) -> alt.Chart:

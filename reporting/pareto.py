@@ -77,8 +77,10 @@ def _figure(axis: str, points: list[Point], cells: Sequence[Cell], name: str, ti
         f"{len(points)} recipe{'s' * (len(points) != 1)} on {accuracy.data}: {axis}, against {lost}; at most "
         f"{accuracy.budget:.3g} points may be lost. {f'Recommended: {best}.' if best else 'None is recommended.'}"
     )
+    sizes = sorted({cell.accuracy.items for cell in cells if cell.accuracy})
+    counts = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     chart = _chart(axis, lost, points, accuracy.budget).properties(
-        title=alt.Title(title, subtitle=f"{accuracy.items} items of {accuracy.data}"), description=says
+        title=alt.Title(title, subtitle=f"{counts} items of {accuracy.data}"), description=says
     )
     header = ("recipe", "method", axis, lost, "low", "high", "verdict")
     columns = ("label", "chain", "x", "y", "low", "high", "verdict")

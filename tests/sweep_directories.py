@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -13,23 +14,24 @@ from typing import Any
 import pytest
 from hf_sparsify import cli
 
-KEEPS = (1.0, 0.5, 0.1, 0.02)
-HEADS, LAYERS = 4, 4
-# A budget that the dense cell and one sparse cell keep on few items, and the sparsest do not.
-MAX_DROP = "20"
+KEEPS = (1.0, 0.1, 0.02)
+LAYERS = 4
+MAX_DROP = "90"  # so much that a dozen items are enough to pass, whatever flips
 
 
 def run(*arguments: str | Path) -> None:
     """`sparsify ARGUMENTS` in this process; what it prints is dropped."""
+    handlers = logging.getLogger().handlers[:]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(sys, "argv", ["sparsify", *map(str, arguments)])
         with contextlib.redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as caught:
             cli.main()
+    logging.getLogger().handlers[:] = handlers
     assert caught.value.code in (None, 0, 3), said.getvalue()
 
 
-def make_sweep(directory: Path, *, limit: int = 48) -> Path:
-    """A sweep of top-k attention over demo-llama that recommends the sparsest recipe that passed."""
+def make_sweep(directory: Path, *, limit: int = 12) -> Path:
+    """A sweep of top-k attention over demo-llama that recommends the sparsest recipe, some of whose answers flipped."""
     cells = [_evaluated(directory, keep, limit) for keep in KEEPS]
     passed = [cell for cell in cells if cell["verdict"]["decision"] == "PASS"]
     results = json.loads((directory / cells[0]["results"]).read_text())
@@ -39,7 +41,7 @@ def make_sweep(directory: Path, *, limit: int = 48) -> Path:
         "command": "sparsify sweep demo-llama",
         "ended": True,
         **{name: results[name] for name in ("base_model", "task", "dataset", "versions", "environment", "limit")},
-        "gate": {"max_drop": 20.0, "min_recovery": None, "margin": results["verdict"]["margin"]},
+        "gate": {"max_drop": float(MAX_DROP), "min_recovery": None, "margin": results["verdict"]["margin"]},
         "seed": 0,
         "calibration": None,
         "cells": cells,

@@ -12,9 +12,10 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = (
     *("", "patch", "inspect", "validate", "calibrate", "eval", "bench", "generate", "push"),
+    *("report",),
     *("methods", "datasets", "env"),
 )
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "pyarrow", "safetensors")
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "pyarrow", "safetensors", "altair", "vl_convert")
 
 
 # Every page is printed after a line that names it.

@@ -12,7 +12,7 @@ from both_arms import summary
 from hf_sparsify.evaluation.datasets.squad import make_question_set
 from hf_sparsify.evaluation.items import Question
 from hf_sparsify.evaluation.journal import Journal
-from hf_sparsify.evaluation.results import NEAR_TIE, judge, prediction_lines, totals
+from hf_sparsify.evaluation.results import NEAR_TIE, TEXT_CHARACTERS, judge, prediction_lines, totals
 from hf_sparsify.evaluation.run import Evaluation
 from hf_sparsify.evaluation.tasks.answers import AnswerTask
 from hf_sparsify.evaluation.tasks.base import Record, Task, TaskOptions
@@ -96,6 +96,22 @@ def test_scores_with_unanswerable_questions_by_hand() -> None:
     assert scored([article, unanswered])["dense"]["f1"] == 50, "in version 2 both come to nothing"
 
 
+def asked(passage: str) -> dict[str, str]:
+    return {"question": "A question?", "passage": passage}
+
+
+def test_flipped_answers_come_with_what_was_asked_as_long_as_results_stay_small() -> None:
+    long, hidden = "x" * (TEXT_CHARACTERS + 1), replace(RECORDS[0].item, context="Others. Mine.", passage="Mine.")
+    flipped = [replace(RECORDS[3], item=replace(RECORDS[3].item, id=f"q{number}")) for number in range(102)]
+    flipped[0] = replace(flipped[0], item=replace(flipped[0].item, context=long))
+    flipped[1] = replace(flipped[1], item=replace(hidden, id="q1", answers=("noon",)))
+    answers = summary(evaluation(flipped))["flips"]["answers"]
+    assert answers["q0"]["passage"] == f"{long[:-1]} ..."
+    assert answers["q1"]["passage"] == "Mine.", "distractors are no part of what was asked"
+    assert len(answers) == 102
+    assert [name for name, answer in answers.items() if "passage" not in answer] == ["q100", "q101"]
+
+
 def test_summary_by_hand() -> None:
     found = summary(evaluation(RECORDS))
     assert found["flips"] == {
@@ -105,9 +121,9 @@ def test_summary_by_hand() -> None:
         "p": 1.0,
         "descriptive": True,
         "answers": {
-            "q1": {"gold": ["barn", "hall"], "dense": "hall", "patched": "red barn"},
-            "q2": {"gold": ["Ann"], "dense": "Ben", "patched": "Ann"},
-            "q3": {"gold": ["noon"], "dense": "noon", "patched": "night"},
+            "q1": {"gold": ["barn", "hall"], "dense": "hall", "patched": "red barn", **asked("Passage 0.")},
+            "q2": {"gold": ["Ann"], "dense": "Ben", "patched": "Ann", **asked("Passage 1.")},
+            "q3": {"gold": ["noon"], "dense": "noon", "patched": "night", **asked("Passage 1.")},
         },
     }
     assert found["same_answer_share"] == 1 / 4

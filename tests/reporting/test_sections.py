@@ -1,0 +1,192 @@
+"""What the sections of a page say, with made-up numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hf_sparsify.charts.files import spec, to_svg
+from hf_sparsify.reporting.bench_chart import MOST_CHARTS, bench_section
+from hf_sparsify.reporting.cells import HEADER, cells_section
+from hf_sparsify.reporting.csv_files import csv_bytes
+from hf_sparsify.reporting.flips import SHOWN, flips_section, marked
+from hf_sparsify.reporting.found import Kept, largest_saving
+from hf_sparsify.reporting.headline import headline
+from hf_sparsify.reporting.heat_maps import kept_section, sensitivity_section
+from hf_sparsify.reporting.pareto import pareto_section
+from hf_sparsify.reporting.parts import Table, numbered, shown
+from hf_sparsify.reporting.reproduce import reproduce_section
+from made_up_cells import DESCRIBED, accuracy, cell, flip, found, searched, speed
+from sweep_directories import sensitivity
+
+
+def values(chart: Any) -> list[dict[str, Any]]:
+    made = spec(chart)
+    return [value for layer in made.get("layer", [made]) for value in layer.get("data", {}).get("values", [])]
+
+
+def test_pareto_by_hand() -> None:
+    sparse = cell("b", 0.9, accuracy=accuracy(-3.0), decision="FAIL")
+    worse = cell("c", 0.5, accuracy=accuracy(-4.0), decision="")
+    section = pareto_section([cell(), sparse, worse], cell())
+    assert section is not None
+    (figure,) = section.figures
+    assert figure.table.rows[0] == ("top-k a", "top-k", 25.0, 0.0, -1.0, 1.0, "PASS")
+    assert [row[-1] for row in figure.table.rows] == ["PASS", "FAIL", "NOT TESTED"]
+    assert figure.table.marked == 0
+    assert "at most 2 points may be lost. Recommended: top-k a." in figure.says
+    band = [value for value in values(figure.chart) if set(value) == {"x", "y"}]
+    assert [(round(value["x"]), value["y"]) for value in band] == [(10, -3.0), (25, 0.0)], "c is worse and less sparse"
+    assert {"x": 100, "y": -2.0, "what": "allowed"} in values(figure.chart)
+    assert "top-k" in to_svg(figure.chart)
+
+
+def test_pareto_charts_are_of_those_that_were_asked_the_same_and_timed() -> None:
+    other = cell("b", accuracy=accuracy(data="others"))
+    timed = [cell(name, speed=speed(1.5, 2.0)) for name in ("c", "d")]
+    section = pareto_section([*timed, other], None)
+    assert section is not None
+    assert [figure.name for figure in section.figures] == ["pareto", "pareto-decode", "pareto-2"]
+    assert section.figures[1].table.rows[0][2] == 50.0, "half the time of dense"
+    assert pareto_section([cell(accuracy=None)], None) is None
+
+
+def test_all_recipes_are_in_the_table() -> None:
+    refused = cell("b", None, accuracy=None, decision="", reason="", error="it leaks")
+    (table,) = cells_section([cell(speed=speed(1.25)), refused], None).tables
+    first, second = (dict(zip(HEADER, row, strict=True)) for row in table.rows)
+    assert first["saved, %"] == 75.0
+    assert (first["dense"], first["patched"], first["times as fast"]) == (90.0, 90.0, "decode 1.25")
+    assert (second["verdict"], second["why"], second["dense"]) == ("it leaks", "it leaks", None)
+
+
+def test_kept_maps_and_bars() -> None:
+    heads = tuple(Kept(f"enc.{n}.attn", 0.5, (0.25, 0.75)) for n in range(2))
+    section = kept_section(cell(accuracy=accuracy(modules=(*heads, Kept("dec.0.mlp", 0.1, ())))))
+    assert section is not None
+    by_head, bars = section.figures
+    assert (by_head.name, bars.name) == ("kept-enc-attn", "kept-dec-mlp")
+    assert by_head.table.rows == ((0, 0, 25.0), (0, 1, 75.0), (1, 0, 25.0), (1, 1, 75.0))
+    assert bars.table.rows == ((0, 10.0),)
+    assert len(values(by_head.chart)) == 4
+    assert kept_section(None) is None
+    assert kept_section(cell(accuracy=accuracy(modules=()))) is None
+
+
+def test_sensitivity_map() -> None:
+    section = sensitivity_section(sensitivity())
+    assert section is not None
+    (figure,) = section.figures
+    assert len(figure.table.rows) == 4 * 3
+    assert figure.says == "The largest error is 0.08, of layer 3 at keep = 10 %."
+    nothing = sensitivity() | {"modules": {"a.0": {"error": [0.0, 0.0, 0.0]}}}
+    section = sensitivity_section(nothing)
+    assert section is not None
+    assert to_svg(section.figures[0].chart)
+    assert sensitivity_section(None) is None
+
+
+def test_flips_side_by_side() -> None:
+    many = tuple(flip(f"q{n}") for n in range(SHOWN + 5))
+    section = flips_section(cell(accuracy=accuracy(flips=(*many, flip("w", lost=False, passage="x" * 601)))))
+    assert section is not None
+    assert (len(section.lost), len(section.won)) == (SHOWN, 1)
+    assert "30 of 8 answers that were right went wrong, and 1 that were wrong" in section.sentences[0]
+    assert [one.folded for one in (*section.lost[:1], *section.won)] == [False, True]
+    assert len(section.files[0].rows) == SHOWN + 6
+    assert section.lost[0].passage == (("The ", False), ("barn", True), (" is ", False), ("red", True), (".", False))
+    assert flips_section(cell(accuracy=accuracy(record={**DESCRIBED, "flips": None}))) is None
+
+
+@pytest.mark.parametrize(
+    ("passage", "answers", "expected"),
+    [
+        ("Anna and Annabel", ["anna"], ["Anna", "Anna"]),
+        ("in May 1990", ["May", "May 1990", ""], ["May 1990"]),
+        ("nothing here", ["barn"], []),
+        ("İstanbul barn", ["barn"], []),
+    ],
+)
+def test_answers_are_marked(passage: str, answers: list[str], expected: list[str]) -> None:
+    pieces = marked(passage, answers)
+    assert "".join(text for text, _ in pieces) == passage
+    assert [text for text, is_answer in pieces if is_answer] == expected
+
+
+def test_bench_charts_begin_with_the_recommended_recipe() -> None:
+    cells = [cell(str(n), speed=speed(1.0 + n)) for n in range(MOST_CHARTS + 2)]
+    section = bench_section(cells, cells[3])
+    assert section is not None
+    assert section.figures[0].title == "Speed of top-k 3"
+    assert len(section.figures) == MOST_CHARTS
+    assert len(section.tables[0].rows) == len(cells)
+    assert section.figures[0].table.rows[0] == ("top-k 3", "decode", 100, 4.0, 3.9, 4.1, 5.0)
+    assert bench_section([cell()], None) is None
+
+
+def test_what_to_type_again() -> None:
+    section = reproduce_section([found(cell(), cell("b")), searched(cell())])
+    assert section.commands == ("sparsify eval",)
+    data, environment = section.tables
+    assert data.rows == (("mine", "dev", "8", "0", "abc"),)
+    assert environment.rows == (("torch", "2"), ("processor", "some"))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (
+            searched(cell(), recommended="a"),
+            ("PASS", "model with top-k a: saves 75.0 % of attention elements; the drop"),
+        ),
+        (
+            searched(cell(decision="FAIL", reason="the drop is large")),
+            ("NONE PASSED", "No setting of model is shown to stay within a drop of at most 2.0 points, of 1 that were"),
+        ),
+        (searched(cell(decision="")), ("NONE PASSED", "none of 1 could be tested")),
+        (
+            searched(cell(), cell("b", decision=""), ended=False),
+            ("NONE PASSED", "yet: 1 of 2 were tested and the sweep"),
+        ),
+        (found(cell(decision="FAIL", reason="the drop is large")), ("FAIL", "elements; the drop is large.")),
+        (found(cell(accuracy=None, speed=speed(1.0))), ("", "here was timed and not evaluated")),
+    ],
+)
+def test_the_sentence_on_top(found: Any, expected: tuple[str, str]) -> None:
+    decision, sentence = headline(found)
+    assert decision == expected[0]
+    assert expected[1] in sentence
+
+
+def test_the_largest_saving_of_those_that_passed() -> None:
+    cells = (cell("a", 0.5), cell("b", 0.9, decision="INCONCLUSIVE"), cell("c", 0.8), cell("d", None))
+    best = largest_saving(cells)
+    assert best is not None
+    assert best.name == "c"
+    assert largest_saving(tuple(replace(one, decision="FAIL") for one in cells)) is None
+
+
+def test_csv_keeps_digits_and_starts_no_formula() -> None:
+    table = Table("t", "A table", ("a", "b"), (("=1+1", 0.123456789), (None, -2.5), ("a, b\n", "@x")))
+    assert csv_bytes(table).decode() == "a,b\r\n'=1+1,0.123456789\r\n,-2.5\r\n\"a, b\n\",'@x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (12345.6, "12,346"),
+        (3.14159, "3.14"),
+        (0.00123, "0.00123"),
+        (-8.0, "-8.00"),
+        (1200, "1,200"),
+    ],
+)
+def test_numbers_in_tables(value: float | None, expected: str) -> None:
+    assert shown(value) == expected
+
+
+def test_file_names_are_different() -> None:
+    assert numbered(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
