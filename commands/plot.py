@@ -94,13 +94,14 @@ def plot_target(
     could not be drawn. UsageError for a layer or a head that is not there, SparsifyError if there is nothing to draw.
     """
     modules = planned_modules(target)
-    chosen = _chosen_modules(modules, options.layer)  # refuses before the model runs
+    # What may be refused comes first.
+    patterns = list(_patterns(target, _chosen_modules(modules, options.layer), read, options))
     drawings = list(_thresholds(target, modules))
     if not drawings:
         tell(NO_THRESHOLDS)
     kept = None if given or target.directory is None else newest_kept(target.recipe, target.directory)
     drawings += _kept(target, modules, kept or measured_kept(target, read), tell)
-    drawings += _patterns(target, chosen, read, options)
+    drawings += patterns
     if not drawings:
         raise SparsifyError(f"there is nothing to draw of {target.name}: none of its modules was called")
     return drawings
