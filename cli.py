@@ -9,7 +9,7 @@ import typer
 
 from .cli_comparisons import bench, evaluate, generate
 from .cli_recipes import calibrate, inspect, patch, push, validate
-from .cli_reports import report
+from .cli_reports import plot, report
 from .cli_searches import sweep
 from .terminal import exit_codes, results_console
 
@@ -33,6 +33,7 @@ for name, command, example in (
     ("sweep", sweep, "sparsify sweep demo-t5 --methods top-k,top-theta --keep 1.0,0.5,0.25,0.1,0.05 --max-drop 2"),
     ("bench", bench, "sparsify bench ./sparsified --lengths 512,2k,8k --new-tokens 64"),
     ("report", report, "sparsify report ./sparsified -o report.html"),
+    ("plot", plot, 'sparsify plot ./sparsified --prompt "What is the capital of France?"'),
     ("generate", generate, 'sparsify generate ./sparsified "What is the capital of France?"'),
     ("push", push, "sparsify push ./sparsified my-name/my-recipe --private"),
 ):

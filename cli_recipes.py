@@ -104,7 +104,7 @@ def inspect(
 @exit_codes
 @takes_opening
 def validate(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: ./sparsified).")] = None,
+    recipe: o.RecipeArgument = None,
     verify: Annotated[bool, typer.Option(help="Also prove it on the loaded model.", rich_help_panel=o.OUTPUT)] = True,
     opening: Opening = GATHERED,
 ) -> None:

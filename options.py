@@ -48,6 +48,7 @@ OtherKeep = Annotated[
 TargetArgument = Annotated[
     str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe or a model (default: ./sparsified).")
 ]
+RecipeArgument = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A recipe (default: ./sparsified).")]
 Targets = Annotated[
     list[str] | None,
     typer.Argument(metavar="RECIPE|MODEL", help="Recipes for one model, or a model (default: ./sparsified)."),

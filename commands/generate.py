@@ -29,7 +29,7 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
     if loaded.base.task not in ("causal-lm", "seq2seq-lm"):
         raise UsageError(f"{loaded.base.id} is no language model ({loaded.base.task}): it does not generate text")
     check_answer_fits(loaded.model, max_new_tokens)
-    inputs = _inputs(loaded.tokenizer, prompt, input_device(loaded.model))
+    inputs = prompt_inputs(loaded.tokenizer, prompt, input_device(loaded.model))
     length = inputs["input_ids"].shape[1]
     if not prompt_fits(loaded.model, length, max_new_tokens):
         limit = position_limit(loaded.model)
@@ -56,7 +56,8 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
     }
 
 
-def _inputs(tokenizer: Any, prompt: str, device: torch.device) -> dict[str, torch.Tensor]:
+def prompt_inputs(tokenizer: Any, prompt: str, device: torch.device) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [1, n] of a prompt; a chat model gets it as a user's turn."""
     if getattr(tokenizer, "chat_template", None):
         turn = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class ModuleMeter:
     rows that decoding steps see, and need: the union over the query heads of a KV head. key_bytes, value_bytes: of
     these steps, in the cache's dtype. key_bytes_read: every key is read, because its score decides whether it is kept;
     where keys are read rounded to 8 bits first, these bytes and those of keys read in full. cluster_*: see
-    ClusterCounts; activations: of a feed-forward layer. What a module's method does not have stays 0.
+    ClusterCounts; activations: of a feed-forward layer. head_visible, head_kept: long_visible and long_kept of each
+    query head. What a module's method does not have stays 0.
     """
 
     visible: int = 0
@@ -52,6 +54,8 @@ class ModuleMeter:
     cluster_distances: int = 0
     activations: int = 0
     activations_kept: int = 0
+    head_visible: list[int] = field(default_factory=list)
+    head_kept: list[int] = field(default_factory=list)
     long_shares: Tensor = field(default_factory=_steps)
     long_per_k: Tensor = field(default_factory=_steps)
     v_shares: Tensor = field(default_factory=_steps)
@@ -85,6 +89,8 @@ class ModuleMeter:
         self.long_visible += int(long_lengths.sum())
         self.long_kept += int(long_kept.sum())
         self.long_rows += long_lengths.numel()
+        self.head_visible = _added(self.head_visible, _by_head(lengths, long))
+        self.head_kept = _added(self.head_kept, _by_head(kept, long))
         self.fallback_rows += int((counts.fallback & seen).sum())
         self.rescued_rows += int((counts.rescued & seen).sum())
         self.long_shares += _histogram(long_kept, long_lengths)
@@ -115,7 +121,8 @@ class ModuleMeter:
     def merge(self, other: ModuleMeter) -> None:
         """Adds what another one counted."""
         for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
+            mine = getattr(self, name)
+            setattr(self, name, _added(mine, value) if isinstance(value, list) else mine + value)
 
     def to_dict(self) -> dict[str, Any]:
         """Every count that is not 0, ready for JSON; a histogram as {step: rows}."""
@@ -129,6 +136,14 @@ class ModuleMeter:
         for name, value in counts.items():
             setattr(made, name, _dense(value) if isinstance(value, dict) else value)
         return made
+
+    @property
+    def heads(self) -> list[float | None] | None:
+        """The kept share of each query head in long rows; None where there are none, or some were counted by a version
+        that did not tell heads apart."""
+        if not self.long_visible or sum(self.head_visible) != self.long_visible:
+            return None
+        return [_share(*counts) for counts in zip(self.head_kept, self.head_visible, strict=True)]
 
     def summary(self) -> dict[str, Any]:
         """Shares and percentiles; None where nothing was counted."""
@@ -202,10 +217,11 @@ class Meter:
         return self.modules.setdefault(name, ModuleMeter())
 
     def total(self) -> ModuleMeter:
-        """All modules together: sums, so that long rows weigh by their length."""
+        """All modules together: sums, so that long rows weigh by their length. Heads are not added up."""
         total = ModuleMeter()
         for module in self.modules.values():
             total.merge(module)
+        total.head_visible, total.head_kept = [], []
         return total
 
     def merge(self, other: Meter) -> None:
@@ -228,7 +244,7 @@ class Meter:
         """`{"total": ..., "modules": {name: ...}}`, ready for JSON."""
         return {
             "total": self.total().summary(),
-            "modules": {name: module.summary() for name, module in self.modules.items()},
+            "modules": {name: {**module.summary(), "heads": module.heads} for name, module in self.modules.items()},
         }
 
 
@@ -241,6 +257,16 @@ def _dense(steps: dict[str, int]) -> Tensor:
     for index, rows in steps.items():
         made[int(index)] = rows
     return made
+
+
+def _by_head(counts: Tensor, rows: Tensor) -> list[int]:
+    """Counts [B, H, q] of the rows that are marked, summed per head."""
+    found: list[int] = counts.masked_fill(~rows, 0).sum((0, 2)).tolist()
+    return found
+
+
+def _added(left: list[int], right: list[int]) -> list[int]:
+    return [sum(pair) for pair in zip_longest(left, right, fillvalue=0)]
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -12,7 +12,7 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = (
     *("", "patch", "inspect", "validate", "calibrate", "eval", "sweep", "bench", "generate", "push"),
-    *("report",),
+    *("report", "plot"),
     *("methods", "datasets", "env"),
 )
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "pyarrow", "safetensors", "altair", "vl_convert")

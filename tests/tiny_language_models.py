@@ -140,20 +140,25 @@ def tokenizer(
     return made
 
 
-def save(name: str, folder: Path, *, chat: bool = False, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
-    """Saves a random model of a family with its tokenizer; `changes` go into its configuration.
+def make(name: str, **changes: Any) -> Any:
+    """A random model of a family; `changes` go into its configuration.
 
     The weights are large enough that attention is far from uniform, so that small k changes answers.
     """
     model_class, config_class, options = _FAMILIES[name]
     config = getattr(transformers, config_class)(**{**options, **changes})
-    model = getattr(transformers, model_class)(config)
+    model = getattr(transformers, model_class)(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.16 if "t5" in name else 0.3))
-    model.to(dtype).save_pretrained(folder)
+    return model
+
+
+def save(name: str, folder: Path, *, chat: bool = False, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """Saves the model that `make` makes with its tokenizer."""
+    make(name, **changes).to(dtype).save_pretrained(folder)
     pairs = name.endswith("-qa") or name == "bert-classes"
     made = tokenizer(
         chat=chat, ends=name in ("t5", "bart"), pairs=pairs, token_types=name in ("bert-qa", "bert-classes")

@@ -36,7 +36,7 @@ def test_counts_equal_a_loop_over_the_mask(layout: str) -> None:
     _, kept = brute_force(call, highest(K))
     visible = visible_keys(call.visibility, 2, 4, 6, 6)
     counted = call.visibility.counted
-    expected = ModuleMeter()
+    expected = ModuleMeter(head_visible=[0] * 4, head_kept=[0] * 4)
     for b in range(2):
         for h in range(4):
             for i in range(6):
@@ -51,6 +51,8 @@ def test_counts_equal_a_loop_over_the_mask(layout: str) -> None:
                     expected.long_budget += K
                     expected.long_visible += length
                     expected.long_kept += keeps
+                    expected.head_visible[h] += length
+                    expected.head_kept[h] += keeps
                     expected.long_shares[math.ceil(keeps / length * STEPS - 1e-9)] += 1
                     expected.long_per_k[math.ceil(keeps / K / K_LIMIT * STEPS - 1e-9)] += 1
     meter = measured(layout)
