@@ -69,7 +69,7 @@ def _kept_figure(name: str, group: str, layers: Sequence[tuple[int, Kept]]) -> F
         chart = _bars(rows, header)
     least, most = (choose(row[-1] for row in rows) for choose in (min, max))
     share = f"{least:.1f} %" if most - least < 0.05 else f"between {least:.1f} % and {most:.1f} %"
-    says = f"{'Layers keep' if len(layers) > 1 else 'It keeps'} {share}."
+    says = f"{'Heads' if 'head' in header else 'Layers'} keep {share}."
     titled = chart.properties(title=title, description=f"{title}: {says}")
     return Figure(name, title, says, titled, Table(name, title, header, tuple(rows)))
 
