@@ -54,7 +54,7 @@ def push_to_hub(
         api = huggingface_hub.HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
         _write_card(place, recipe, repo_id, has_model=has_model)  # a Hub that cannot be reached changes nothing here
-        _settle(place, recipe)
+        settle_recipe(place, recipe)
         with locked(place, shared=True):  # nobody writes a new recipe meanwhile
             done = api.upload_folder(
                 repo_id=repo_id,
@@ -67,7 +67,7 @@ def push_to_hub(
     return str(done)
 
 
-def _settle(place: Path, recipe: Recipe) -> None:
+def settle_recipe(place: Path, recipe: Recipe) -> None:
     """Puts files into their places that a killed writer left waiting."""
     if recipe.thresholds:
         settle(place, THRESHOLDS_FILE, sha256(thresholds_bytes(recipe.thresholds)))

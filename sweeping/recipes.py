@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..calibration.check import measure_kept
+from ..calibration.checkpoint import PREFIX as CHECKPOINTS
 from ..calibration.histogram_file import save_calibrated
 from ..calibration.options import CalibrationOptions
 from ..calibration.run import fit_plan
 from ..commands.calibrate import Calibrated, CalibrateOptions, calibrate_target
 from ..commands.patch import Planned, plan_recipe, save
+from ..commands.push import settle_recipe
 from ..commands.refit import Source, measured_on, read_source
 from ..commands.target import Target
 from ..errors import SparsifyError
@@ -55,7 +57,8 @@ def read_cell(directory: Path, planned: Planned) -> Recipe | None:
         return None
     try:
         found = load_recipe(directory)
-    except SparsifyError:
+        _tidy(directory, found)
+    except (SparsifyError, OSError):
         return None
     return found if found.plan == planned.recipe.plan else None
 
@@ -84,11 +87,14 @@ class Calibrator:
     _source: Source | None = field(default=None, init=False)
     _made: Calibrated | None = field(default=None, init=False)
 
-    def calibrate(self) -> None:
-        """Calibrates, or takes what an earlier run left. SparsifyError if that cannot be done."""
+    def calibrate(self, advance: Callable[[int], None]) -> None:
+        """Calibrates, or takes what an earlier run left. advance: called with the number of samples done. SparsifyError
+        if that cannot be done."""
         self._source = self._earlier()
-        if self._source is None:
-            self._made = self._calibrated(self.at, self.directory)
+        if self._source is not None:
+            advance(min(self.options.samples, len(self.items)) // self.processes.count)
+        else:
+            self._made = self._calibrated(self.at, self.directory, advance)
             record = self._made.recipe.calibration
             if record is not None:
                 self._source = Source(self.directory, self._made.recipe, record, self._made.histograms)
@@ -111,7 +117,7 @@ class Calibrator:
         if kept is None or abs(kept - 1) <= OFF or planned.plan == self._source.recipe.plan:
             return Fitted(recipe, kept)
         self.tell(f"{describe_kept(_budgets(planned.plan))} keeps {kept:.2f} x k: calibrating there too")
-        made = self._calibrated(planned, directory)
+        made = self._calibrated(planned, directory, None)
         return Fitted(made.recipe, self._kept(made.recipe), recalibrated=True, made=made)
 
     def _earlier(self) -> Source | None:
@@ -119,14 +125,20 @@ class Calibrator:
             return None
         try:
             found = read_source(self.directory)
-        except SparsifyError:
+            _tidy(self.directory, found.recipe)
+        except (SparsifyError, OSError):
             return None
         return found if found.recipe.plan == self.at.plan else None
 
-    def _calibrated(self, recipe: Recipe, directory: Path) -> Calibrated:
-        target = Target(self.loaded, recipe, None)
+    def _calibrated(self, recipe: Recipe, directory: Path, advance: Callable[[int], None] | None) -> Calibrated:
         return calibrate_target(
-            target, self.items, self.options, directory=directory, processes=self.processes, tell=self.tell
+            Target(self.loaded, recipe, None),
+            self.items,
+            self.options,
+            directory=directory,
+            processes=self.processes,
+            advance=advance,
+            tell=self.tell,
         )
 
     def _kept(self, recipe: Recipe) -> float | None:
@@ -156,6 +168,13 @@ def at_budget(source: Source, recipe: Recipe) -> Recipe:
         histograms_sha256="",  # they stay where they are
     )
     return replace(recipe, thresholds=thresholds, calibration=record, before_calibration=recipe.plan)
+
+
+def _tidy(directory: Path, recipe: Recipe) -> None:
+    """Finishes what a writer left that was stopped when its recipe counted already."""
+    settle_recipe(directory, recipe)
+    for checkpoint in directory.glob(f"{CHECKPOINTS}*"):
+        checkpoint.unlink(missing_ok=True)
 
 
 def _write_calibrated(made: Calibrated, directory: Path) -> Recipe:

@@ -88,7 +88,7 @@ class Sweep:
         calibrator = self._calibrator() if waiting else None
         if calibrator is not None:
             try:
-                calibrator.calibrate()
+                calibrator.calibrate(advance)
             except FAILURES as error:
                 for cell in waiting:
                     doc.fail(self.entry(cell.name), f"calibration failed: {one_sentence(error)}")
@@ -97,7 +97,7 @@ class Sweep:
         for cell in self.cells:
             if cell.name not in self.ready and self.entry(cell.name)["status"] == doc.WAITING:
                 self._prepare(cell, calibrator)
-            if cell.setting.needs_thresholds:
+            if cell.setting.needs_thresholds and (calibrator is None or cell is not middle(self.cells)):
                 advance(self.samples // self.processes.count)
 
     def evaluate(self, advance: Advance) -> bool:
