@@ -107,7 +107,11 @@ def _downloaded(argument: str) -> Path | None:
             raise ValueError(f"its {large[0]} is larger than {MOST_HISTOGRAMS >> 20} MiB, so it is none of a recipe")
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        raise _failed(argument, error) from error
+        # A Hub that does not even list the repository: what was downloaded before has to do.
+        cached = _cached(argument) if isinstance(error, errors.DryRunError) else None
+        if cached is None:
+            raise _failed(argument, error) from error
+        return cached
 
 
 def _parts(argument: str) -> tuple[str, str | None]:

@@ -57,14 +57,14 @@ class Repository:
 class FakeHub:
     """The state of the server, and what it was asked. url: for HF_ENDPOINT.
 
-    cuts: file -> how many more downloads of it break off half-way, without a byte if they ask for the rest of it.
+    broken: the files whose downloads break off half-way, and without a byte if they ask for the rest.
     refusals: the start of a request such as "POST /api/repos/create" -> the status and message that it gets.
     """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: Files = field(default_factory=dict)
-    cuts: dict[str, int] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -261,12 +261,10 @@ class Handler(BaseHTTPRequestHandler):
         first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         if first:
             headers = {**headers, "Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"}
-        if self.hub.cuts.get(file, 0) == 0:
-            self._send(content[first:], headers, 206 if first else 200)
-            return
-        self.hub.cuts[file] -= 1
-        length = {"Content-Length": str(len(content) - first)}
-        self._send(b"" if first else content[: len(content) // 2], {**headers, **length}, 206 if first else 200)
+        sent = content[first:]
+        if file in self.hub.broken:
+            headers, sent = {**headers, "Content-Length": str(len(sent))}, sent[: 0 if first else len(sent) // 2]
+        self._send(sent, headers, 206 if first else 200)
 
 
 @contextmanager

@@ -100,19 +100,15 @@ def test_large_files_are_refused_before_the_first_byte(
 
 @pytest.mark.parametrize("file", [*OWN, "model.safetensors"])
 def test_a_connection_that_breaks_in_the_middle_of_a_file(
-    file: str, hub: FakeHub, there: Repository, sparsify: Sparsify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, hub: FakeHub, there: Repository, sparsify: Sparsify
 ) -> None:
-    hub.cuts[file] = 100
+    hub.broken.add(file)
     what = "the model" if file == "model.safetensors" else "the recipe"
     done = sparsify("eval", "me/complete", *EVAL)
     refused(done, 1, f"{what} me/complete cannot be")
     assert "the connection to the Hub broke" in done.err
-    hub.cuts.clear()
+    hub.broken.clear()
     assert method("me/complete") == {"top-theta"}
-    hub.cuts[file] = 1
-    fake_hub.use(hub, tmp_path / "again", monkeypatch)
-    assert method("me/complete") == {"top-theta"}
-    assert hub.cuts[file] == 0
 
 
 def test_what_is_not_there_or_not_for_us(
@@ -167,6 +163,12 @@ def test_a_hub_that_is_down(
 ) -> None:
     hub.refusals[request_] = status, "down"
     refused(sparsify("eval", "me/complete", *EVAL), 1, f"me/complete cannot be downloaded: {fix}")
+
+
+def test_what_was_downloaded_is_found_when_the_hub_is_down(hub: FakeHub, there: Repository) -> None:
+    assert method("me/complete") == {"top-theta"}
+    hub.refusals |= {"HEAD /me": (503, "down"), "GET /me": (503, "down"), "GET /api": (503, "down")}
+    assert method("me/complete") == {"top-theta"}
 
 
 def test_a_model_that_was_downloaded_is_opened_whatever_the_hub_says(
