@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .calibration.options import CalibrationOptions
 from .calibration.run import calibrate_plan
 from .commands.evaluate import chosen_recipe, describe, make_options, make_task, warn_of_seen
-from .commands.recipe_source import find_recipe
+from .commands.recipe_source import find_recipe, no_recipe
 from .commands.target import DEFAULT_METHOD, open_target
 from .errors import UsageError
 from .evaluation.run import Contender
@@ -65,7 +65,7 @@ def load(recipe: str | Path, *, model: str | None = None, options: LoadOptions |
     that cannot be loaded.
     """
     if find_recipe(recipe) is None:
-        raise UsageError(f"{recipe} holds no recipe: make one with `sparsify patch MODEL`")
+        raise no_recipe(recipe)
     target = open_target(str(recipe), options or LoadOptions(), model=model)
     apply_plan(target.loaded.model, target.recipe.plan, target.recipe.thresholds)
     return target.loaded

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..calibration.histogram_file import HISTOGRAMS_FILE
 from ..errors import SparsifyError, UsageError
 from ..files import locked, settle, sha256, write_file
+from ..hub import refusal
 from ..patcher.binding.base_model import holds_model
 from ..patcher.recipe import THRESHOLDS_FILE, Recipe, load_recipe
 from ..patcher.tensor_file import reason
@@ -45,6 +46,8 @@ def push_to_hub(
     _check(recipe, place, has_model=has_model)
     import huggingface_hub
 
+    if "/" not in repo_id:
+        raise UsageError(f"{shown(repo_id)} is no name of a repository: write USER/NAME")
     try:
         huggingface_hub.utils.validate_repo_id(repo_id)
     except ValueError as error:
@@ -62,8 +65,11 @@ def push_to_hub(
                 allow_patterns=wanted,
                 commit_message=commit_message or "Upload a sparsify recipe",
             )
-    except (OSError, ValueError) as error:
-        raise SparsifyError(f"{place} cannot be pushed to {repo_id}: {reason(error)}") from error
+    except SparsifyError:
+        raise
+    except Exception as error:  # of the HTTP library and of threads that upload, too
+        why = refusal(error) or reason(error)
+        raise SparsifyError(f"{place} cannot be pushed to {repo_id}: {why}") from error
     return str(done)
 
 

@@ -26,7 +26,7 @@ from ..patcher.methods.budget import Budget, describe_kept
 from ..patcher.recipe import CalibrationRecord, Plan, Recipe, load_recipe
 from ..patcher.weights import weights_fingerprint
 from .patch import Planned, check_exclusive, warn_of_lost_mass
-from .recipe_source import RecipeSource, find_recipe
+from .recipe_source import need_recipe
 from .target import Target
 from .validate import check_target
 
@@ -96,7 +96,7 @@ def read_source(directory: Path, model: str | None = None) -> Source:
     model: where that is now, if a person says so. DataError, with the fix, if there is no calibration that can be used;
     SparsifyError if the model is gone.
     """
-    found = find_recipe(directory) or RecipeSource(directory)
+    found = need_recipe(directory)
     directory, recipe = found.directory, load_recipe(found.directory)
     if model is None:
         try:

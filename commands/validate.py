@@ -10,20 +10,19 @@ from ..patcher.binding.patchable import check_module, check_name, patchable_modu
 from ..patcher.methods import TopTheta
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe, load_recipe
-from .recipe_source import find_recipe
+from .recipe_source import need_recipe
 from .target import Target, require_default_recipe
 
 
 def read_recipe(argument: str | None) -> str:
     """The name of the recipe, read once, so that what is wrong with its files is said before a model is loaded.
 
-    None is ./sparsified. Raises what load_recipe raises, UsageError if there is no ./sparsified.
+    None is ./sparsified. Raises what load_recipe and need_recipe raise, UsageError if there is no ./sparsified.
     """
     if argument is None:
         require_default_recipe()
     name = DEFAULT_RECIPE if argument is None else argument
-    found = find_recipe(name)
-    load_recipe(name if found is None else found.directory)
+    load_recipe(need_recipe(name).directory)
     return name
 
 

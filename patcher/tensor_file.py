@@ -46,6 +46,6 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in one short line that a terminal can show; libraries quote what they found."""
-    lines = str(error).splitlines()
+    lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return shortened(UNPRINTABLE.sub("?", f"{text} is missing" if isinstance(error, KeyError) else text))

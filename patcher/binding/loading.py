@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from ...errors import NotPatchableError, SparsifyError, UsageError
-from ...hub import hub_answers
+from ...hub import NOT_THERE, hub_answers, refusal
 from ..random_inputs import takes_text
 from ..recipe import BaseModel
 from .base_model import config_hash
@@ -208,6 +208,11 @@ def _why(name: str, error: Exception) -> str:
         return f"the model in {name} cannot be loaded: {first}"
     if isinstance(error, OSError) and (folder.is_absolute() or name.startswith((".", "~"))):
         return f"there is no folder {name}"
+    refused = refusal(error)
+    if refused == NOT_THERE:
+        return f"unknown model {name!r}: there is no such folder (a recipe or a model), and on the Hub {refused}"
+    if refused:
+        return f"the model {name} cannot be loaded: {refused}"
     if isinstance(error, OSError):
         return (
             f"unknown model {name!r}: there is no such folder (a recipe or a model), and the Hub cannot be reached or "

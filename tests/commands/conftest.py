@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_hub
 import pytest
 import tiny_language_models
 from command_line import Sparsify, runner
@@ -46,6 +47,14 @@ def quiet_libraries() -> Iterator[None]:
         yield
     transformers_logging.set_verbosity(verbosity)
     logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.FakeHub]:
+    """The Hub as a server on this machine, for a person who is logged in; nothing was downloaded yet."""
+    with fake_hub.running() as made:
+        fake_hub.use(made, tmp_path / "home", monkeypatch)
+        yield made
 
 
 @pytest.fixture
