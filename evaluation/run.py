@@ -15,6 +15,7 @@ from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
 from ..patcher.methods import Method
+from ..patcher.outputs import finite_outputs
 from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .dense_cache import DenseCache, cache_name
@@ -115,7 +116,7 @@ class _Run:
     def __init__(
         self, loaded: LoadedModel, task: Task, contenders: list[Contender], cache: DenseCache | None, rank: int
     ) -> None:
-        self.task, self.contenders, self.rank = task, contenders, rank
+        self.model, self.task, self.contenders, self.rank = loaded.model, task, contenders, rank
         # What only `observe` finds out is too large to keep.
         self.cache = cache if task.counted_when == "predict" else None
         self.patches = [prepare_patch(loaded.model, contender.plan, contender.thresholds) for contender in contenders]
@@ -138,11 +139,12 @@ class _Run:
             return
         hashes = [input_hash(self.task.input_ids(item) or []) for item in batch]
         seconds = {"dense": 0.0, "patched": 0.0}
-        dense, cached = self._dense(batch, seconds)
-        observed = self._timed(lambda: self.task.observe(batch, dense), seconds, "dense", "observe")
+        with finite_outputs(self.model):
+            dense, cached = self._dense(batch, seconds)
+            observed = self._timed(lambda: self.task.observe(batch, dense), seconds, "dense", "observe")
         for contender, patch in pending:
             meter, spent = Meter(), dict(seconds)
-            with patch.resumed():
+            with patch.resumed(), finite_outputs(self.model, patched=True):
                 with self._counting(patch, meter, "predict"):
                     answers = self._timed(lambda: self.task.predict(batch, meter), spent, "patched", "predict")  # noqa: B023
                 with self._counting(patch, meter, "observe"):

@@ -21,6 +21,7 @@ from .binding.growing_cache import cache_argument, cache_in
 from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
 from .methods import Method, TopK, TopTheta
+from .outputs import features, finite_outputs
 from .random_inputs import other_inputs, takes_text
 from .thresholds import ModuleThresholds
 
@@ -61,7 +62,8 @@ class ProofFailedError(NotPatchableError):
 def prove(model: Any, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None, task: str) -> list[Check]:
     """Runs every check that applies to the task; the model must not be patched and is left as it was.
 
-    Raises ProofFailedError that names the module to blame, NotPatchableError for a model whose inputs are not known.
+    Raises ProofFailedError that names the module to blame, NotPatchableError for a model whose inputs are not known,
+    SparsifyError for one that is not finite itself.
     """
     checks: list[Check] = []
     with torch.inference_mode():
@@ -125,7 +127,7 @@ class _Prover:
             inputs["decoder_input_ids"] = self.targets[: len(tokens)] if targets is None else targets
         elif mask is not None and self.causal and "position_ids" in self.arguments:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        return _features(self.model(**inputs, **kwargs))
+        return features(self.model(**inputs, **kwargs))
 
     def source(self, tokens: Tensor) -> dict[str, Any]:
         """What the model reads: tokens, or an image or sound beside them or in their place."""
@@ -133,7 +135,9 @@ class _Prover:
 
     def checks(self) -> Iterator[Check]:
         """One after the other, because what follows a failed check means nothing."""
-        settings, before = _settings(self.model), self.run(self.tokens[:1])
+        settings = _settings(self.model)
+        with finite_outputs(self.model):
+            before = self.run(self.tokens[:1])
         yield self.called()
         restored = _settings(self.model) == settings and torch.equal(self.run(self.tokens[:1]), before)
         yield Check("unpatching restores the dense model to the bit", restored)
@@ -222,7 +226,7 @@ class _Prover:
                 token = ids[:, position : position + 1]
                 carried = {cache_argument(self.model): cache_in(step)}
                 step = self.model(**{key: token}, use_cache=True, **carried, **fixed)
-                outputs.append(_features(step))
+                outputs.append(features(step))
         return _typical_difference(torch.cat(outputs, 1), full[:, -DECODED:])
 
 
@@ -252,14 +256,6 @@ def _settings(model: Any) -> list[tuple[Any, bool, int]]:
         )
         for module in model.modules()
     ]
-
-
-def _features(output: Any) -> Tensor:
-    for name in ("logits", "start_logits", "logits_per_image", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if value is not None:
-            return value.unsqueeze(-1) if value.ndim == 2 else value
-    raise NotPatchableError("the model returns neither logits nor hidden states: use --no-verify")
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
