@@ -26,7 +26,7 @@ def features(output: Any) -> Tensor:
 
 def _features(output: Any) -> Tensor | None:
     values = (getattr(output, name, None) for name in FIELDS)
-    value = next((value for value in values if value is not None), None)
+    value = next((value for value in values if isinstance(value, Tensor)), None)
     return value.unsqueeze(-1) if value is not None and value.ndim == 2 else value
 
 
