@@ -12,6 +12,7 @@ from torch import Tensor
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.meter import Meter
 from ..patcher.methods import TopKFeedForward
+from ..patcher.outputs import finite_outputs
 from ..patcher.recipe import Plan, Recipe
 from .arms import DENSE, EAGER, PATCHED, Arms
 from .break_even import break_even, sentence
@@ -54,7 +55,7 @@ def measure(
     advance: Callable[[int], None],
 ) -> LengthResult:
     """Times all contenders on tokens [B, n]. planned: the patched modules. advance is called with 1 for every pass of
-    `repeats` rounds."""
+    `repeats` rounds. SparsifyError for a model that says NaN."""
     work = workload(loaded.model, loaded.base.task, tokens, new_tokens)
     names, left_out = list(arms.names), {}
     needed, free = eager_bytes(loaded.model, *tokens.shape), free_bytes(work.tokens.device)
@@ -63,6 +64,8 @@ def measure(
         left_out[EAGER] = f"its scores take about {needed / 2**30:.0f} GiB, and {free / 2**30:.0f} GiB are free"
         advance(repeats)
     load = os.getloadavg()[0]
+    with finite_outputs(arms.model):
+        work.warm_up()
     arms.clear_calls()
     seconds = _rounds(work, arms, names, repeats, advance)
     calls = dict(arms.calls())

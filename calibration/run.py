@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, SparsifyError, UsageError
 from ..patcher.binding.modules import attention_modules, unwrapped
-from ..patcher.binding.patching import apply_plan
+from ..patcher.binding.patching import Patch, apply_plan
 from ..patcher.methods import Method, TopK, TopTheta, exact_top_k
 from ..patcher.methods.budget import Budget, budget_of
 from ..patcher.methods.top_theta import denominator_for
+from ..patcher.outputs import require_finite
 from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .estimators import fit
@@ -168,9 +169,20 @@ def _observe(
             for module in modules:
                 module.observer = seen[module.name]
             for one in inputs:
-                model(**one, use_cache=False)
+                _run(model, patch, one)
             observed.add(Observed(seen, [name]))
         patch.log_paths()
+
+
+def _run(model: nn.Module, patch: Patch, inputs: Inputs) -> None:
+    """Raises what require_finite raises; whether the dense model is to blame is looked at only then."""
+    output = model(**inputs, use_cache=False)
+    try:
+        require_finite(unwrapped(model), output, inputs, patched=True)
+    except SparsifyError:
+        with patch.paused():
+            require_finite(unwrapped(model), model(**inputs, use_cache=False), inputs)
+        raise
 
 
 def _while_observed(method: Method, options: CalibrationOptions) -> Method:

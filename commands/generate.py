@@ -12,6 +12,7 @@ from ..evaluation.inputs import check_answer_fits, position_limit, prompt_fits
 from ..patcher.binding.modules import input_device, interception_of
 from ..patcher.binding.patching import apply_plan, remove_patch
 from ..patcher.meter import Meter
+from ..patcher.outputs import finite_outputs
 from .target import Target
 
 
@@ -20,7 +21,7 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
     see interception_of}.
 
     A chat model gets the prompt as a user's turn. UsageError for an empty prompt, a token limit below 1 or a model that
-    does not generate.
+    does not generate; SparsifyError for one that says NaN.
     """
     if not prompt.strip():
         raise UsageError("the prompt is empty")
@@ -38,11 +39,11 @@ def generate_both(target: Target, prompt: str, max_new_tokens: int) -> dict[str,
     patch = apply_plan(loaded.model, recipe.plan, recipe.thresholds)
     try:
         with torch.inference_mode():
-            with patch.metered(meter):
-                patched = generate_greedy(loaded.model, inputs, max_new_tokens, pad, meter)
-            with patch.paused():
+            with patch.paused(), finite_outputs(loaded.model):
                 dense = generate_greedy(loaded.model, inputs, max_new_tokens, pad)
                 expected = answer_log_probs(loaded.model, inputs, dense)
+            with patch.metered(meter), finite_outputs(loaded.model, patched=True):
+                patched = generate_greedy(loaded.model, inputs, max_new_tokens, pad, meter)
             kl = kl_divergence(expected, answer_log_probs(loaded.model, inputs, dense))
         patch.log_paths()
     finally:

@@ -14,12 +14,13 @@ from ..environment import package_versions
 from ..errors import DataError, UsageError
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import unreachable_attention
+from ..patcher.checks import Check
 from ..patcher.methods import ATTENTION_METHODS, AttentionMethod, Method, TopKFeedForward
 from ..patcher.methods.budget import Budget
 from ..patcher.overrides import Override, parse_override
 from ..patcher.plan import check_selection, plan_model
 from ..patcher.preset import DEEP, dense_by_default, ranges
-from ..patcher.proof import Check, prove
+from ..patcher.proof import prove
 from ..patcher.recipe import Recipe, check_writable, is_recipe, load_recipe, save_recipe
 from .own_model import hide_model, place_model, staged_model
 from .target import DEFAULT_COMPENSATION, DEFAULT_K

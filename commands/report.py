@@ -19,10 +19,10 @@ from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, interception_of
 from ..patcher.binding.patchable import PatchableModule
 from ..patcher.binding.tasks import WITHOUT_TEXT
+from ..patcher.checks import Check
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..patcher.preset import ranges
-from ..patcher.proof import Check
 from ..patcher.recipe import DEFAULT_RECIPE, Recipe
 from ..tables import facts, grid, percent, titled
 from .calibrate import Calibrated
@@ -110,10 +110,17 @@ def _plan_table(recipe: Recipe, loaded: LoadedModel) -> RenderableType:
 
 
 def _check_rows(checks: list[Check]) -> list[list[str]]:
-    return [
-        ["ok" if check.passed else "FAILED", check.name, "" if check.error is None else f"{check.error:.1e}"]
-        for check in checks
-    ]
+    return [[_state(check), _said(check), "" if check.error is None else f"{check.error:.1e}"] for check in checks]
+
+
+def _state(check: Check) -> str:
+    if check.skipped is not None:
+        return "-"
+    return "ok" if check.passed else "FAILED"
+
+
+def _said(check: Check) -> str:
+    return check.name if check.skipped is None else f"{check.name}: not checked, {check.skipped}"
 
 
 def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableType:

@@ -23,6 +23,7 @@ from ..hub import hub_answers
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
+from ..patcher.outputs import finite_outputs
 from .harness_tasks import MISSING, Asked, load_tasks, named_tasks
 from .journal import Journal
 from .run import Contender, Evaluation
@@ -99,7 +100,8 @@ class Harness:
         return found
 
     def _evaluate(self, lm: Any, asked: Asked, task: HarnessTask, patches: Sequence[Patch]) -> list[Evaluation]:
-        dense = self._run(lm, asked, None)
+        with finite_outputs(lm.model):
+            dense = self._run(lm, asked, None)
         dense_seconds = lm.seconds
         task.settle([dense])
         if lm.cut:
@@ -113,7 +115,7 @@ class Harness:
         arms, journals = [], []
         for patch in patches:
             meter = Meter()
-            with patch.resumed(), patch.metered(meter):
+            with patch.resumed(), patch.metered(meter), finite_outputs(lm.model, patched=True):
                 arms.append(self._run(lm, asked, meter))
             journals.append((meter, {"dense": dense_seconds, "patched": lm.seconds}))
         task.settle([dense, *arms])

@@ -15,6 +15,7 @@ from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
 from ..patcher.methods import Method
+from ..patcher.outputs import finite_outputs
 from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .dense_cache import DenseCache, cache_name
@@ -129,7 +130,7 @@ class _Run:
         rank: int,
         lost: Lost | None,
     ) -> None:
-        self.task, self.contenders, self.rank, self.lost = task, contenders, rank, lost
+        self.model, self.task, self.contenders, self.rank, self.lost = loaded.model, task, contenders, rank, lost
         # What only `observe` finds out is too large to keep.
         self.cache = cache if task.counted_when == "predict" else None
         self.patches = [prepare_patch(loaded.model, contender.plan, contender.thresholds) for contender in contenders]
@@ -152,8 +153,9 @@ class _Run:
         if not pending:
             return
         seconds = {"dense": 0.0, "patched": 0.0}
-        dense, cached = self._dense(batch, seconds)
-        observed = self._timed(lambda: self.task.observe(batch, dense), seconds, "dense", "observe")
+        with finite_outputs(self.model):
+            dense, cached = self._dense(batch, seconds)
+            observed = self._timed(lambda: self.task.observe(batch, dense), seconds, "dense", "observe")
         for place in pending:
             meter, spent = Meter(), dict(seconds)
             try:
@@ -178,7 +180,7 @@ class _Run:
         seconds: dict[str, float],
     ) -> tuple[list[Answer], list[dict[str, Any]]]:
         """The answers of one contender and how far it is from dense."""
-        with patch.resumed():
+        with patch.resumed(), finite_outputs(self.model, patched=True):
             with self._counting(patch, meter, "predict"):
                 answers = self._timed(lambda: self.task.predict(batch, meter), seconds, "patched", "predict")
             with self._counting(patch, meter, "observe"):

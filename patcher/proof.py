@@ -9,19 +9,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import NotPatchableError
+from ..errors import NotPatchableError, SparsifyError
 from .binding.attention import PATCH_ATTRIBUTE
 from .binding.growing_cache import cache_argument, cache_in
 from .binding.modules import input_device
 from .binding.patching import Patch, apply_plan, remove_patch
+from .checks import Check, ProofFailedError
+from .differences import TOLERANCE, difference, typical_difference
 from .methods import Method, TopK, TopTheta
-from .random_inputs import other_inputs, takes_text
+from .outputs import features, finite_outputs
+from .random_inputs import other_inputs, random_tokens, takes_text
 from .thresholds import ModuleThresholds
 
 LENGTH = 48
@@ -29,39 +32,16 @@ SHORTER = 37
 DECODED = 6
 SMALL_K = 8
 
-# Largest difference relative to the largest output. Rounding accumulates over layers; a lost mask comes near 1.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
+PADDING = "padding and batching do not matter"
 
 Plan = Mapping[str, Method]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was shown, or not. error: the measured relative difference, None where there is no number."""
-
-    name: str
-    passed: bool
-    error: float | None = None
-    modules: tuple[str, ...] = ()
-
-
-class ProofFailedError(NotPatchableError):
-    """A check failed; `checks` holds those that were run, the failed one last."""
-
-    def __init__(self, checks: list[Check]) -> None:
-        failed = checks[-1]
-        by = f" (off by {failed.error:.2g} of the largest output)" if failed.error is not None else ""
-        where = ", ".join(failed.modules) or "all planned modules together"
-        super().__init__(
-            f"the patch is not sound on this model: {failed.name}: failed for {where}{by}; nothing was written"
-        )
-        self.checks = checks
 
 
 def prove(model: Any, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None, task: str) -> list[Check]:
     """Runs every check that applies to the task; the model must not be patched and is left as it was.
 
-    Raises ProofFailedError that names the module to blame, NotPatchableError for a model whose inputs are not known.
+    Raises ProofFailedError that names the module to blame, NotPatchableError for a model whose inputs are not known,
+    SparsifyError for one that is not finite itself.
     """
     checks: list[Check] = []
     with torch.inference_mode():
@@ -75,8 +55,9 @@ def prove(model: Any, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | N
 class _Prover:
     def __init__(self, model: Any, plan: Plan, thresholds: dict[str, ModuleThresholds], task: str) -> None:
         self.model, self.plan, self.thresholds = model, plan, thresholds
-        self.encoder_decoder = task in ("seq2seq-lm", "speech-seq2seq")
-        self.causal = task == "causal-lm"
+        writes = task in ("seq2seq-lm", "speech-seq2seq")
+        self.encoder_decoder = writes and model.config.is_encoder_decoder
+        self.causal = task == "causal-lm" or (writes and not self.encoder_decoder)
         self.classifies = task == "text-classification"
         self.arguments = inspect.signature(model.forward).parameters
         if takes_text(model) and "input_ids" not in self.arguments:
@@ -90,23 +71,15 @@ class _Prover:
         limit = getattr(model.config, "max_position_embeddings", None)
         self.length = min(LENGTH, limit) if limit is not None and limit > 0 else LENGTH  # -1: as many as one likes
         self.shorter = min(SHORTER, self.length - 2)
-        self.tokens = self._random_tokens(2, self.length)
-        self.targets = self._random_tokens(2, self.length // 2)
-
-    def _random_tokens(self, batch: int, length: int) -> Tensor:
-        """int64 [batch, length] without special tokens; from a generator of its own. Zeros without a vocabulary."""
-        config = self.model.config.get_text_config()
-        special: set[int | None] = set()
-        for name in ("pad", "bos", "eos", "decoder_start"):
-            token = getattr(config, f"{name}_token_id", None)
-            special |= set(token) if isinstance(token, list | tuple) else {token}
-        words = getattr(config, "vocab_size", None) or 1
-        ordinary = torch.tensor([token for token in range(words) if token not in special] or [0])
-        generator = torch.Generator().manual_seed(length)
-        return ordinary[torch.randint(len(ordinary), (batch, length), generator=generator)].to(input_device(self.model))
+        self.tokens = random_tokens(model, 2, self.length)
+        self.targets = random_tokens(model, 2, self.length // 2)
 
     @contextmanager
     def patched(self, plan: Plan) -> Any:
+        """The model is patched inside the block; dense where the plan is empty."""
+        if not plan:
+            yield None
+            return
         tables = {name: table for name, table in self.thresholds.items() if name in plan}
         patch: Patch = apply_plan(self.model, plan, tables)
         for module in patch.attention_patches:
@@ -125,7 +98,7 @@ class _Prover:
             inputs["decoder_input_ids"] = self.targets[: len(tokens)] if targets is None else targets
         elif mask is not None and self.causal and "position_ids" in self.arguments:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        return _features(self.model(**inputs, **kwargs))
+        return features(self.model(**inputs, **kwargs))
 
     def source(self, tokens: Tensor) -> dict[str, Any]:
         """What the model reads: tokens, or an image or sound beside them or in their place."""
@@ -133,20 +106,43 @@ class _Prover:
 
     def checks(self) -> Iterator[Check]:
         """One after the other, because what follows a failed check means nothing."""
-        settings, before = _settings(self.model), self.run(self.tokens[:1])
+        before = self.dense()
+        settings = _settings(self.model)
         yield self.called()
         restored = _settings(self.model) == settings and torch.equal(self.run(self.tokens[:1]), before)
         yield Check("unpatching restores the dense model to the bit", restored)
         yield self.blame("keeping all equals the dense model", self.dense_error)
         if not self.others:
-            yield self.blame("padding and batching do not matter", self.padding_error)
-        if self.causal or self.encoder_decoder:
-            yield self.blame("the future does not matter", self.future_error)
-        if (self.causal or self.encoder_decoder) and self.has_cache():
+            yield self.blame_unless_dense(PADDING, self.padding_error, "the dense model itself heeds padding")
+        elif self.takes_padded_sound:
+            yield self.blame_unless_dense(PADDING, self.sound_padding_error, "the dense model itself heeds padding")
+        if not (self.causal or self.encoder_decoder):
+            return
+        future = self.blame_unless_dense(
+            "the future does not matter",
+            self.future_error,
+            "the dense model itself sees later tokens, and a KV cache is nothing for it",
+        )
+        yield future
+        if future.skipped is None and self.has_cache():
             yield self.blame("cached decoding equals the full forward pass", self.cache_error)
 
+    def dense(self) -> Tensor:
+        """What the model says before anything is patched.
+
+        NotPatchableError if it does not run on these inputs, or says another thing each time.
+        """
+        name, way_out = type(self.model).__name__, "the patch cannot be verified on it: use --no-verify"
+        what = f"{name} does not run on random {' and '.join(self.source(self.tokens))} alone"
+        with finite_outputs(self.model), _own_errors(what, way_out):
+            before = self.run(self.tokens[:1])
+        if not torch.equal(self.run(self.tokens[:1]), before):
+            raise NotPatchableError(f"{name} says something else each time that it reads the same; {way_out}")
+        return before
+
     def called(self) -> Check:
-        with self.patched(_dense(self.plan)) as patch:
+        what = f"the code of {type(self.model).__name__} does not run with the patch"
+        with self.patched(_dense(self.plan)) as patch, _own_errors(what, "nothing was written"):
             self.run(self.tokens[:1])
             silent = tuple(module.name for module in patch.module_patches if not module.calls)
         return Check("every planned module is called", not silent, modules=silent[:3])
@@ -159,10 +155,14 @@ class _Prover:
         alone = (module for module in self.plan if measure({module: self.plan[module]}) > self.tolerance)
         return Check(name, False, error, tuple(module for module, _ in zip(alone, range(3), strict=False)))
 
+    def blame_unless_dense(self, name: str, measure: Callable[[Plan], float], why: str) -> Check:
+        """As blame; skipped where the model fails the check without any patch."""
+        return Check(name, True, skipped=why) if measure({}) > self.tolerance else self.blame(name, measure)
+
     def dense_error(self, plan: Plan) -> float:
         dense = self.run(self.tokens[:1])
         with self.patched(_dense(plan)):
-            return _difference(self.run(self.tokens[:1]), dense)
+            return difference(self.run(self.tokens[:1]), dense)
 
     def padding_error(self, plan: Plan) -> float:
         """A short sequence alone against itself padded, on either side, beside a longer one."""
@@ -183,8 +183,24 @@ class _Prover:
                 batch = self.run(torch.cat([self.tokens[:1], row]), mask)[1:]
                 if not (self.encoder_decoder or self.classifies):
                     batch = batch[:, pad:] if left else batch[:, : self.shorter]
-                errors.append(_typical_difference(batch, alone))
+                errors.append(typical_difference(batch, alone))
         return max(errors)
+
+    @property
+    def takes_padded_sound(self) -> bool:
+        """Whether a batch of sounds may be of unlike lengths, with a mask that says so."""
+        return "input_values" in self.others and "attention_mask" in self.arguments and not self.encoder_decoder
+
+    def sound_padding_error(self, plan: Plan) -> float:
+        """As padding_error for sound, padded behind by noise."""
+        sound = self.others["input_values"]
+        short = sound[:, : sound.shape[1] * self.shorter // self.length]
+        batch, mask = torch.cat([sound.flip(1), sound]), torch.ones(2, sound.shape[1], dtype=torch.int64)
+        mask[1, short.shape[1] :] = 0
+        with self.patched(_small(plan)):
+            alone = features(self.model(input_values=short))
+            padded = features(self.model(input_values=batch, attention_mask=mask.to(sound.device)))
+        return typical_difference(padded[1:, : alone.shape[1]], alone)
 
     def future_error(self, plan: Plan) -> float:
         """Earlier outputs while later tokens change."""
@@ -198,7 +214,7 @@ class _Prover:
                 second = self.run(self.tokens[:1], targets=changed)
             else:
                 first, second = self.run(ids), self.run(changed)
-        return _difference(second[:, :half], first[:, :half])
+        return difference(second[:, :half], first[:, :half])
 
     def has_cache(self) -> bool:
         """Whether the model decodes with a KV cache at all."""
@@ -222,8 +238,20 @@ class _Prover:
                 token = ids[:, position : position + 1]
                 carried = {cache_argument(self.model): cache_in(step)}
                 step = self.model(**{key: token}, use_cache=True, **carried, **fixed)
-                outputs.append(_features(step))
-        return _typical_difference(torch.cat(outputs, 1), full[:, -DECODED:])
+                outputs.append(features(step))
+        return typical_difference(torch.cat(outputs, 1), full[:, -DECODED:])
+
+
+@contextmanager
+def _own_errors(what: str, so: str) -> Iterator[None]:
+    """What a model's own code raises inside the block, as a NotPatchableError."""
+    try:
+        yield
+    except SparsifyError:
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NotPatchableError(f"{what} ({first}); {so}") from error
 
 
 def _dense(plan: Plan) -> dict[str, Method]:
@@ -252,24 +280,3 @@ def _settings(model: Any) -> list[tuple[Any, bool, int]]:
         )
         for module in model.modules()
     ]
-
-
-def _features(output: Any) -> Tensor:
-    for name in ("logits", "start_logits", "logits_per_image", "last_hidden_state"):
-        value = getattr(output, name, None)
-        if value is not None:
-            return value.unsqueeze(-1) if value.ndim == 2 else value
-    raise NotPatchableError("the model returns neither logits nor hidden states: use --no-verify")
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite if something is not finite."""
-    error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-    return float(error) if bool(torch.isfinite(error)) else float("inf")
-
-
-def _typical_difference(found: Tensor, expected: Tensor) -> float:
-    """As _difference, for the median position: rounding may flip a near tie of the selection here and there, while a
-    lost mask moves every position."""
-    error = (found - expected).abs().amax(-1).median() / expected.abs().max().clamp(min=1e-6)
-    return float(error) if bool(torch.isfinite(error)) else float("inf")

@@ -1,4 +1,4 @@
-"""Random images and sound of the shape that a model takes, for the proof of patch."""
+"""Random tokens, images and sound of the shape that a model takes, for the proof of patch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotPatchableError
+from .binding.modules import input_device
 
 # Sound of about so many positions, where a model takes any length.
 POSITIONS = 48
@@ -17,6 +18,19 @@ POSITIONS = 48
 def takes_text(model: Any) -> bool:
     """Whether what a model, or a class of them, reads first of all is tokens."""
     return bool(getattr(model, "main_input_name", "input_ids") == "input_ids")
+
+
+def random_tokens(model: Any, batch: int, length: int) -> Tensor:
+    """int64 [batch, length] without special tokens; from a generator of its own. Zeros without a vocabulary."""
+    config = model.config.get_text_config()
+    special: set[int | None] = set()
+    for name in ("pad", "bos", "eos", "decoder_start"):
+        token = getattr(config, f"{name}_token_id", None)
+        special |= set(token) if isinstance(token, list | tuple) else {token}
+    words = getattr(config, "vocab_size", None) or 1
+    ordinary = torch.tensor([token for token in range(words) if token not in special] or [0])
+    generator = torch.Generator().manual_seed(length)
+    return ordinary[torch.randint(len(ordinary), (batch, length), generator=generator)].to(input_device(model))
 
 
 def other_inputs(model: Any, arguments: Any) -> dict[str, Tensor]:

@@ -7,72 +7,36 @@ from typing import Any
 
 import torch
 import transformers as hf
+from families.encoder_decoders import BART, T5
+from families.family import SIZES, TEXT
 from hf_sparsify.patcher.binding.feed_forward import feed_forward_modules
 from hf_sparsify.patcher.methods import TopKFeedForward
 from tiny_models import FAMILIES, VOCABULARY, build, inputs
 from torch import Tensor, nn
 
-_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-_TEXT: dict[str, Any] = {
-    **_SIZES,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_T5: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 40,
-    "num_layers": 2,
-    "num_heads": 4,
-    "decoder_start_token_id": 0,
-}
 _MOE: dict[str, Any] = {"num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
-_IMAGE: dict[str, Any] = {**_SIZES, "image_size": 8, "patch_size": 4}
-_SPEECH: dict[str, Any] = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 40,
-    "decoder_ffn_dim": 40,
-    "num_mel_bins": 8,
-    "max_source_positions": 8,
-    "max_target_positions": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-}
+_IMAGE: dict[str, Any] = {**SIZES, "image_size": 8, "patch_size": 4}
+_SPEECH: dict[str, Any] = {**BART, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 32}
 
 _MAKERS: dict[str, Callable[[], Any]] = {
-    "t5-gated": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**_T5, feed_forward_proj="gated-gelu")),
+    "t5-gated": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5, feed_forward_proj="gated-gelu")),
     "opt": lambda: hf.OPTForCausalLM(
         hf.OPTConfig(vocab_size=97, hidden_size=32, word_embed_proj_dim=32, ffn_dim=40, num_hidden_layers=2,
                      num_attention_heads=4, max_position_embeddings=64)
     ),
-    "whisper": lambda: hf.WhisperForConditionalGeneration(hf.WhisperConfig(vocab_size=VOCABULARY, **_SPEECH)),
-    "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_TEXT)),
+    "whisper": lambda: hf.WhisperForConditionalGeneration(hf.WhisperConfig(**_SPEECH)),
+    "neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**TEXT)),
     "distilbert": lambda: hf.DistilBertModel(
         hf.DistilBertConfig(vocab_size=97, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=64)
     ),
-    "albert": lambda: hf.AlbertModel(hf.AlbertConfig(**_TEXT, embedding_size=16)),
-    "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**_TEXT, cls_token_id=1, sep_token_id=2)),
+    "albert": lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=16)),
+    "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**TEXT, cls_token_id=1, sep_token_id=2)),
     "vit": lambda: hf.ViTModel(hf.ViTConfig(**_IMAGE)),
-    "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=_TEXT, vision_config=_IMAGE)),
-    "bert-cross": lambda: hf.BertLMHeadModel(hf.BertConfig(**_TEXT, is_decoder=True, add_cross_attention=True)),
-    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**_TEXT, **_MOE)),
+    "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=_IMAGE)),
+    "bert-cross": lambda: hf.BertLMHeadModel(hf.BertConfig(**TEXT, is_decoder=True, add_cross_attention=True)),
+    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**TEXT, **_MOE)),
     "switch": lambda: hf.SwitchTransformersForConditionalGeneration(
-        hf.SwitchTransformersConfig(**_T5, num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1)
+        hf.SwitchTransformersConfig(**T5, num_experts=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1)
     ),
 }  # fmt: skip
 

@@ -6,55 +6,25 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_models import VOCABULARY
+from families.encoder_decoders import BART, T5
+from families.family import IDS, TEXT, VOCABULARY
 from torch import Tensor
 from transformers import PreTrainedModel
 
-_IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_POSITIONS: dict[str, Any] = {**_IDS, "max_position_embeddings": 64}
-_BERT: dict[str, Any] = {
-    **_POSITIONS,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-_GPT: dict[str, Any] = {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-_FALCON: dict[str, Any] = {**_BERT, "new_decoder_architecture": False}
+_WORDS: dict[str, Any] = {**IDS, "vocab_size": VOCABULARY}
+_POSITIONS: dict[str, Any] = {**_WORDS, "max_position_embeddings": 64}
+_GPT: dict[str, Any] = {**_WORDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_FALCON: dict[str, Any] = {**TEXT, "new_decoder_architecture": False}
 _XLM: dict[str, Any] = {**_POSITIONS, "emb_dim": 32, "n_layers": 2, "n_heads": 4}
 _DEBERTA: dict[str, Any] = {
-    **_BERT,
+    **TEXT,
     "pos_att_type": ["c2p", "p2c"],
     "relative_attention": True,
     "max_relative_positions": 32,
 }
-_BART: dict[str, Any] = {
-    **_POSITIONS,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 40,
-    "decoder_ffn_dim": 40,
-    "decoder_start_token_id": 2,
-    "forced_eos_token_id": None,
-}
-_LONGT5: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 40,
-    "num_layers": 2,
-    "num_heads": 4,
-    "local_radius": 7,
-    "global_block_size": 4,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 20,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "decoder_start_token_id": 0,
-}
+_LONGT5: dict[str, Any] = {**T5, "local_radius": 7, "global_block_size": 4}
+_XLNET: dict[str, Any] = {**_WORDS, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 40}
+_BLOCKS: dict[str, Any] = {"block_size": 4, "num_random_blocks": 1}
 _GROUPS = ("q_groups", "k_groups", "v_groups", "post_attention_groups", "intermediate_groups", "output_groups")
 
 Family = dict[str, tuple[str, dict[str, Any]]]
@@ -63,38 +33,43 @@ DECODERS: Family = {
     "gptj": ("GPTJForCausalLM", {**_GPT, "rotary_dim": 4}),
     "gpt_neo": (
         "GPTNeoForCausalLM",
-        {**_BERT, "num_layers": 2, "num_heads": 4, "window_size": 5, "attention_types": [[["global", "local"], 1]]},
+        {**TEXT, "num_layers": 2, "num_heads": 4, "window_size": 5, "attention_types": [[["global", "local"], 1]]},
     ),
     "codegen": ("CodeGenForCausalLM", {**_GPT, "rotary_dim": 4}),
-    "bloom": ("BloomForCausalLM", {**_IDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    "mpt": ("MptForCausalLM", {**_IDS, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}),
+    "bloom": ("BloomForCausalLM", {**_WORDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mpt": (
+        "MptForCausalLM",
+        {**_WORDS, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    ),
     "falcon": ("FalconForCausalLM", {**_FALCON, "multi_query": True}),
     "falcon_alibi": ("FalconForCausalLM", {**_FALCON, "multi_query": False, "alibi": True}),
     "xglm": ("XGLMForCausalLM", {**_POSITIONS, "d_model": 32, "ffn_dim": 40, "num_layers": 2, "attention_heads": 4}),
-    "gpt_neox_japanese": ("GPTNeoXJapaneseForCausalLM", {**_BERT, "intermediate_multiple_size": 2}),
+    "gpt_neox_japanese": ("GPTNeoXJapaneseForCausalLM", {**TEXT, "intermediate_multiple_size": 2}),
 }
 ENCODERS: Family = {
-    "mpnet": ("MPNetModel", _BERT),
+    "mpnet": ("MPNetModel", TEXT),
     "deberta": ("DebertaModel", _DEBERTA),
     "deberta_v2": ("DebertaV2Model", {**_DEBERTA, "position_buckets": 8, "share_att_key": True}),
-    "megatron_bert": ("MegatronBertModel", _BERT),
-    "rembert": ("RemBertModel", {**_BERT, "input_embedding_size": 32, "output_embedding_size": 32}),
-    "roformer": ("RoFormerModel", {**_BERT, "embedding_size": 32}),
-    "squeezebert": ("SqueezeBertModel", {**_BERT, "embedding_size": 32, **dict.fromkeys(_GROUPS, 2)}),
-    "ibert": ("IBertModel", _BERT),
-    "luke": ("LukeModel", {**_BERT, "entity_vocab_size": 10, "entity_emb_size": 16}),
-    "tapas": ("TapasModel", _BERT),
-    "big_bird (full)": ("BigBirdModel", {**_BERT, "attention_type": "original_full"}),
+    "megatron_bert": ("MegatronBertModel", TEXT),
+    "rembert": ("RemBertModel", {**TEXT, "input_embedding_size": 32, "output_embedding_size": 32}),
+    "roformer": ("RoFormerModel", {**TEXT, "embedding_size": 32}),
+    "squeezebert": ("SqueezeBertModel", {**TEXT, "embedding_size": 32, **dict.fromkeys(_GROUPS, 2)}),
+    "ibert": ("IBertModel", TEXT),
+    "luke": ("LukeModel", {**TEXT, "entity_vocab_size": 10, "entity_emb_size": 16}),
+    "tapas": ("TapasModel", TEXT),
+    "big_bird (full)": ("BigBirdModel", {**TEXT, "attention_type": "original_full"}),
     "xlm": ("XLMModel", _XLM),
     "flaubert": ("FlaubertModel", _XLM),
+    "xlnet": ("XLNetModel", _XLNET),
 }
 ENCODER_DECODERS: Family = {
     "longt5 (local)": ("LongT5ForConditionalGeneration", {**_LONGT5, "encoder_attention_type": "local"}),
     "longt5 (global)": ("LongT5ForConditionalGeneration", {**_LONGT5, "encoder_attention_type": "transient-global"}),
-    "mvp": ("MvpForConditionalGeneration", _BART),
+    "mvp": ("MvpForConditionalGeneration", BART),
+    "bigbird_pegasus (full)": ("BigBirdPegasusForConditionalGeneration", {**BART, "attention_type": "original_full"}),
 }
 # Their encoder is intercepted, their decoder calls the interface.
-BOTH_ROUTES = ("longt5 (local)", "longt5 (global)")
+BOTH_ROUTES = ("longt5 (local)", "longt5 (global)", "bigbird_pegasus (full)")
 FAMILIES: Family = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
 
 # Each with a part of the sentence that refuses it.
@@ -102,26 +77,22 @@ _TWICE = "calls softmax and then softmax"
 _FORM = "which dimension of its scores .* counts its 4 heads is not clear"
 _NO_WAY = "in a way that cannot be intercepted"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "nystromformer": ("NystromformerModel", {**_BERT, "num_landmarks": 8, "segment_means_seq_len": 48}, _TWICE),
-    "big_bird (sparse)": (
-        "BigBirdModel",
-        {**_BERT, "attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1},
-        _TWICE,
-    ),
-    "pegasus_x": ("PegasusXForConditionalGeneration", {**_BART, "block_size": 8, "num_global_tokens": 4}, _TWICE),
-    "longformer": ("LongformerModel", {**_BERT, "attention_window": [4, 4]}, _FORM),
+    "nystromformer": ("NystromformerModel", {**TEXT, "num_landmarks": 8, "segment_means_seq_len": 48}, _TWICE),
+    "big_bird (sparse)": ("BigBirdModel", {**TEXT, "attention_type": "block_sparse", **_BLOCKS}, _NO_WAY),
+    "pegasus_x": ("PegasusXForConditionalGeneration", {**BART, "block_size": 8, "num_global_tokens": 4}, _TWICE),
+    "longformer": ("LongformerModel", {**TEXT, "attention_window": [4, 4]}, _FORM),
     "led": (
         "LEDForConditionalGeneration",
-        {**_BART, "attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
+        {**BART, "attention_window": 4, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64},
         _FORM,
     ),
     "reformer": (
         "ReformerModel",
-        {**_BERT, "attention_head_size": 8, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
+        {**TEXT, "attention_head_size": 8, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
         f"LSHSelfAttention, LocalSelfAttention computes attention {_NO_WAY}",
     ),
-    "yoso": ("YosoModel", _BERT, f"YosoSelfAttention computes attention {_NO_WAY}"),
-    "fnet": ("FNetModel", _BERT, "it has no attention module"),
+    "yoso": ("YosoModel", TEXT, f"YosoSelfAttention computes attention {_NO_WAY}"),
+    "fnet": ("FNetModel", TEXT, "it has no attention module"),
 }
 
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ...errors import NotPatchableError
 from ..kernels import feed_forward as native
 from ..kernels.operator import feed_forward as feed_forward_operator
-from ..kernels.weight_rows import forget, weight_rows
+from ..kernels.weight_rows import forget
 from ..meter import Meter
 from ..methods.top_k_feed_forward import ActivationCounts, TopKFeedForward
 from .modules import AttentionModule, attention_modules, layer_number
@@ -123,10 +123,11 @@ class FeedForwardPatch:
         obstacle = self._obstacle(hidden)
         reason = obstacle or self._native_refusal(hidden)
         self.paths["native" if reason is None else f"torch: {reason}"] += 1
-        if reason is None:
-            return native.project(hidden, self._weight_rows(), self.module.bias, kept)  # type: ignore[arg-type]
-        if obstacle is None and self.method.gathers(hidden, self._rows_view()):
-            return self.method.project(hidden, self._weight_rows(), self.module.bias)  # type: ignore[arg-type]
+        if obstacle is None:
+            weight, bias, is_rows = self.module.weight, self.module.bias, type(self.module) is Conv1D
+            out = native.project_kept(hidden, weight, bias, is_rows, self.method, reason is not None)  # type: ignore[arg-type]
+            if out is not None:
+                return out
         return self._dense(self.method.mask(hidden), *args, **kwargs)
 
     def _dense(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -160,20 +161,10 @@ class FeedForwardPatch:
 
     def _native_refusal(self, hidden: Tensor) -> str | None:
         """Why the native kernel does not take a call of such a module; None if it does."""
-        bias = self.module.bias
+        bias, weight = self.module.bias, self.module.weight
         if bias is not None and bias.requires_grad and torch.is_grad_enabled():
             return "gradients"
-        return native.refusal(hidden, self._rows_view(), self.method)
-
-    def _rows_view(self) -> Tensor:
-        """The weight as [d_ff, d_model], wherever its elements lie."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return weight if type(self.module) is Conv1D else weight.t()
-
-    def _weight_rows(self) -> Tensor:
-        """The weight as [d_ff, d_model], contiguous: Conv1D's own, a transposed copy of a Linear's."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return weight if type(self.module) is Conv1D else weight_rows(weight)
+        return native.refusal(hidden, weight if type(self.module) is Conv1D else weight.t(), self.method)  # type: ignore[arg-type,operator]
 
 
 def is_patched(module: nn.Module) -> bool:

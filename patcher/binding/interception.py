@@ -6,7 +6,6 @@ that is its attention. The model has computed all scores by then, so nothing get
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,8 @@ from ..methods.clustered import ClusteredPlain
 from ..methods.rows import count_kept, weights_of
 from ..table_check import check_table
 from .attention import ModulePatch, add_rows, attend_patched, counting
-from .masks import read_mask
-from .modules import ACCURACY_ONLY, head_count
+from .masks import added_of, is_row_ranges, read_mask
+from .modules import ACCURACY_ONLY, alike, head_count
 
 # The functions that compute a softmax, each with the names of its positional arguments.
 SOFTMAX: dict[Any, tuple[str, ...]] = {
@@ -34,6 +33,9 @@ SOFTMAX: dict[Any, tuple[str, ...]] = {
     torch.nn.functional.softmax: ("input", "dim", "_stacklevel", "dtype"),
 }
 SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+# What adds a mask to scores. Beside modules on the interface the mask may be the one that build_mask makes.
+ADD = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.add_, torch.Tensor.__iadd__})
 
 # Modules hide a score by -inf, the smallest number of its dtype (also added twice, or divided: CodeGen scales masked
 # scores by up to 1/16), or -1e9 and beyond (LongT5). The -10000 of old code would not do as the limit: ALiBi moves
@@ -105,13 +107,14 @@ class Interception(TorchFunctionMode):
                 self._take("softmax")
                 return self._softmax(scores, given.get("dtype") or scores.dtype)
             self.passed.append(f"softmax over dimension {dim}")
+        if function in ADD and len(args) == 2 and is_row_ranges(args[1]):
+            args = (args[0], added_of(args[1], args[0]))
         return function(*args, **kwargs)
 
     def refusal(self, reason: str) -> NotPatchableError:
         """The error that names the module, and how to leave it and its likes in other layers dense."""
         name = self.patch.name
-        alike = re.sub(r"\d+", r"\\d+", re.escape(name))
-        way_out = f"--set 're:{alike}=none' leaves it dense"
+        way_out = f"--set '{alike(name)}=none' leaves it dense"
         return NotPatchableError(f"{name} ({type(self.module).__name__}) cannot be patched: {reason}; {way_out}")
 
     def seen(self) -> str:

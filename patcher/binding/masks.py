@@ -205,3 +205,9 @@ def _spelled_out(mask: Tensor, keys: int) -> Tensor:
     """Intervals as the boolean mask that they mean, [B, 1, q, keys]."""
     positions = torch.arange(keys, device=mask.device, dtype=mask.dtype)
     return (positions >= mask[:, :, :, 0:1]) & (positions < mask[:, :, :, 1:2])
+
+
+def added_of(mask: Tensor, scores: Tensor) -> Tensor:
+    """What to add to scores [..., q, n] in place of intervals: [B, 1, q, n], like the scores."""
+    visible = _spelled_out(mask, scores.shape[-1])
+    return torch.zeros_like(visible, dtype=scores.dtype).masked_fill(~visible, torch.finfo(scores.dtype).min)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ...errors import NotPatchableError
+from .causality import calls_itself_causal, is_decoder
 
 CROSS_NAMES = frozenset({"crossattention", "cross_attn", "encoder_attn", "EncDecAttention", "cross_attention"})
 
@@ -21,12 +22,6 @@ CROSS_NAMES = frozenset({"crossattention", "cross_attn", "encoder_attn", "EncDec
 INTERFACE, INTERCEPTION = "interface", "interception"
 ACCURACY_ONLY = "interception: accuracy only"  # said wherever a plan has intercepted modules
 OWN_ATTENTION = frozenset({"softmax", "Softmax", "scaled_dot_product_attention"})
-
-
-# Text towers of CLIP and its kin: their modules say is_causal=False, and every call hands over True.
-CAUSAL_TEXT_TOWERS = frozenset(
-    f"{family}_text_model" for family in ("clip", "clipseg", "groupvit", "metaclip_2", "owlv2", "owlvit", "xclip")
-)
 
 
 @dataclass(frozen=True)
@@ -101,6 +96,11 @@ def holders_of(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in reversed(range(len(parts)))]
 
 
+def alike(name: str) -> str:
+    """What --set takes for a module and its likes in other layers: "h.0.attn" -> "re:h\\.\\d+\\.attn"."""
+    return "re:" + re.sub(r"\d+", r"\\d+", re.escape(name))
+
+
 def input_device(model: Any) -> torch.device:
     """Where a model takes its inputs. Offloaded weights are nowhere; hooks of Accelerate then move the inputs."""
     device: torch.device = model.device
@@ -143,11 +143,16 @@ def _route(module: nn.Module) -> str | None:
     if _uses_interface(module):
         return INTERFACE
     own = _is_attention(module) and not _class_uses_interface(type(module)) and mentions(type(module), OWN_ATTENTION)
-    return INTERCEPTION if own else None
+    return INTERCEPTION if own and not _replaces_itself(module) else None
 
 
 def _is_attention(module: nn.Module) -> bool:
     return "ttention" in type(module).__name__ and not isinstance(module, PreTrainedModel)
+
+
+def _replaces_itself(module: nn.Module) -> bool:
+    """BigBird's sparse attention calls softmax several times, and a short text puts another module in its place."""
+    return "BlockSparse" in type(module).__name__
 
 
 def interception_of(model: nn.Module, plan: Iterable[str]) -> dict[str, Any] | None:
@@ -196,15 +201,7 @@ def _stack(name: str, module: nn.Module, kind: str) -> str:
     parts = name.split(".")
     if kind == "cross" or "decoder" in parts:
         return "decoder"
-    return "decoder" if _calls_itself_causal(module) else "encoder"
-
-
-def _calls_itself_causal(module: nn.Module) -> bool:
-    """What the module's calls will say; a configuration may make a decoder look both ways."""
-    config = getattr(module, "config", None)
-    if getattr(config, "model_type", None) in CAUSAL_TEXT_TOWERS:
-        return True
-    return bool(getattr(module, "is_causal", False)) and getattr(config, "is_causal", True) is not False
+    return "decoder" if calls_itself_causal(module) else "encoder"
 
 
 def _own_stack(model: nn.Module, name: str, module: nn.Module, kind: str) -> str:
@@ -218,20 +215,7 @@ def _own_stack(model: nn.Module, name: str, module: nn.Module, kind: str) -> str
     owner = next((holders[holder] for holder in holders_of(name) if holder in holders), model)
     config = getattr(owner, "config", None)
     head = model if config is getattr(model, "config", None) else owner  # a part such as a vision tower has its own
-    return "decoder" if _is_decoder(type(head).__name__, config) else "encoder"
-
-
-def _is_decoder(model_class: str, config: Any) -> bool:
-    """Whether a model without marked modules is a causal decoder: its configuration says so, its class is a language
-    model's, or its family has a causal language model and no masked one."""
-    if getattr(config, "is_encoder_decoder", False):
-        return False
-    if getattr(config, "is_decoder", False) or model_class.endswith(("ForCausalLM", "LMHeadModel")):
-        return True
-    family, own = getattr(config, "model_type", None), getattr(config, "auto_map", None) or {}
-    causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in own
-    masked = family in MODEL_FOR_MASKED_LM_MAPPING_NAMES or "AutoModelForMaskedLM" in own
-    return causal and not masked
+    return "decoder" if is_decoder(type(head).__name__, config) else "encoder"
 
 
 def layer_number(name: str) -> int | None:

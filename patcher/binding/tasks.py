@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..random_inputs import compares_images_with_text, takes_text
+from .causality import looks_both_ways
 
 AUTO_CLASSES = {
     "causal-lm": AutoModelForCausalLM,
@@ -48,7 +49,7 @@ HEADS = {
 
 
 def task_of(config: Any) -> str:
-    """The task that a configuration is for: a key of AUTO_CLASSES."""
+    """The task that a configuration is for: a key of AUTO_CLASSES. What looks both ways is an encoder."""
     architectures = getattr(config, "architectures", None) or [""]
     for head, task in HEADS.items():
         if head in architectures[0]:
@@ -59,6 +60,8 @@ def task_of(config: Any) -> str:
         return "speech-seq2seq"
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq-lm"
+    if looks_both_ways(config):
+        return "encoder"
     if architectures[0] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or architectures[0].endswith("ForCausalLM"):
         return "causal-lm"
     bare = not architectures[0] and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -9,6 +9,7 @@ from ..dtypes import dtype_name
 from ..methods.top_k_feed_forward import TopKFeedForward
 from .arguments import DTYPES
 from .library import native
+from .weight_rows import weight_rows
 
 MOST_ACTIVATIONS = 2**31 - 1024  # positions are 32 bits wide
 
@@ -37,6 +38,22 @@ def refusal(hidden: Tensor, rows: Tensor, method: TopKFeedForward) -> str | None
     if native() is None:
         return "no native library"
     return None
+
+
+def project_kept(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, is_rows: bool, method: TopKFeedForward, refused: bool
+) -> Tensor | None:
+    """The down-projection by the rows of what is kept: by the kernel, or gathered in torch where that is `refused`.
+
+    None where it is faster to mask, and to multiply by the whole weight. weight: as the module has it, [d_model, d_ff],
+    or [d_ff, d_model] where is_rows.
+    """
+    if refused and not method.gathers(hidden, weight if is_rows else weight.t()):
+        return None
+    rows = weight if is_rows else weight_rows(weight)
+    if refused:
+        return method.project(hidden, rows, bias)
+    return project(hidden, rows, bias, method.width(hidden.shape[-1]))
 
 
 def project(hidden: Tensor, rows: Tensor, bias: Tensor | None, k: int, *, threads: int | None = None) -> Tensor:

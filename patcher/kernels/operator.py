@@ -31,7 +31,6 @@ from ..table_check import check_table
 from ..thresholds import ModuleThresholds
 from . import feed_forward as feed_forward_kernel
 from . import kernel_of
-from .weight_rows import weight_rows
 
 # Parsed calls that are remembered: one for each module of a few models.
 CALLS = 4096
@@ -158,14 +157,11 @@ def feed_forward(
     """
     method, view = TopKFeedForward(k, keep), weight if weight_is_rows else weight.t()
     with torch.no_grad():
-        native = feed_forward_kernel.refusal(hidden, view, method) is None
-        if not native and not method.gathers(hidden, view):
+        refused = feed_forward_kernel.refusal(hidden, view, method) is not None
+        out = feed_forward_kernel.project_kept(hidden, weight, bias, weight_is_rows, method, refused)
+        if out is None:
             out = torch.nn.functional.linear(method.mask(hidden), view.t(), bias).contiguous()
-            return out.view(out.shape)
-        rows = weight if weight_is_rows else weight_rows(weight)
-        if native:
-            return feed_forward_kernel.project(hidden, rows, bias, method.width(hidden.shape[-1]))
-        return method.project(hidden, rows, bias)
+    return out.view(out.shape)
 
 
 @feed_forward.register_fake

@@ -15,9 +15,10 @@ from hf_sparsify.patcher import proof
 from hf_sparsify.patcher.binding import attention
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE, Patch
+from hf_sparsify.patcher.checks import Check, ProofFailedError
 from hf_sparsify.patcher.methods import AttentionMethod, Chunk, TopK, TopTheta
 from hf_sparsify.patcher.methods.chunk import Selection
-from hf_sparsify.patcher.proof import Check, ProofFailedError, prove
+from hf_sparsify.patcher.proof import prove
 from hf_sparsify.patcher.thresholds import ModuleThresholds
 from torch import nn
 from transformers import AttentionMaskInterface
@@ -98,7 +99,6 @@ def test_no_random_state_is_moved() -> None:
         ("dinov2", "image-classification"),
         ("clip", "image-text"),
         ("siglip", "image-text"),
-        ("wav2vec2", "speech-ctc"),
         ("whisper", "speech-seq2seq"),
     ],
 )
@@ -106,8 +106,28 @@ def test_images_and_sound_are_proven_too(name: str, task: str) -> None:
     model = EVERY[name].build()
     checks = prove(model, plan_for(model, TopK(k=64)), None, task)
     assert all(check.passed for check in checks)
+    assert not any(check.skipped for check in checks)
     expected = [check for check in EVERY_CHECK if "padding" not in check]
     assert [check.name for check in checks] == (expected if name == "whisper" else expected[:3])
+
+
+SOUND = {name: EVERY[name].build for name in ("wav2vec2", "hubert")}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_padding_of_sound_is_proven(name: str) -> None:
+    model = SOUND[name]()
+    checks = prove(model, plan_for(model, TopK(k=64)), None, "speech-ctc")
+    assert [check.name for check in checks] == EVERY_CHECK[:4]
+    assert checks[-1].error is not None
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_lost_padding_of_sound_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SOUND[name]()
+    lose_the_mask_builder(monkeypatch)
+    with pytest.raises(ProofFailedError, match="padding and batching do not matter: failed for"):
+        prove(model, plan_for(model, TopK(k=64)), None, "speech-ctc")
 
 
 @pytest.mark.parametrize(("name", "task"), [("vit", "image-classification"), ("whisper", "speech-seq2seq")])
@@ -246,7 +266,7 @@ def test_an_unpatching_that_forgets_something_is_found(
 def test_an_error_while_proving_leaves_the_model_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.build("llama")
     before = tiny_models.logits(model, tiny_models.inputs("llama"))
-    monkeypatch.setattr(proof, "_typical_difference", lambda *tensors: 1 / 0)
+    monkeypatch.setattr(proof, "typical_difference", lambda *tensors: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prove(model, plan_for(model, TopK(k=4)), None, "causal-lm")
     assert not hasattr(model, MODEL_ATTRIBUTE)

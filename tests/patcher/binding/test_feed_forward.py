@@ -12,8 +12,9 @@ import pytest
 import torch
 from feed_forward_models import MIXTURES, NAMES, call_of, every_layer, make, output
 from hf_sparsify.errors import NotPatchableError
-from hf_sparsify.patcher.binding.feed_forward import FeedForwardPatch, feed_forward_modules
+from hf_sparsify.patcher.binding.feed_forward import feed_forward_modules
 from hf_sparsify.patcher.binding.patching import apply_plan, current_patch, remove_patch
+from hf_sparsify.patcher.kernels import feed_forward
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.methods import TopK, TopKFeedForward, top_k_feed_forward
 from patched_models import close, far, state
@@ -127,13 +128,14 @@ def test_generation_token_by_token_keeps_the_same_rows(name: str, monkeypatch: p
 def count_gathers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A list that grows with every product of gathered rows."""
     gathered: list[Any] = []
-    original = FeedForwardPatch._weight_rows
+    original = feed_forward.project_kept
 
-    def counting(patch: FeedForwardPatch) -> Tensor:
-        gathered.append(patch)
-        return original(patch)
+    def counting(*call: Any) -> Tensor | None:
+        out = original(*call)
+        gathered.extend([] if out is None else [out])
+        return out
 
-    monkeypatch.setattr(FeedForwardPatch, "_weight_rows", counting)
+    monkeypatch.setattr(feed_forward, "project_kept", counting)
     return gathered
 
 
