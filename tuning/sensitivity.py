@@ -1,0 +1,184 @@
+"""The sensitivity map: what each module alone loses at each keep rate, and what it saves. It needs no labels."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..patcher.binding.modules import AttentionModule, unwrapped
+from ..patcher.binding.patchable import PatchableModule, patchable_modules
+from ..patcher.methods import Method
+from .probe import Probe, Seen
+
+ERROR_IS = (
+    "squared error of the module's output if it alone is sparse, relative to the residual stream that it becomes part of, "
+    "mean over positions; inputs are the dense model's"
+)
+HEAD_ERROR_IS = "relative squared error of each head's output before the output projection"
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModuleSensitivity:
+    """Of one module; lists are by keep rate, in the order of the map's.
+
+    error: see ERROR_IS. error_by_head: [heads][keeps], None where heads are not seen. kept: share of attention elements
+    or activations. v_rows: share of V rows that decoding steps read; None where none were counted. microseconds: of one
+    call, median over items; None where calls were not timed. elements: visible elements or activations of all items.
+    decode_rows: V rows that decoding steps see. width: multiply-adds behind one element.
+    """
+
+    kind: str
+    stack: str
+    layer: int | None
+    heads: int | None
+    error: list[float]
+    error_by_head: list[list[float]] | None
+    kept: list[float]
+    v_rows: list[float] | None
+    microseconds: list[float] | None
+    elements: int
+    decode_rows: int
+    width: int
+
+
+@dataclass(frozen=True)
+class SensitivityMap:
+    """keeps: from 1.0, which leaves a module dense, to the sparsest. items: how many were read."""
+
+    keeps: list[float]
+    items: int
+    modules: dict[str, ModuleSensitivity]
+
+
+def at_keep(method: Method, keep: float) -> Method:
+    """The method with a kept fraction for its budget."""
+    return replace(method, k=None, keep=keep)
+
+
+def measure(
+    model: nn.Module,
+    plan: Mapping[str, Method],
+    keeps: Sequence[float],
+    items: Iterable[list[Inputs]],
+    *,
+    decoding: bool = False,
+    timed: bool = False,
+) -> SensitivityMap:
+    """The map of the modules of a plan (top-k alone, of attention or feed-forward), each at every keep rate.
+
+    keeps: 1.0 first. items: the model inputs of each item, unpadded. decoding, timed: as in Probe. The model must not
+    be patched, and is dense all the time. DataError if no item can be read, or an output is not finite.
+    """
+    model = unwrapped(model)
+    found = patchable_modules(model, plan)
+    sums = {name: _Sums(len(keeps)) for name in plan}
+    plans = [{name: at_keep(method, keep) for name, method in plan.items()} for keep in keeps]
+    probe = Probe(model, plans, lambda seen: sums[seen.name].add(seen), decoding=decoding, timed=timed)
+    count = 0
+    with probe.watching():
+        for inputs in items:
+            for one in inputs:
+                model(**one, use_cache=False)
+            count += bool(inputs)
+    if not count:
+        raise DataError("there is no item to tune on that fits what the model can read at once")
+    modules = {name: sums[name].result(found[name], probe, name) for name in plan if sums[name].positions}
+    if not modules:
+        raise DataError("none of the planned modules was called: the items do not reach them")
+    return SensitivityMap(list(keeps), count, modules)
+
+
+@dataclass
+class _Sums:
+    """What is added up of one module's calls."""
+
+    keeps: int
+    positions: int = 0
+    width: int = 0
+    squares: list[float] = field(init=False)
+    head_squares: list[Any] = field(init=False)
+    head_dense: Any = 0
+    seconds: list[list[float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sparse = self.keeps - 1
+        self.squares, self.head_squares = [0.0] * sparse, [0] * sparse
+        self.seconds = [[] for _ in range(self.keeps)]
+
+    def add(self, seen: Seen) -> None:
+        """One call."""
+        size = _squared(seen.stream).clamp(min=1e-30)
+        self.positions += size.numel()
+        self.width = seen.dense.shape[-1]
+        for place, sparse in enumerate(seen.sparse):
+            self.squares[place] += float((_squared(sparse, seen.dense) / size).sum())
+        if seen.heads is not None:
+            self.head_dense = self.head_dense + _by_head(_squared(seen.heads))
+            for place, heads in enumerate(seen.sparse_heads):
+                if heads is not None:
+                    self.head_squares[place] = self.head_squares[place] + _by_head(_squared(heads, seen.heads))
+        if seen.seconds is not None:
+            for times, value in zip(self.seconds, [seen.seconds[0], *seen.seconds[1]], strict=True):
+                times.append(value)
+
+    def result(self, target: PatchableModule, probe: Probe, name: str) -> ModuleSensitivity:
+        """What they come to."""
+        counts = [meter.modules[name] for meter in probe.meters]
+        attention = isinstance(target, AttentionModule)
+        heads = getattr(target, "heads", None)
+        elements = counts[0].visible if attention else counts[0].activations
+        kept = [count.kept if attention else count.activations_kept for count in counts]
+        rows = counts[0].v_rows if probe.decoding and target.stack == "decoder" else 0
+        error = [0.0, *(total / self.positions for total in self.squares)]
+        if not all(map(_is_finite, error)):
+            raise DataError(f"the outputs of {name} are not finite: leave it out, or load the model with another --dtype")
+        return ModuleSensitivity(
+            kind=target.kind,
+            stack=target.stack,
+            layer=target.layer,
+            heads=heads,
+            error=error,
+            error_by_head=self._by_head(),
+            kept=[1.0, *(part / max(1, elements) for part in kept[1:])],
+            v_rows=[1.0, *(count.v_rows_kept / rows for count in counts[1:])] if rows else None,
+            microseconds=[1e6 * statistics.median(times) for times in self.seconds] if probe.timed else None,
+            elements=elements,
+            decode_rows=rows,
+            width=_element_width(target, self.width),
+        )
+
+    def _by_head(self) -> list[list[float]] | None:
+        if isinstance(self.head_dense, int):
+            return None
+        dense = self.head_dense.clamp(min=1e-30)
+        return [[0.0, *(float(squares[head] / dense[head]) for squares in self.head_squares)] for head in range(len(dense))]
+
+
+def _squared(left: Tensor, right: Tensor | None = None) -> Tensor:
+    """|left - right|^2 over the last dimension, float64."""
+    difference = left.float() if right is None else left.float() - right.float()
+    return difference.pow(2).sum(-1).double()
+
+
+def _by_head(values: Tensor) -> Tensor:
+    """[B, H, q] -> [H], on the CPU."""
+    return values.sum((0, 2)).cpu()
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _element_width(target: PatchableModule, output: int) -> int:
+    """Multiply-adds behind one kept element: a head's width, or the output's of a feed-forward layer."""
+    if not isinstance(target, AttentionModule):
+        return output
+    width = getattr(target.module, "head_dim", None)
+    return width if isinstance(width, int) else max(1, output // (target.heads or 1))
