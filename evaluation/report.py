@@ -13,11 +13,11 @@ from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..tables import facts, grid, percent, titled
 from .results import NEAR_TIE
-from .verdict.gate import FAIL, INCONCLUSIVE, PASS
+from .verdict.gate import FAIL, INCONCLUSIVE, NOT_TESTED, PASS
 
 WAS_THERE = "note: nothing was run; these are the answers of an earlier run, judged anew (--no-cache runs it again)"
 FLIPS_SHOWN, SHOWN_CHARACTERS = 3, 32
-STYLES = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow"}
+STYLES = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_TESTED: "dim"}
 HOLM = (
     "p: one-sided, of a loss beyond what is allowed, after Holm's correction for several verdicts; PASS needs 0.025 or "
     "less"

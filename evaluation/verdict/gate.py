@@ -14,6 +14,7 @@ from ...errors import DataError, UsageError
 from .interval import Interval, Support, interval, items_needed, one_sided_p
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+NOT_TESTED = "NOT TESTED"  # see sequence.py
 CONFIDENCE = 0.95
 LEVEL = 0.025  # of the one-sided test; one tail of the interval
 
