@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import DataError, SparsifyError
 from ..files import cannot_write, read_file, write_file
 from ..strict_json import check_texts, parse_json, shown
-from .sensitivity import ERROR_IS, HEAD_ERROR_IS, ModuleSensitivity, SensitivityMap
+from .sensitivity import HEAD_ERROR_IS, PREDICTED_KL, STREAM_ERROR, ModuleSensitivity, SensitivityMap
 
 SENSITIVITY_FILE = "sensitivity.json"
 SCHEMA_VERSION = 1
@@ -28,7 +28,8 @@ def save_sensitivity(found: SensitivityMap, path: Path, *, key: str, dataset: Ma
         "dataset": dict(dataset),
         "items": found.items,
         "keeps": found.keeps,
-        "error_is": ERROR_IS,
+        "error_is": found.error_is,
+        "stream_error_is": STREAM_ERROR,
         "error_by_head_is": HEAD_ERROR_IS,
         "modules": {name: asdict(module) for name, module in found.modules.items()},
     }
@@ -71,7 +72,9 @@ def _parse(data: Any) -> tuple[SensitivityMap, str]:
     modules = {str(name): _module(name, entry, len(keeps)) for name, entry in data["modules"].items()}
     if not modules:
         raise ValueError("it names no module")
-    return SensitivityMap(keeps, _count("items", data["items"]), modules), str(data["key"])
+    if data["error_is"] not in (PREDICTED_KL, STREAM_ERROR):
+        raise ValueError(f"its error is {shown(data['error_is'])}")
+    return SensitivityMap(keeps, _count("items", data["items"]), data["error_is"], modules), str(data["key"])
 
 
 def _module(name: str, entry: dict[str, Any], count: int) -> ModuleSensitivity:
@@ -80,7 +83,7 @@ def _module(name: str, entry: dict[str, Any], count: int) -> ModuleSensitivity:
         raise ValueError(f"{name} is of kind {shown(known['kind'])}")
     for key in ("elements", "decode_rows", "width"):
         _count(key, known[key])
-    for key in ("error", "kept", "v_rows", "microseconds"):
+    for key in ("error", "stream_error", "kept", "v_rows", "microseconds"):
         if known[key] is None and key in OPTIONAL:
             continue
         if len(_numbers(key, known[key])) != count:
