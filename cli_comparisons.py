@@ -53,7 +53,7 @@ def evaluate(
         given = items_of(dataset, split, "validation") if dataset is not None else None
         opened = opening.targets(targets or [])
         items = given or items_of(opened[0].default_dataset, split, "validation")
-        total, processes = min(asking.limit or len(items), len(items)), Processes.join()
+        total, processes = len(opened) * min(asking.limit or len(items), len(items)), Processes.join()
         with opening.progress(total, "evaluating", processes=processes.count) as advance, resumable():
             outcomes = evaluate_targets(
                 opened, items, asking, output=output, processes=processes, command=command_line(), advance=advance

@@ -90,6 +90,23 @@ _BENCHING: dict[str, tuple[Any, Any]] = {
     "memory": (o.Memory, True),
     "write": (o.Write, False),
 }
+# The options of which cells `sweep` tries: as in commands.sweep.make_options. Those of `patch` hold for all cells.
+_SWEEPING: dict[str, tuple[Any, Any]] = {
+    "methods": (o.Methods, "top-k,top-theta"),
+    "keep": (o.Keeps, None),
+    "k": (o.Ks, None),
+    "clusters": (o.ClusterCounts, None),
+    "ffn_keep": (o.FfnKeeps, None),
+    **{
+        name: _PATCHING[name]
+        for name in ("layers", "skip_layers", "kind", "stack", "compensation", "v_mean", "placement", "denominator")
+    },
+    **{name: _PATCHING[name] for name in ("min_keep", "min_length", "protect_first", "protect_recent")},
+    "samples": (o.CalibrationSamples, 128),
+    "calibrate_on": (o.CalibrateOn, None),
+    "bench": (o.TimeCells, False),
+    "lengths": (o.CellLengths, None),
+}
 GATHERED: Any = None  # the default of an argument that a decorator below fills in
 
 
@@ -131,6 +148,16 @@ def takes_calibrating(command: Callable[..., None]) -> Callable[..., None]:
 def takes_asking(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of an evaluation in place of a command's argument `asking`, which gets EvalOptions."""
     return _gathered(command, "asking", _ASKING, _options_of("evaluate"))
+
+
+def takes_sweeping(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a grid in place of a command's argument `grid`, which gets SweepOptions, and those of an
+    evaluation without --as-top-k in place of `asking`."""
+    asking = {name: option for name, option in _ASKING.items() if name != "as_top_k"}
+    asking["limit"] = (o.ItemLimit, None)
+    return _gathered(
+        _gathered(command, "asking", asking, _options_of("evaluate")), "grid", _SWEEPING, _options_of("sweep")
+    )
 
 
 def takes_benching(command: Callable[..., None]) -> Callable[..., None]:

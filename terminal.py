@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .errors import SparsifyError
+from .errors import OUT_OF_MEMORY, SparsifyError, is_out_of_memory
 from .processes import is_main_process
 
 INTERRUPTED = 130
@@ -103,6 +103,27 @@ class _PlainProgress:
 
 
 @contextmanager
+def warned_once() -> Iterator[None]:
+    """What is logged again in the same words is not shown again inside the block, for work that repeats itself."""
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = record.levelno < logging.WARNING or text not in told
+        told.add(text)
+        return new
+
+    handlers = logging.getLogger().handlers[:]
+    for handler in handlers:
+        handler.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_new)
+
+
+@contextmanager
 def resumable() -> Iterator[None]:
     """What Ctrl-C stops inside the block goes on with the same command."""
     try:
@@ -139,10 +160,9 @@ def exit_codes(command: Command) -> Command:
             say(f"error: {error}")
             sys.exit(error.exit_code)
         except Exception as error:
-            # Of torch, which may not be imported here; on a CPU it is a RuntimeError of the allocator.
-            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
-            say("error: out of memory: lower --batch-size, or choose a smaller --dtype")
+            say(f"error: {OUT_OF_MEMORY}")
             sys.exit(1)
 
     return run  # type: ignore[return-value]

@@ -17,8 +17,8 @@ from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.journal import RESULTS, RUN, SCHEMA_VERSION, Journal, ended_run, predictions_of
 from ..evaluation.prompts import read_template
-from ..evaluation.results import judge, prediction_lines, summarize
-from ..evaluation.run import Contender, Evaluation, evaluate, fitting_items
+from ..evaluation.results import Correction, judge, prediction_lines, summarize
+from ..evaluation.run import Contender, Evaluation, Lost, evaluate, fitting_items
 from ..evaluation.shots import draw_shots
 from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
@@ -108,12 +108,16 @@ def evaluate_targets(
     processes: Processes | None = None,
     command: str | None = None,
     advance: Callable[[int], None] | None = None,
+    correct: Correction | None = None,
+    lost: Lost | None = None,
 ) -> list[Outcome]:
     """Evaluates recipes for one model, writes results.json and predictions.jsonl for each, returns them.
 
     output: the directory to write (one recipe); by default RECIPE/eval/RUN, or ./sparsified-eval/RUN for a bare model.
     RUN follows from all that changes answers, so the same command goes on where it was stopped, and one that has ended
     is judged anew without running the model. On all processes but the first the outcomes are empty.
+    advance: called with the number of items that recipes have done. correct: of several verdicts, see judge. lost: if
+    given, a recipe that fails is put there and has no outcome, as in evaluation.run.evaluate.
     """
     processes = processes or Processes()
     loaded, recipes = targets[0].loaded, [chosen_recipe(target, options) for target in targets]
@@ -123,8 +127,10 @@ def evaluate_targets(
     inputs = [input_hash(task.input_ids(item) or []) for item in fitting]
     runs = [run_key(key, recipe, task, inputs) for recipe in recipes]
     places = [output or _place(target, task, run) for target, run in zip(targets, runs, strict=True)]
-    for recipe in recipes if processes.is_main else ():
-        warn_of_seen(recipe, task)
+    if processes.is_main:
+        # Recipes of one calibration are told of once.
+        for recipe in {recipe.calibration.items: recipe for recipe in recipes if recipe.calibration}.values():
+            warn_of_seen(recipe, task)
     journals: list[Journal] = []
     try:
         for place, run in zip(places, runs, strict=True):
@@ -132,15 +138,17 @@ def evaluate_targets(
         contenders = [Contender(r.plan, r.thresholds, journal) for r, journal in zip(recipes, journals, strict=True)]
         usable = options.cache and not has_offloaded_weights(loaded)
         cache = DenseCache(key, run=" ".join(sorted(runs))) if usable else None
-        evaluations = evaluate(loaded, contenders, task, cache=cache, processes=processes, advance=advance)
+        evaluations = evaluate(loaded, contenders, task, cache=cache, processes=processes, advance=advance, lost=lost)
         if not processes.is_main:
             return []
+        whole = [place for place in range(len(targets)) if place not in (lost or {})]
+        chosen, patched = [targets[index] for index in whole], [recipes[index] for index in whole]
+        all_results = describe(chosen, patched, evaluations, options, correct)
         outcomes = []
-        all_results = describe(targets, recipes, evaluations, options)
-        for evaluation, results, place, run in zip(evaluations, all_results, places, runs, strict=True):
-            results = {"run_id": place.name, "run": run, "command": command, **results}
+        for index, evaluation, results in zip(whole, evaluations, all_results, strict=True):
+            results = {"run_id": places[index].name, "run": runs[index], "command": command, **results}
             results = evaluation.journal.finish(prediction_lines(evaluation), results)
-            outcomes.append(Outcome(results, place, evaluation.journal.ended is not None))
+            outcomes.append(Outcome(results, places[index], evaluation.journal.ended is not None))
         return outcomes
     finally:
         for journal in journals:
@@ -148,10 +156,14 @@ def evaluate_targets(
 
 
 def describe(
-    targets: Sequence[Target], recipes: Sequence[Recipe], evaluations: Sequence[Evaluation], options: EvalOptions
+    targets: Sequence[Target],
+    recipes: Sequence[Recipe],
+    evaluations: Sequence[Evaluation],
+    options: EvalOptions,
+    correct: Correction | None = None,
 ) -> list[dict[str, Any]]:
-    """The results of each evaluation with all that is needed to tell what was run."""
-    verdicts = judge(evaluations, options.gate, options.seed)
+    """The results of each evaluation with all that is needed to tell what was run. correct: see judge."""
+    verdicts = judge(evaluations, options.gate, options.seed, correct)
     described = []
     for target, recipe, evaluation, verdict in zip(targets, recipes, evaluations, verdicts, strict=True):
         task = evaluation.task

@@ -193,7 +193,7 @@ def _check_weights(source: Source, target: Target) -> None:
 def _kept_note(recipe: Recipe, record: CalibrationRecord, loaded: LoadedModel, items: ItemSet | None) -> str:
     """What the new thresholds keep, or why that is not known."""
     try:
-        chosen = _measured_on(items or _calibrated_on(record), record)
+        chosen = measured_on(items or _calibrated_on(record), record)
         task = task_for(loaded, chosen)
     except SparsifyError as error:
         return f"kept / k was not measured: {error}; name other items with --dataset"
@@ -216,7 +216,7 @@ def _calibrated_on(record: CalibrationRecord) -> ItemSet:
     return items
 
 
-def _measured_on(items: ItemSet, record: CalibrationRecord) -> ItemSet:
+def measured_on(items: ItemSet, record: CalibrationRecord) -> ItemSet:
     """A few items, held out from calibration if there are such, with as many distractors."""
     more = items.sample(MEASURED + len(record.items), record.seed).items
     held_out = tuple(item for item in more if content_hash(item) not in record.items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .run import Evaluation
@@ -16,10 +16,11 @@ from .verdict.interval import Interval, interval
 # An answer whose best token, choice or label is ahead of the second by less than this (in nats or logits) may change
 # with the batch size, because a sum in another order is another number in its last digits.
 NEAR_TIE = 1e-4
+Correction = Callable[[list[Verdict]], list[Verdict]]
 
 
-def judge(evaluations: Sequence[Evaluation], gate: Gate, seed: int) -> list[Verdict]:
-    """The verdict on each evaluation's primary metric; on several of them with Holm's correction."""
+def judge(evaluations: Sequence[Evaluation], gate: Gate, seed: int, correct: Correction | None = None) -> list[Verdict]:
+    """The verdict on each evaluation's primary metric. correct: for several; by default Holm's correction."""
     verdicts = []
     for evaluation in evaluations:
         task, records = evaluation.task, evaluation.records
@@ -27,6 +28,8 @@ def judge(evaluations: Sequence[Evaluation], gate: Gate, seed: int) -> list[Verd
         chance = task.chance([record.item for record in records])
         support = task.support(task.primary)
         verdicts.append(decide(dense, patched, groups_of(records), gate, support=support, chance=chance, seed=seed))
+    if correct is not None:
+        return correct(verdicts)
     return holm(verdicts) if len(verdicts) > 1 else verdicts
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError, SparsifyError
+from ..errors import FAILURES, DataError, SparsifyError, one_sentence
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.patching import Patch, prepare_patch
 from ..patcher.meter import Meter
@@ -22,6 +22,7 @@ from .journal import Journal
 from .tasks.base import Answer, Record, Task, input_hash
 
 Advance = Callable[[int], None]
+Lost = dict[int, str]  # a contender's place among all -> why it could not go on
 
 
 @dataclass(frozen=True)
@@ -52,29 +53,36 @@ def evaluate(
     cache: DenseCache | None = None,
     processes: Processes | None = None,
     advance: Advance | None = None,
+    lost: Lost | None = None,
 ) -> list[Evaluation]:
     """Has the dense model answer every item of a task once, and every contender, batch by batch in turn.
 
     cache: what the dense model answered before. processes: those that share the batches; on all but the first the
-    records of the others are missing. advance: called with the number of items done. The model must not be patched,
-    and is left dense. Raises what fitting_items raises.
+    records of the others are missing. advance: called with the number of items that contenders have done. lost: if
+    given, a contender that fails is put there, the others go on, and it has no evaluation; else its error ends all. The
+    model must not be patched, and is left dense. Raises what fitting_items raises.
     """
     processes, fitting = processes or Processes(), fitting_items(task)
     left_out = len(task.items) - len(fitting)
     if advance is not None and left_out and processes.is_main:
-        advance(left_out)
+        advance(left_out * len(contenders))
     if all(contender.journal.ended for contender in contenders):
         return [_evaluation(task, fitting, left_out, contender, processes) for contender in contenders]
-    run = _Run(loaded, task, list(contenders), cache, processes.rank)
+    run = _Run(loaded, task, list(contenders), cache, processes.rank, lost)
     try:
         with torch.inference_mode():
             for index, batch in processes.share(list(enumerate(_batches(task, fitting)))):
-                run.batch(index, batch)
-                if advance is not None:
-                    advance(len(batch))
+                run.batch(index, batch, advance or (lambda _: None))
     finally:
         run.close()
-    return [_evaluation(task, fitting, left_out, contender, processes) for contender in contenders]
+    if lost is not None:
+        for others in processes.gather(lost):
+            lost.update(others)
+    return [
+        _evaluation(task, fitting, left_out, contender, processes)
+        for place, contender in enumerate(contenders)
+        if place not in (lost or {})
+    ]
 
 
 def fitting_items(task: Task) -> list[Any]:
@@ -113,9 +121,15 @@ class _Run:
     """The dense model and the contenders, ready to take batches."""
 
     def __init__(
-        self, loaded: LoadedModel, task: Task, contenders: list[Contender], cache: DenseCache | None, rank: int
+        self,
+        loaded: LoadedModel,
+        task: Task,
+        contenders: list[Contender],
+        cache: DenseCache | None,
+        rank: int,
+        lost: Lost | None,
     ) -> None:
-        self.task, self.contenders, self.rank = task, contenders, rank
+        self.task, self.contenders, self.rank, self.lost = task, contenders, rank, lost
         # What only `observe` finds out is too large to keep.
         self.cache = cache if task.counted_when == "predict" else None
         self.patches = [prepare_patch(loaded.model, contender.plan, contender.thresholds) for contender in contenders]
@@ -127,32 +141,53 @@ class _Run:
                 patch.deactivate()
             patch.log_paths()
 
-    def batch(self, index: int, batch: Sequence[Any]) -> None:
+    def batch(self, index: int, batch: Sequence[Any], advance: Advance) -> None:
         """Runs every contender that has not done this batch, and the dense model if there is one."""
         pending = [
-            (contender, patch)
-            for contender, patch in zip(self.contenders, self.patches, strict=True)
-            if not contender.journal.has(index)
+            place
+            for place, contender in enumerate(self.contenders)
+            if not contender.journal.has(index) and place not in (self.lost or {})
         ]
+        advance(len(batch) * (len(self.contenders) - len(pending)))
         if not pending:
             return
-        hashes = [input_hash(self.task.input_ids(item) or []) for item in batch]
         seconds = {"dense": 0.0, "patched": 0.0}
         dense, cached = self._dense(batch, seconds)
         observed = self._timed(lambda: self.task.observe(batch, dense), seconds, "dense", "observe")
-        for contender, patch in pending:
+        for place in pending:
             meter, spent = Meter(), dict(seconds)
-            with patch.resumed():
-                with self._counting(patch, meter, "predict"):
-                    answers = self._timed(lambda: self.task.predict(batch, meter), spent, "patched", "predict")  # noqa: B023
-                with self._counting(patch, meter, "observe"):
-                    seen = self._timed(lambda: self.task.observe(batch, dense), spent, "patched", "observe")
-            distances = self.task.compare(batch, dense, answers, (observed, seen))
-            records = [
-                Record(item, hashed, len(self.task.input_ids(item) or []), dict(before), after, distance)
-                for item, hashed, before, after, distance in zip(batch, hashes, dense, answers, distances, strict=True)
-            ]
-            contender.journal.append(index, records, meter, spent, cached, self.rank)
+            try:
+                answers, distances = self._patched(self.patches[place], batch, dense, observed, meter, spent)
+            except FAILURES as error:
+                if self.lost is None:
+                    raise
+                self.lost[place] = one_sentence(error)
+            else:
+                parts = zip(batch, dense, answers, distances, strict=True)
+                records = [self._record(*part) for part in parts]
+                self.contenders[place].journal.append(index, records, meter, spent, cached, self.rank)
+            advance(len(batch))
+
+    def _patched(
+        self,
+        patch: Patch,
+        batch: Sequence[Any],
+        dense: Sequence[Answer],
+        observed: Any,
+        meter: Meter,
+        seconds: dict[str, float],
+    ) -> tuple[list[Answer], list[dict[str, Any]]]:
+        """The answers of one contender and how far it is from dense."""
+        with patch.resumed():
+            with self._counting(patch, meter, "predict"):
+                answers = self._timed(lambda: self.task.predict(batch, meter), seconds, "patched", "predict")
+            with self._counting(patch, meter, "observe"):
+                seen = self._timed(lambda: self.task.observe(batch, dense), seconds, "patched", "observe")
+        return answers, self.task.compare(batch, dense, answers, (observed, seen))
+
+    def _record(self, item: Any, dense: Answer, patched: Answer, distance: dict[str, Any]) -> Record:
+        tokens = self.task.input_ids(item) or []
+        return Record(item, input_hash(tokens), len(tokens), dict(dense), patched, distance)
 
     def _dense(self, batch: Sequence[Any], seconds: dict[str, float]) -> tuple[list[Answer], int]:
         """The dense answers, and how many of them were known. The whole batch runs if one of them is not."""

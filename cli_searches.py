@@ -1,0 +1,72 @@
+"""The commands that try many recipes of one model: sweep. See cli.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+from .opening import Opening, items_of
+from .option_groups import GATHERED, takes_opening, takes_sweeping
+from .terminal import WIDE, command_line, exit_codes, results_console, resumable, warned_once
+
+
+@exit_codes
+@takes_opening
+@takes_sweeping
+def sweep(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")],
+    grid: Any = GATHERED,
+    dataset: o.Dataset = None,
+    split: o.Split = None,
+    asking: Any = GATHERED,
+    require_conclusion: o.RequireDecision = False,
+    as_json: o.Json = False,
+    output: o.SweepOutput = None,
+    force: o.ForceSweep = False,
+    opening: Opening = GATHERED,
+) -> None:
+    """Try a grid of methods and settings on the same items, and recommend the one that saves most and passes.
+
+    Every cell is a recipe of its own with its evaluation; the dense model answers once for all of them. top-theta is
+    calibrated once, and again where that keeps over 10 % more or less than it should. Verdicts are those of a fixed
+    sequence, from dense to sparse, so that all together are wrong at most as often as one would be.
+
+    Uses the validation split of squad (of demo for demo models) unless told otherwise. The same command goes on where
+    it was stopped. Exit code 0: a sparse cell passes, or nothing is decided; 3: all that were tested fail; 1: none ran.
+    """
+    from .commands import sweep as command
+    from .processes import Processes
+    from .sweeping.document import DEFAULT_DIRECTORY, check_output
+    from .sweeping.report import sweep_report
+    from .sweeping.run import Sweep
+
+    directory, dataset = output or Path(DEFAULT_DIRECTORY), dataset or command.default_dataset(model)
+    processes = Processes.join()
+    command.check_names(model, dataset, grid, processes.count)
+    check_output(directory)
+    opening.start(model)
+    with warned_once(), resumable():
+        items = items_of(dataset, split, "validation")
+        calibration = items_of(grid.calibrate_on or dataset, None, "train") if grid.calibrates else None
+        loaded = opening.load(model)
+        made = Sweep(loaded, items, calibration, grid, asking, directory, command_line(), processes, opening.say)
+        made.open(force=force)
+        with opening.progress(made.steps, "sweeping", processes=processes.count) as advance:
+            made.prepare(advance)
+            ran = made.evaluate(advance)
+        if not processes.is_main:
+            return
+        if grid.bench is not None:
+            with opening.progress(len(made.cells), "timing") as advance:
+                ran = made.time(advance) or ran
+        made.end()
+    if as_json:
+        print(json.dumps(made.document, indent=2))
+    else:
+        results_console(at_least=WIDE).print(sweep_report(made.document, made.directory))
+    opening.say(f"{'wrote' if ran else 'was there already, judged anew:'} {directory}")
+    raise typer.Exit(command.exit_code(made.document, require_conclusion=require_conclusion))

@@ -1,0 +1,37 @@
+"""Timing a cell of a sweep, as `sparsify bench` does, each beside the dense model of its own minute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..benchmark.arms import Arms
+from ..commands import bench
+from ..commands.target import Target
+from ..errors import FAILURES, one_sentence
+from ..patcher.binding.loading import LoadOptions
+
+TEXT = "the Python documentation"
+
+
+def time_cell(target: Target, options: bench.BenchOptions, command: str) -> tuple[Path | None, str | None]:
+    """Where bench.json is, or why there is none. SparsifyError if it cannot be written."""
+    try:
+        lengths = bench.check_target(target, options)
+        tokens = bench.input_tokens(target, None, options, lengths[-1])
+        arms = Arms(target.loaded.model, target.recipe, eager=options.eager)
+        job = bench.make_job(target.name, None, LoadOptions(), tokens, options)
+        measured = bench.bench(target, arms, options, lengths, tokens, job=job, advance=lambda _: None)
+    except FAILURES as error:
+        return None, one_sentence(error)
+    done = bench.finish(target, options, measured, text=TEXT, command=command, output=None)
+    return done.directory / bench.RESULTS, None
+
+
+def same_lengths(file: Path, options: bench.BenchOptions | None) -> bool:
+    """Whether a file holds times of the lengths that are asked for, if any are."""
+    try:
+        found = [entry["tokens"] for entry in json.loads(file.read_text(encoding="utf-8"))["lengths"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return options is None or options.lengths is None or list(options.lengths) == found
