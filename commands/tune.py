@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.items import ItemSet, content_hash
+from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.sequence import fixed_sequences
@@ -21,7 +22,7 @@ from ..patcher.binding.loading import LoadedModel
 from ..patcher.methods import Method, method_to_dict
 from ..patcher.plan import plan_model
 from ..patcher.preset import dense_by_default
-from ..patcher.recipe import check_writable, save_recipe
+from ..patcher.recipe import check_writable, is_recipe, save_recipe
 from ..tuning.ladder import Cell, grid_for, make_ladder
 from ..tuning.sensitivity import SensitivityMap, measure
 from ..tuning.sensitivity_file import SENSITIVITY_FILE, save_sensitivity, stored_map
@@ -72,16 +73,29 @@ class Tuned:
         return GATE_FAILED if first["verdict"]["decision"] == "FAIL" else NO_CONCLUSION
 
 
-def split_data(tuning: ItemSet, evaluation: ItemSet, options: TuneOptions) -> TuneData:
-    """The items of both, drawn with the seed; those that will be evaluated are left out of tuning. UsageError if none
-    is left to tune on."""
-    asking = options.asking
+def check_names(model: str, dataset: str, options: TuneOptions, processes: int) -> None:
+    """UsageError for what is wrong before anything is loaded. dataset: as typed, or the default one."""
+    if is_recipe(model):
+        raise UsageError(f"{model} is a recipe: name its MODEL, whose modules get a keep rate each")
+    if options.calibrate_on is None and is_path(dataset):
+        raise UsageError(
+            f"tuning looks at the train split, and the file {dataset} has none: name other data with --calibrate-on"
+        )
+    if processes > 1:
+        raise UsageError("tune runs in one process: start it without a launcher")
+
+
+def load_data(dataset: str, split: str | None, options: TuneOptions) -> TuneData:
+    """What tuning looks at, drawn with the seed from what will not be evaluated, and what judges it. Raises what
+    load_items raises; UsageError if nothing is left to tune on."""
+    evaluation = load_items(dataset, split, default_split="validation")
+    pool, asking = load_items(options.calibrate_on or dataset, None, default_split="train"), options.asking
     asked = {content_hash(item) for item in evaluation.sample(asking.limit, asking.seed).items}
-    others = replace(tuning, items=tuple(item for item in tuning.items if content_hash(item) not in asked))
+    others = replace(pool, items=tuple(item for item in pool.items if content_hash(item) not in asked))
     if not len(others):
         raise UsageError(
-            f"every item of {tuning.name} is evaluated, so none is left to tune on: evaluate fewer with --limit, or "
-            "name other items with --tune-on"
+            f"every item of {pool.name} is evaluated, so none is left to tune on: evaluate fewer with --limit, or name "
+            "other data with --calibrate-on"
         )
     return TuneData(others.sample(options.samples, asking.seed), evaluation)
 
@@ -122,7 +136,14 @@ def tune(
     read = [task.calibration_inputs(item) for item in data.tuning.items]
     key = _map_key(loaded, task, plan, options, read)
     record = TuneRecord.start(
-        inside, loaded, data.tuning, data.evaluation, options, key=_run_key(key, data, options), command=command, force=force
+        inside,
+        loaded,
+        data.tuning,
+        data.evaluation,
+        options,
+        key=_run_key(key, data, options),
+        command=command,
+        force=force,
     )
     found = _mapped(loaded, plan, read, options, inside, key, data.tuning, steps)
     tuned, ladder = make_ladder(found, options.goal, options.keeps, uniform)
@@ -229,9 +250,7 @@ def _judge(
     def corrected(verdicts: list[Verdict]) -> list[Verdict]:
         return [*fixed_sequences([verdicts[:count]])[0], *fixed_sequences([verdicts[count:]])[0]]
 
-    return evaluate_targets(
-        targets, items, options.asking, command=command, advance=steps.advance, correct=corrected
-    )
+    return evaluate_targets(targets, items, options.asking, command=command, advance=steps.advance, correct=corrected)
 
 
 def _map_key(

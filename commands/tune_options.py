@@ -26,6 +26,7 @@ class TuneOptions:
     goal: str = "kept"
     keeps: tuple[float, ...] = RUNGS
     samples: int = 16
+    calibrate_on: str | None = None
     attention: str = "top-k"
     compensation: str | None = None
     ffn: str = "none"
@@ -41,8 +42,8 @@ class TuneOptions:
             raise UsageError(f"--goal must be {', '.join(GOALS[:-1])} or {GOALS[-1]}, not {self.goal!r}")
         if self.attention not in ATTENTION:
             raise UsageError(
-                f"--attention must be {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]} here, not {self.attention!r}: only "
-                "these have a keep rate"
+                f"--attention must be {', '.join(ATTENTION[:-1])} or {ATTENTION[-1]} here, not {self.attention!r}: "
+                "only these have a keep rate"
             )
         if self.attention == "none" and self.ffn == "none":
             raise UsageError("--attention none leaves nothing to tune: add --ffn top-k")
@@ -71,8 +72,9 @@ class TuneOptions:
 def make_options(
     *,
     goal: str = "kept",
-    keeps: str | None = None,
+    keep: str | None = None,
     samples: int = 16,
+    calibrate_on: str | None = None,
     attention: str = "top-k",
     compensation: str | None = None,
     ffn: str = "none",
@@ -85,8 +87,9 @@ def make_options(
     """The options from what was typed. Raises what TuneOptions, EvalOptions and Gate raise."""
     return TuneOptions(
         goal=goal,
-        keeps=_rungs(keeps),
+        keeps=_rungs(keep),
         samples=samples,
+        calibrate_on=calibrate_on,
         attention=attention,
         compensation=compensation,
         ffn=ffn,
@@ -104,5 +107,5 @@ def _rungs(text: str | None) -> tuple[float, ...]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--keeps takes fractions such as 0.5,0.25,0.1, not {text!r}") from None
+        raise UsageError(f"--keep takes fractions such as 0.5,0.25,0.1, not {text!r}") from None
     return check_rungs(numbers)

@@ -141,7 +141,9 @@ class TuneRecord:
             entry["status"] = "done"
             entry["results"] = str((outcome.directory / RESULTS).relative_to(self.directory))
             entry["saved"] = {"share": 1 - kept_share(results, one.cell, found, goal), "of": UNITS[goal]}
-            entry["verdict"] = {name: verdict[name] for name in ("decision", "p", "reason", "needed")} | {"level": LEVEL}
+            entry["verdict"] = {name: verdict[name] for name in ("decision", "p", "reason", "needed")} | {
+                "level": LEVEL
+            }
         self.content["task"] = outcomes[0].results["task"]
         best = {name: _best(self.content["cells"], name) for name in (TUNED, UNIFORM)}
         if best[TUNED] is not None:
@@ -193,9 +195,7 @@ def comparison(tuned: dict[str, Any] | None, uniform: dict[str, Any] | None, goa
     }
 
 
-def write_recommended(
-    directory: Path, inside: Path, content: dict[str, Any], candidates: Sequence[Candidate]
-) -> None:
+def write_recommended(directory: Path, inside: Path, content: dict[str, Any], candidates: Sequence[Candidate]) -> None:
     """Puts the recommended recipe with its results into the directory. Without one, that of an earlier verdict goes:
     what is there was shown to pass."""
     chosen = content["recommended"]
@@ -230,7 +230,13 @@ def describe_items(items: ItemSet) -> dict[str, Any]:
 def _entry(one: Candidate, goal: str) -> dict[str, Any]:
     cell = one.cell
     methods = {method.name for method in one.recipe.plan.values()}
-    setting = {"method": " and ".join(sorted(methods)), "keep": cell.keep, "k": None, "clusters": None, "ffn_keep": None}
+    setting = {
+        "method": " and ".join(sorted(methods)),
+        "keep": cell.keep,
+        "k": None,
+        "clusters": None,
+        "ffn_keep": None,
+    }
     return {
         "name": cell.name,
         "label": cell.label,

@@ -24,8 +24,8 @@ def output_gradients(
 ) -> tuple[dict[str, list[Tensor]], int] | None:
     """For each module `draws` gradients like its output, and how many outcomes one draw has.
 
-    The log-probability is summed over outcomes: the last tokens, a label, or an answer's start and end. None for a model
-    that gives no distribution. The parameters' requires_grad is as before when this is done.
+    The log-probability is summed over outcomes: the last tokens, a label, or an answer's start and end. None for a
+    model that gives no distribution. The parameters' requires_grad is as before when this is done.
     """
     outputs: dict[str, Tensor] = {}
     with _parameters_fixed(model), torch.enable_grad(), ExitStack() as stack:

@@ -28,9 +28,9 @@ KL, STREAM = "predicted KL", "stream error"
 
 @dataclass(frozen=True)
 class Cell:
-    """One candidate. keeps: of every module that is not dense, by name. keep: of a uniform cell. by: of a tuned one, the
-    error that its allocation makes least. budget: what it may cost and cost: what it does cost by the map, as shares of
-    the dense cost."""
+    """One candidate. keeps: of every module that is not dense, by name. keep: of a uniform cell. by: of a tuned one,
+    the error that its allocation makes least. budget: what it may cost and cost: what it does cost by the map, as
+    shares of the dense cost."""
 
     name: str
     label: str
@@ -45,9 +45,9 @@ class Cell:
 def check_rungs(keeps: Sequence[float]) -> tuple[float, ...]:
     """Keep rates of a ladder, from dense to sparse; UsageError for what cannot be one."""
     if not keeps or len(keeps) > MOST_RUNGS or len(set(keeps)) < len(keeps):
-        raise UsageError(f"--keeps takes 1 to {MOST_RUNGS} different fractions, such as 0.5,0.25,0.1")
+        raise UsageError(f"--keep takes 1 to {MOST_RUNGS} different fractions, such as 0.5,0.25,0.1")
     if outside := [keep for keep in keeps if not 0 < keep < 1]:
-        raise UsageError(f"--keeps takes fractions above 0 and below 1, not {outside[0]:g}")
+        raise UsageError(f"--keep takes fractions above 0 and below 1, not {outside[0]:g}")
     return tuple(sorted(keeps, reverse=True))
 
 
@@ -75,7 +75,9 @@ def make_ladder(
     tuned, before = [], [{}]
     for rung, budget in zip(rungs, budgets, strict=True):
         cells = [_tuned(found, goal, rung, budget, by) for by in errors_of(found)]
-        new = [cell for place, cell in enumerate(cells) if cell.keeps not in [*before, *(c.keeps for c in cells[:place])]]
+        new = [
+            cell for place, cell in enumerate(cells) if cell.keeps not in [*before, *(c.keeps for c in cells[:place])]
+        ]
         before += [cell.keeps for cell in new]
         if new:
             tuned.append(new)
@@ -91,7 +93,7 @@ def errors_of(found: SensitivityMap) -> dict[str, NDArray[np.float64]]:
 
 
 def costs_of(found: SensitivityMap, goal: str) -> NDArray[np.float64]:
-    """What each module costs at each keep rate, [modules, keeps]: multiply-adds of what is kept, V rows, microseconds."""
+    """What each module costs at each keep rate, [modules, keeps]: multiply-adds, V rows or microseconds."""
     return np.array([_costs(module, goal) for module in found.modules.values()])
 
 
@@ -139,4 +141,3 @@ def _nothing_saved(goal: str) -> str:
     if goal == "v-rows":
         return "no V rows are read in decoding here: tune for --goal kept"
     return "no row of these items is long enough to keep less of it: tune on longer items"
-

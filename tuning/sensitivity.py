@@ -35,10 +35,11 @@ Inputs = dict[str, Tensor]
 class ModuleSensitivity:
     """Of one module; lists are by keep rate, in the order of the map's.
 
-    error: what the map's error_is says; stream_error: see STREAM_ERROR. error_by_head: [heads][keeps], None where heads are not seen. kept: share of attention elements
-    or activations. v_rows: share of V rows that decoding steps read; None where none were counted. microseconds: of one
-    call, median over items; None where calls were not timed. elements: visible elements or activations of all items.
-    decode_rows: V rows that decoding steps see. width: multiply-adds behind one element.
+    error: what the map's error_is says; stream_error: see STREAM_ERROR. error_by_head: [heads][keeps],
+    None where heads are not seen. kept: share of attention elements or activations. v_rows: share of V rows that
+    decoding steps read; None where none were counted. microseconds: of one call, median over items; None where calls
+    were not timed. elements: visible elements or activations of all items. decode_rows: V rows that decoding steps see.
+    width: multiply-adds behind one element.
     """
 
     kind: str
@@ -85,7 +86,8 @@ def measure(
     """The map of the modules of a plan (top-k alone, of attention or feed-forward), each at every keep rate.
 
     keeps: 1.0 first. items: the model inputs of each item, unpadded. decoding, timed: as in Probe. seed: of the
-    outcomes that are drawn. The model must not be patched, and is dense all the time. DataError if no item can be read, or an output is not finite.
+    outcomes that are drawn. The model must not be patched, and is dense all the time.
+    DataError if no item can be read, or an output is not finite.
     """
     model = unwrapped(model)
     found = patchable_modules(model, plan)
@@ -167,7 +169,9 @@ class _Sums:
         stream_error = [0.0, *(total / self.positions for total in self.squares)]
         error = [0.0, *(total / self.outcomes for total in self.changes)] if self.outcomes else stream_error
         if not all(map(math.isfinite, [*error, *stream_error])):
-            raise DataError(f"the outputs of {name} are not finite: leave it out, or load the model with another --dtype")
+            raise DataError(
+                f"the outputs of {name} are not finite: leave it out, or load the model with another --dtype"
+            )
         return ModuleSensitivity(
             kind=target.kind,
             stack=target.stack,
@@ -188,7 +192,9 @@ class _Sums:
         if isinstance(self.head_dense, int):
             return None
         dense = self.head_dense.clamp(min=1e-30)
-        return [[0.0, *(float(squares[head] / dense[head]) for squares in self.head_squares)] for head in range(len(dense))]
+        return [
+            [0.0, *(float(squares[head] / dense[head]) for squares in self.head_squares)] for head in range(len(dense))
+        ]
 
 
 def _squared(left: Tensor, right: Tensor | None = None) -> Tensor:

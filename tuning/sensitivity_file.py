@@ -95,7 +95,9 @@ def _module(name: str, entry: dict[str, Any], count: int) -> ModuleSensitivity:
 
 
 def _numbers(what: str, value: Any) -> list[float]:
-    if not isinstance(value, list) or any(isinstance(n, bool) or not isinstance(n, int | float) or n < 0 for n in value):
+    if not isinstance(value, list) or any(
+        isinstance(n, bool) or not isinstance(n, int | float) or n < 0 for n in value
+    ):
         raise ValueError(f"{what} is {shown(value)} instead of numbers of at least 0")
     return [float(number) for number in value]
 

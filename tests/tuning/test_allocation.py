@@ -64,7 +64,7 @@ def test_only_the_cheapest_is_left_of_a_budget_that_just_holds_them() -> None:
 
 
 def test_a_budget_below_the_cheapest_is_refused() -> None:
-    with pytest.raises(UsageError, match="the cheapest costs 0.2"):
+    with pytest.raises(UsageError, match=r"the cheapest costs 0\.2"):
         allocate([[0, 1], [0, 1]], [[1, 0.1], [1, 0.1]], 0.19)
 
 
