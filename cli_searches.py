@@ -106,7 +106,7 @@ def tune(
     opening.start(model)
     with warned_once(), resumable():
         data = command.load_data(dataset, split, tuning)
-        loaded = opening.load(model)
+        loaded = opening.load(command.full_name(model))
         with opening.progress(command.passes(tuning, data), "tuning") as advance:
             steps = command.Steps(advance, opening.say)
             made = command.tune(loaded, data, tuning, directory, force=force, command=command_line(), steps=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError
+from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.sources import is_path, load_items
@@ -83,6 +85,12 @@ def check_names(model: str, dataset: str, options: TuneOptions, processes: int) 
         )
     if processes > 1:
         raise UsageError("tune runs in one process: start it without a launcher")
+
+
+def full_name(model: str) -> str:
+    """A local folder by its full path, as recipes name it: answers of the dense model are known by that too."""
+    is_folder = model not in DEMO_MODELS and Path(model).is_dir()
+    return os.path.realpath(model) if is_folder else model
 
 
 def load_data(dataset: str, split: str | None, options: TuneOptions) -> TuneData:
@@ -160,7 +168,7 @@ def candidate_plan(loaded: LoadedModel, options: TuneOptions) -> tuple[dict[str,
     takes them, without the first layers of deep models. Raises what plan_model raises."""
     attention, feed_forward = options.methods()
     selected: dict[str, Any] = {"kind": options.kind, "stack": options.stack}
-    layers = {"layers": options.layers, "skip_layers": options.skipped}
+    layers: dict[str, Any] = {"layers": options.layers, "skip_layers": options.skipped}
     plan = plan_model(loaded.model, attention, feed_forward, **layers, **selected)
     preset: dict[str, int] = {}
     if options.layers is None and options.skip_layers is None:

@@ -73,7 +73,7 @@ class TuneRecord:
             )
         gate = options.asking.gate
         calibrated = options.attention == "top-theta"
-        content = {
+        content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "kind": "tune",
             "key": key,
@@ -146,9 +146,9 @@ class TuneRecord:
             }
         self.content["task"] = outcomes[0].results["task"]
         best = {name: _best(self.content["cells"], name) for name in (TUNED, UNIFORM)}
-        if best[TUNED] is not None:
-            reason = f"the sparsest tuned allocation that passes: {best[TUNED]['verdict']['reason']}"
-            self.content["recommended"] = {"cell": best[TUNED]["name"], "reason": reason}
+        if (chosen := best[TUNED]) is not None:
+            reason = f"the sparsest tuned allocation that passes: {chosen['verdict']['reason']}"
+            self.content["recommended"] = {"cell": chosen["name"], "reason": reason}
         self.content["comparison"] = comparison(best[TUNED], best[UNIFORM], goal)
         self.content["ended"] = True
         self.write()

@@ -72,7 +72,8 @@ def make_ladder(
     ladder = [_uniform(found, goal, rung, uniform) for rung in rungs]
     even = np.linspace(dense, least, len(rungs) + 1)[1:] / dense
     budgets = even.tolist() if goal == "latency" else [cell.cost for cell in ladder]
-    tuned, before = [], [{}]
+    tuned: list[list[Cell]] = []
+    before: list[dict[str, float]] = [{}]
     for rung, budget in zip(rungs, budgets, strict=True):
         cells = [_tuned(found, goal, rung, budget, by) for by in errors_of(found)]
         new = [

@@ -84,7 +84,7 @@ def _ladder_table(record: dict[str, Any]) -> RenderableType:
         ]
         for cell in record["cells"]
     ]
-    header = ["candidate", "made least", f"% of {UNITS[record['goal']]}", "KL from dense"]
+    header = ["candidate", "allocated by", f"% of {UNITS[record['goal']]}", "KL from dense"]
     title = f"Candidates on tuning data, {record['tuned_on']['items']} items"
     return titled(title, grid([*header, *(["x k"] if record["calibration"] else [])], rows, text_columns=2))
 

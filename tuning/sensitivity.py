@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..patcher.binding.modules import AttentionModule, unwrapped
 from ..patcher.binding.patchable import PatchableModule, patchable_modules
-from ..patcher.methods import Method
+from ..patcher.methods import Method, TopKFeedForward
+from ..patcher.methods.budget import Budget
 from .gradients import output_gradients
 from .probe import Probe, Seen
 
@@ -69,8 +70,11 @@ class SensitivityMap:
 
 
 def at_keep(method: Method, keep: float) -> Method:
-    """The method with a kept fraction for its budget."""
-    return replace(method, k=None, keep=keep)
+    """The method with a kept fraction for its budget. UsageError for one that has none."""
+    if not isinstance(method, Budget | TopKFeedForward):
+        raise UsageError(f"{method.name} has no keep rate")
+    made: Method = replace(method, k=None, keep=keep)
+    return made
 
 
 def measure(

@@ -45,7 +45,8 @@ def test_the_same_seed_draws_the_same() -> None:
     model, call = tiny_models.build("t5"), tiny_models.inputs("t5", batch=1)
     names = ["encoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention"]
     first, second = (output_gradients(model, names, call, torch.Generator().manual_seed(3)) for _ in range(2))
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert list(first[0]) == names
     for name in names:
         assert all(torch.equal(a, b) for a, b in zip(first[0][name], second[0][name], strict=True))

@@ -106,7 +106,8 @@ def test_v_rows_are_counted_where_steps_decode_and_times_where_asked() -> None:
     found = mapped(model, "t5", plan, decoding=True, timed=True)
     for module in found.modules.values():
         assert (module.v_rows is not None) == (module.stack == "decoder")
-        assert module.microseconds is not None and all(time > 0 for time in module.microseconds)
+        assert module.microseconds is not None
+        assert all(time > 0 for time in module.microseconds)
     plain = mapped(model, "t5", plan)
     assert all(module.v_rows is None and module.microseconds is None for module in plain.modules.values())
 
