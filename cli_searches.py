@@ -44,15 +44,17 @@ def sweep(
     from .sweeping.report import sweep_report
     from .sweeping.run import Sweep
 
-    directory, dataset = output or Path(DEFAULT_DIRECTORY), dataset or command.default_dataset(model)
+    directory = output or Path(DEFAULT_DIRECTORY)
+    dataset = command.default_dataset(model) if dataset is None else dataset
     processes = Processes.join()
     command.check_names(model, dataset, grid, processes.count)
     check_output(directory)
     opening.start(model)
     with warned_once(), resumable():
         items = items_of(dataset, split, "validation")
-        calibration = items_of(grid.calibrate_on or dataset, None, "train") if grid.calibrates else None
-        loaded = opening.load(model)
+        others = dataset if grid.calibrate_on is None else grid.calibrate_on
+        calibration = items_of(others, None, "train") if grid.calibrates else None
+        loaded = opening.load(command.full_name(model))
         made = Sweep(loaded, items, calibration, grid, asking, directory, command_line(), processes, opening.say)
         made.open(force=force)
         with opening.progress(made.steps, "sweeping", processes=processes.count) as advance:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
@@ -59,6 +61,11 @@ def make_options(
 def default_dataset(model: str) -> str:
     """What questions a person gets who names none."""
     return "demo" if model in DEMO_MODELS else "squad"
+
+
+def full_name(model: str) -> str:
+    """A folder as recipes name it, so that `sparsify eval CELL` finds the answers of the sweep."""
+    return str(Path(model).resolve()) if os.path.isdir(model) else model
 
 
 def check_names(model: str, dataset: str, options: SweepOptions, processes: int) -> None:

@@ -39,7 +39,7 @@ def make_document(cells: Sequence[Cell], refused: Mapping[str, str], **about: An
     names = {name: [cell.name for cell in members] for name, members in chains_of(cells).items()}
     whole = [name for name, members in names.items() if not refused.keys() >= set(members)]
     level = chain_level(len(whole))
-    chains = [{"name": n, "level": level if n in whole else None, "cells": members} for n, members in names.items()]
+    chains = [{"name": name, "level": level, "cells": members} for name, members in names.items()]
     entries = [make_entry(cell, refused.get(cell.name)) for cell in cells]
     head = {"schema_version": SCHEMA_VERSION, "kind": "sweep", **about}
     return {**head, "chains": chains, "cells": entries, "recommended": None, "ended": False}

@@ -112,14 +112,14 @@ def make_cells(
     _check_used(names, fields, keep=keep, k=k, clusters=clusters)
     check_exclusive(k, keep)  # type: ignore[arg-type]
     budgets: list[dict[str, Any]] = [{"k": value} for value in _list("--k", k, _count)]
-    budgets = budgets or [{"keep": value} for value in _list("--keep", keep or KEEPS, _fraction)]
-    groups = [{"clusters": value} for value in _list("--clusters", clusters or CLUSTERS, _count)]
+    budgets = budgets or [{"keep": value} for value in _list("--keep", KEEPS if keep is None else keep, _fraction)]
+    groups = [{"clusters": value} for value in _list("--clusters", CLUSTERS if clusters is None else clusters, _count)]
     ffn: Sequence[float | None] = _list("--ffn-keep", ffn_keep, _fraction) or [None]
     if NONE in names and ffn_keep is None:
         raise UsageError("--methods none leaves attention dense: give --ffn-keep too")
     cells = []
     for method in names:
-        along = [{}] if method == NONE else budgets if _has_budget(method) else groups
+        along: list[dict[str, Any]] = [{}] if method == NONE else budgets if _has_budget(method) else groups
         for share in ffn:
             cells += [_cell(Setting(method, ffn_keep=share, **budget), fields, where) for budget in along]
     return tuple(cells)

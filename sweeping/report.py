@@ -14,7 +14,7 @@ from rich.text import Text
 from ..evaluation.report import STYLES
 from ..evaluation.verdict.gate import NOT_TESTED, PASS
 from ..tables import grid, percent, titled
-from .document import DEFAULT_DIRECTORY, DONE, FAILED, REFUSED, Document, Entry
+from .document import DONE, FAILED, REFUSED, Document, Entry
 
 P = "p: one-sided, of a loss beyond what is allowed; PASS needs {} or less, and every denser cell of its chain to pass"
 CONTROL = "a cell that keeps all is the dense model itself, as a control: only more items can make it pass"
@@ -30,8 +30,7 @@ def sweep_report(document: Document, directory: Path) -> RenderableType:
         parts += [*_stops(document), ""]
     parts += _problems(document)
     parts.append(Text(_recommended(document, directory)))
-    where = "" if directory == Path(DEFAULT_DIRECTORY) else f" {shlex.quote(str(directory))}"
-    parts.append(f"next: sparsify report{where or f' {DEFAULT_DIRECTORY}'}")
+    parts.append(f"next: sparsify report {shlex.quote(str(directory))}")
     return Group(*parts)
 
 
@@ -94,7 +93,6 @@ def _ratio(times: dict[str, Any] | None, phase: str) -> str:
 def _stops(document: Document) -> Iterator[RenderableType]:
     """Why each chain ended where it did, and what p is held against."""
     entries = {entry["name"]: entry for entry in document["cells"]}
-    levels = {chain["level"] for chain in document["chains"] if chain["level"] is not None}
     for chain in document["chains"]:
         for name in chain["cells"]:
             verdict = entries[name]["verdict"]
@@ -103,8 +101,8 @@ def _stops(document: Document) -> Iterator[RenderableType]:
                 yield Text.assemble(f"{entries[name]['label']}: ", decided, f": {verdict['reason']}")
                 if entries[name]["dense"]:
                     yield CONTROL
-    yield ""
-    yield P.format(f"{min(levels):.2g}")
+    level = document["chains"][0]["level"]
+    yield P.format(f"{level:.3g}")
 
 
 def _problems(document: Document) -> list[RenderableType]:

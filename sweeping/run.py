@@ -169,9 +169,11 @@ class Sweep:
     def _take_earlier(self, before: doc.Entry) -> None:
         """A cell as an earlier run left it: its recipe and its times; evaluating finds its answers."""
         cell = next((cell for cell in self.cells if cell.name == before["name"]), None)
-        recipe = cell and read_cell(self._place(cell), self.planned[cell.name])
+        if cell is None:
+            return
+        recipe = read_cell(self._place(cell), self.planned[cell.name])
         kept, again = before.get("kept_per_k"), before.get("recalibrated", False)
-        if cell is None or recipe is None or (cell.setting.needs_thresholds and kept is None):
+        if recipe is None or (cell.setting.needs_thresholds and kept is None):
             return
         self.ready[cell.name] = Fitted(recipe, kept, again)
         timed = before.get("bench")

@@ -13,6 +13,7 @@ from typing import Any
 from fault_drill import Case
 from mutations import mutated, mutated_json
 
+SWEEP = ("--methods", "top-k", "--keep", "0.5", "--max-new-tokens", "2", "--no-cache", "-o", "out")
 EVAL = ("--max-new-tokens", "2", "--no-cache", "-o", "out")
 BENCH = ("--lengths", "8", "--repeats", "1", "--new-tokens", "1", "--no-memory", "--no-eager", "-o", "out")
 Damage = Callable[[Path], object]
@@ -43,6 +44,11 @@ READING: dict[str, Command] = {
     "eval squad=FILE": lambda path: ("eval", "plain", *EVAL, f"--dataset=squad={path}"),
     "eval --prompt-template": lambda path: ("eval", "plain", "-d", "q.jsonl", *EVAL, f"--prompt-template={path}"),
     "eval --shots-from": lambda path: ("eval", "plain", "-d", "q.jsonl", *EVAL, "--shots=1", f"--shots-from={path}"),
+    "sweep MODEL": lambda path: ("sweep", "-d", "q.jsonl", *SWEEP, "--", path),
+    "sweep --dataset": lambda path: ("sweep", "llama", *SWEEP, f"--dataset={path}"),
+    "sweep --calibrate-on": lambda path: (
+        *("sweep", "llama", "-d", "q.jsonl", *SWEEP, "--methods", "top-theta", f"--calibrate-on={path}"),
+    ),
     "bench TARGET": lambda path: ("bench", *BENCH, "--", path),
     "bench --dataset": lambda path: ("bench", "plain", *BENCH, f"--dataset={path}"),
     "generate TARGET": lambda path: ("generate", "--max-new-tokens", "2", "--", path, "Where ?"),
@@ -53,6 +59,7 @@ WRITING: dict[str, Command] = {
     "patch --save-model": lambda path: ("patch", "llama", "--no-verify", "--save-model", f"--output-dir={path}"),
     "calibrate": lambda path: ("calibrate", "plain", "-d", "q.jsonl", "--force", f"--output-dir={path}"),
     "eval": lambda path: ("eval", "plain", "-d", "q.jsonl", *EVAL[:-2], f"--output-dir={path}"),
+    "sweep": lambda path: ("sweep", "llama", "-d", "q.jsonl", *SWEEP[:-2], "--force", f"--output-dir={path}"),
     "bench": lambda path: ("bench", "plain", *BENCH[:-2], f"--output-dir={path}"),
 }
 REPOSITORIES = (

@@ -24,6 +24,21 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "patch --thresholds": ("patch", "--thresholds", "bad", "--k", "3", "-o", "bad", "--force"),
     "calibrate": ("calibrate", "bad", "-d", "q.jsonl", "--k", "3"),
     "eval": ("eval", "bad", *ASK, "-o", "out"),
+    "sweep": (
+        *(
+            "sweep",
+            "llama",
+            "--methods",
+            "top-theta",
+            "--keep",
+            "0.5,0.2",
+            "--calibrate-on",
+            "q.jsonl",
+            "--samples",
+            "2",
+        ),
+        *(*ASK, "-o", "out"),
+    ),
     "bench": ("bench", "bad", *BENCH),
 }
 # What a result consists of, and what is the same whenever it is made.

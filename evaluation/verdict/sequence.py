@@ -42,7 +42,7 @@ def _sequence(chain: Sequence[Verdict], level: float, chains: int) -> list[Verdi
         elif verdict.decision == PASS and verdict.p > level:
             reason = (
                 f"passes on its own (p = {verdict.p:.2g}), but not in one of {chains} chains, each of which is tested "
-                f"at {level:.2g}"
+                f"at {level:.3g}"
             )
             verdict = replace(verdict, decision=INCONCLUSIVE, reason=reason)
         tested.append(verdict)

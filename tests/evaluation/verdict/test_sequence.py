@@ -55,7 +55,7 @@ def test_the_border_belongs_to_pass() -> None:
 def test_what_is_said_and_what_stays() -> None:
     (good, fair, last), _ = fixed_sequences([[GOOD, FAIR, OPEN], []])
     assert good == GOOD
-    assert fair.reason == "passes on its own (p = 0.02), but not in one of 2 chains, each of which is tested at 0.013"
+    assert fair.reason == "passes on its own (p = 0.02), but not in one of 2 chains, each of which is tested at 0.0125"
     assert last.reason == "a denser setting of the same chain did not pass, so this one is not tested"
     assert (last.difference, last.p, last.needed) == (OPEN.difference, OPEN.p, None)
 
