@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.items import ItemSet, content_hash
+from ..evaluation.prompts import read_template
 from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.verdict.gate import Verdict
@@ -139,7 +140,8 @@ def tune(
     """
     steps, asking = steps or Steps(), options.asking
     inside = directory / INSIDE
-    task = task_for(loaded, data.tuning, TaskOptions(asking.batch_size, asking.max_new_tokens))
+    template = read_template(asking.prompt_template) if asking.prompt_template else None
+    task = task_for(loaded, data.tuning, TaskOptions(asking.batch_size, asking.max_new_tokens, template))
     plan, uniform = candidate_plan(loaded, options)
     read = [task.calibration_inputs(item) for item in data.tuning.items]
     key = _map_key(loaded, task, plan, options, read)
