@@ -10,7 +10,7 @@ import typer
 from .cli_comparisons import bench, evaluate, generate
 from .cli_recipes import calibrate, inspect, patch, push, validate
 from .cli_reports import plot, report
-from .cli_searches import sweep
+from .cli_searches import sweep, tune
 from .terminal import exit_codes, results_console
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for name, command, example in (
     ("calibrate", calibrate, "sparsify calibrate --dataset my-questions.jsonl --samples 128"),
     ("eval", evaluate, "sparsify eval --dataset squad --limit 400 --max-drop 2"),
     ("sweep", sweep, "sparsify sweep demo-t5 --methods top-k,top-theta --keep 1.0,0.5,0.25,0.1,0.05 --max-drop 2"),
+    ("tune", tune, "sparsify tune demo-t5 --max-drop 8"),
     ("bench", bench, "sparsify bench ./sparsified --lengths 512,2k,8k --new-tokens 64"),
     ("report", report, "sparsify report ./sparsified -o report.html"),
     ("plot", plot, 'sparsify plot ./sparsified --prompt "What is the capital of France?"'),

@@ -1,4 +1,4 @@
-"""The commands that try many recipes of one model: sweep. See cli.py."""
+"""The commands that try many recipes of one model: sweep, tune. See cli.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from . import options as o
 from .opening import Opening, items_of
-from .option_groups import GATHERED, takes_opening, takes_sweeping
+from .option_groups import GATHERED, takes_opening, takes_sweeping, takes_tuning
 from .terminal import WIDE, command_line, exit_codes, results_console, resumable, warned_once
 
 
@@ -72,3 +72,49 @@ def sweep(
         results_console(at_least=WIDE).print(sweep_report(made.document, made.directory))
     opening.say(f"{'wrote' if ran else 'was there already, judged anew:'} {directory}")
     raise typer.Exit(command.exit_code(made.document, require_conclusion=require_conclusion))
+
+
+@exit_codes
+@takes_opening
+@takes_tuning
+def tune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub name, folder, demo-bert, demo-llama or demo-t5.")],
+    dataset: o.Dataset = None,
+    split: o.Split = None,
+    tuning: Any = GATHERED,
+    as_json: o.Json = False,
+    output: o.TunedOutput = None,
+    force: o.ForceTune = False,
+    opening: Opening = GATHERED,
+) -> None:
+    """Find a keep rate for each module of MODEL that saves most while the verdict stays PASS.
+
+    First it measures what each module alone loses, without labels, and spends budgets where that costs least. Then the
+    tuned allocations, and uniform keeps at the same budgets, are judged on data that tuning never saw, from dense to
+    sparse. The sparsest tuned one that passes becomes the recipe; all else is in its folder tune.
+
+    Looks at the train split and judges on the validation split of squad (of demo for demo models) unless told
+    otherwise. The same command goes on where it was stopped. Exit code 3: the densest allocation fails; 5: that cannot
+    be told.
+    """
+    from .commands import sweep
+    from .commands import tune as command
+    from .processes import Processes
+    from .tuning.report import tune_report
+
+    directory, dataset = output or Path(command.DEFAULT_DIRECTORY), dataset or sweep.default_dataset(model)
+    command.check_names(model, dataset, tuning, Processes.join().count)
+    command.check_directory(directory, force=force)
+    opening.start(model)
+    with warned_once(), resumable():
+        data = command.load_data(dataset, split, tuning)
+        loaded = opening.load(command.full_name(model))
+        with opening.progress(command.passes(tuning, data), "tuning") as advance:
+            steps = command.Steps(advance, opening.say)
+            made = command.tune(loaded, data, tuning, directory, force=force, command=command_line(), steps=steps)
+    if as_json:
+        print(json.dumps(made.record, indent=2))
+    else:
+        results_console(at_least=WIDE).print(tune_report(made.record, made.found))
+    opening.say(f"wrote {directory}" if made.record["recommended"] else f"no recipe was written; see {directory}/tune")
+    raise typer.Exit(made.exit_code)

@@ -107,6 +107,17 @@ _SWEEPING: dict[str, tuple[Any, Any]] = {
     "bench": (o.TimeCells, False),
     "lengths": (o.CellLengths, None),
 }
+# The options of what `tune` tunes, and how it is judged: as in commands.tune_options.make_options.
+_TUNING: dict[str, tuple[Any, Any]] = {
+    "goal": (o.Goal, "kept"),
+    "keep": (o.Budgets, None),
+    "samples": (o.TuneSamples, 16),
+    "calibrate_on": (o.TuneOn, None),
+    "attention": (o.TunedAttention, "top-k"),
+    **{name: _PATCHING[name] for name in ("compensation", "ffn", "layers", "skip_layers", "kind", "stack")},
+    **{name: _ASKING[name] for name in ("limit", "seed", "batch_size", "max_new_tokens", "prompt_template")},
+    **{name: _ASKING[name] for name in ("max_drop", "min_recovery", "cache")},
+}
 GATHERED: Any = None  # the default of an argument that a decorator below fills in
 
 
@@ -158,6 +169,11 @@ def takes_sweeping(command: Callable[..., None]) -> Callable[..., None]:
     return _gathered(
         _gathered(command, "asking", asking, _options_of("evaluate")), "grid", _SWEEPING, _options_of("sweep")
     )
+
+
+def takes_tuning(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts the options of a tuning in place of a command's argument `tuning`, which gets TuneOptions."""
+    return _gathered(command, "tuning", _TUNING, _options_of("tune_options"))
 
 
 def takes_benching(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,6 +11,7 @@ LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
 GRID, TIMES = "The grid", "Times"
 VERDICT, REFIT = "What decides", "From a calibration"
 FITTING = "How thresholds are fitted"
+TUNING = "What is tuned"
 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=LOADING)]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:n].", rich_help_panel=LOADING)]
@@ -370,3 +371,43 @@ ReportOutput = Annotated[
         "--output", "-o", metavar="<file>", help="The page (default: DIR/report.html).", rich_help_panel=OUTPUT
     ),
 ]
+Goal = Annotated[
+    str,
+    typer.Option(
+        help="What is to be saved: kept (attention elements), v-rows (V rows read in decoding) or latency (time in "
+        "the modules on a prompt).",
+        rich_help_panel=TUNING,
+    ),
+]
+Budgets = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="<fractions>",
+        help="Uniform keep rates whose budgets are tried (default: 0.5,0.25,0.15,0.1,0.05,0.03).",
+        rich_help_panel=TUNING,
+    ),
+]
+TuneSamples = Annotated[int, typer.Option("--samples", help="How many items tuning looks at.", rich_help_panel=TUNING)]
+TuneOn = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate-on",
+        metavar="<data>",
+        help="What tuning looks at (default: the train split of the data set).",
+        rich_help_panel=TUNING,
+    ),
+]
+TunedAttention = Annotated[
+    str,
+    typer.Option(
+        "--attention", help="top-k, top-theta (calibrated on the same items) or none.", rich_help_panel=METHOD
+    ),
+]
+TunedOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir", "-o", help="The recipe's directory (default: ./sparsified-tuned).", rich_help_panel=OUTPUT
+    ),
+]
+ForceTune = Annotated[bool, typer.Option("--force", help="Replace another recipe or tuning.", rich_help_panel=OUTPUT)]

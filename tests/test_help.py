@@ -11,7 +11,7 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = (
-    *("", "patch", "inspect", "validate", "calibrate", "eval", "sweep", "bench", "generate", "push"),
+    *("", "patch", "inspect", "validate", "calibrate", "eval", "sweep", "tune", "bench", "generate", "push"),
     *("report", "plot"),
     *("methods", "datasets", "env"),
 )

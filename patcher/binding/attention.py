@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,7 +60,8 @@ class ModulePatch:
     carried: where the method has a use for it. paths: how many calls took which way: "native", "native, 8-bit first",
     "torch: " and why, "dense: " and why, or ACCURACY_ONLY. text: what a compiled graph holds of this patch (see
     call_text); calls inside the graph are not counted. intercepted: whether the module's own softmax or SDPA is
-    replaced.
+    replaced. watcher: sees what attention gives for each head, [B, H, q, E]; not where scores alone are intercepted,
+    nor in a compiled graph.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ModulePatch:
     told: set[str] = field(default_factory=set, repr=False)
     carried: Carried | None = field(default=None, repr=False)
     observer: Observer | None = None
+    watcher: Callable[[Tensor], None] | None = None
     meter: Meter | None = None
     calls: int = 0
     paths: Counter[str] = field(default_factory=Counter, repr=False)
@@ -185,6 +188,8 @@ def attend_patched(patch: ModulePatch, inputs: AttentionInputs) -> Tensor:
     if patch.carried is not None and not torch.is_grad_enabled() and not inputs.dropout:
         inputs = patch.carried.with_carried(inputs)
     out, counts = _run(patch, inputs)
+    if patch.watcher is not None:
+        patch.watcher(out)
     if patch.meter is None or counts is None:
         return out
     if isinstance(counts, ClusterCounts):

@@ -32,6 +32,7 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
     "staged_kernel.py": ([*STAGED, "--k", "8"], r"\| pre-softmax, none \| 8 bits \| \d+ \| \d.* \| \d\.\de-0[678] \|"),
     "staged_scores.py": ([*STAGED, "--k", "8"], r"^\| 8 bits, then all 32 \| (.*\n)+\| score axes, 8\+8\+16 \| \d"),
+    "tune_predictors.py": (["demo-llama", "--data", "demo", "--samples", "1"], r"\| 0\.05 \| -?\d\.\d\d \| "),
     "top_theta_error.py": (ON_DEMO, r"\| mean \| 0\.\d+ \(1\.00\) \| 0\.\d+ \("),
     "top_theta_shift.py": (
         [*DEMO, "--texts", "demo"],

@@ -1,0 +1,74 @@
+"""How far candidates move the model on tuning data: KL divergence from dense, along what the dense model wrote."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..evaluation.run import fitting_items
+from ..evaluation.tasks import Task
+from ..patcher.binding.loading import LoadedModel
+from ..patcher.binding.patching import Patch, prepare_patch
+from ..patcher.meter import Meter
+from ..patcher.methods import Method
+from ..patcher.thresholds import ModuleThresholds
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan with its thresholds."""
+
+    plan: Mapping[str, Method]
+    thresholds: Mapping[str, ModuleThresholds] | None = None
+
+
+@dataclass
+class Moved:
+    """Of one candidate. kl: of each item, in the task's unit; empty where the task has none. meter: what was kept."""
+
+    kl: list[float] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over items."""
+        return statistics.fmean(self.kl) if self.kl else None
+
+
+def measure_moved(
+    loaded: LoadedModel, candidates: Sequence[Candidate], task: Task, advance: Callable[[int], None] | None = None
+) -> list[Moved]:
+    """Every candidate on the items of a task; nothing is generated but by the dense model.
+
+    advance: called with the number of passes over items done, one for the dense model and one for each candidate. The
+    model must not be patched, and is left dense. DataError if no item can be read.
+    """
+    patches = [prepare_patch(loaded.model, one.plan, one.thresholds) for one in candidates]
+    moved = [Moved() for _ in candidates]
+    items = task.order(fitting_items(task))
+    with torch.inference_mode():
+        for start in range(0, len(items), task.batch_size):
+            batch = items[start : start + task.batch_size]
+            for count in _batch(task, batch, patches, moved):
+                if advance is not None:
+                    advance(count)
+    return moved
+
+
+def _batch(task: Task, batch: Sequence[Any], patches: Sequence[Patch], moved: Sequence[Moved]) -> Iterator[int]:
+    # A task whose distances come from passes of their own needs no patched answers for them.
+    observes = type(task).observe is not Task.observe
+    dense = task.predict(batch)
+    observed = task.observe(batch, dense)
+    yield len(batch)
+    for patch, found in zip(patches, moved, strict=True):
+        with patch.resumed(), patch.metered(found.meter):
+            patched = dense if observes else task.predict(batch)
+            seen = task.observe(batch, dense)
+        distances = task.compare(batch, dense, patched, (observed, seen))
+        found.kl += [distance["kl"] for distance in distances if "kl" in distance]
+        yield len(batch)
