@@ -39,15 +39,11 @@ def log_probs(model: Any, inputs: Inputs) -> Tensor:
     return model(**inputs, use_cache=False).logits[0, -LAST:].float().log_softmax(-1)
 
 
-def true_kl(loaded: LoadedModel, plan: dict[str, Method], samples: list[Inputs]) -> float:
-    """KL from dense with this plan, mean over samples."""
-    patch, found = prepare_patch(loaded.model, plan), []
-    with torch.inference_mode():
-        for inputs in samples:
-            dense = log_probs(loaded.model, inputs)
-            with patch.resumed():
-                found.append(float(kl_divergence(dense, log_probs(loaded.model, inputs)).mean()))
-    return mean(found)
+def true_kl(loaded: LoadedModel, plan: dict[str, Method], samples: list[Inputs], dense: list[Tensor]) -> float:
+    """KL from dense with this plan, mean over samples; dense: their log-probabilities."""
+    with torch.inference_mode(), prepare_patch(loaded.model, plan).resumed():
+        moved = [log_probs(loaded.model, inputs) for inputs in samples]
+    return mean(float(kl_divergence(p, q).mean()) for p, q in zip(dense, moved, strict=True))
 
 
 def main() -> None:
@@ -64,17 +60,19 @@ def main() -> None:
     samples = prompts(loaded, args.data, args.samples)
     keeps = [1.0, *sorted(args.keep, reverse=True)]
     found = measure(loaded.model, plan, keeps, [[inputs] for inputs in samples])
+    with torch.inference_mode():
+        dense = [log_probs(loaded.model, inputs) for inputs in samples]
     shown = [name for name in PREDICTORS if not (args.ffn and name == "error of head outputs")]
     print(f"{len(plan)} modules, {len(samples)} samples\n")
     print(f"| keep | {' | '.join(shown)} | sum of predicted KL | sum of true KL | all at once |")
     print("|---|" + "---|" * (len(shown) + 3))
     for place, keep in enumerate(keeps[1:], 1):
-        truth = [true_kl(loaded, {name: at_keep(plan[name], keep)}, samples) for name in found.modules]
+        truth = [true_kl(loaded, {name: at_keep(plan[name], keep)}, samples, dense) for name in found.modules]
         ranks = []
         for name in shown:
             predicted = [PREDICTORS[name](module, place) for module in found.modules.values()]
             ranks.append(f"{spearmanr(predicted, truth).statistic:.2f}")
-        together = true_kl(loaded, {name: at_keep(method, keep) for name, method in plan.items()}, samples)
+        together = true_kl(loaded, {name: at_keep(method, keep) for name, method in plan.items()}, samples, dense)
         total = sum(module.error[place] for module in found.modules.values())
         print(f"| {keep:g} | {' | '.join(ranks)} | {total:.2g} | {sum(truth):.2g} | {together:.2g} |", flush=True)
 
