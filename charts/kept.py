@@ -84,7 +84,7 @@ def _heat_map(name: str, members: Sequence[KeptHeads], heads: int, most: float) 
         shade = alt.condition(alt.datum.share > DARK * most, alt.value("#ffffff"), alt.value("#1b1f24"))
         layers.append(base.mark_text(fontSize=11).encode(text=alt.Text("share:Q", format=".1%"), color=shade))
     height = alt.Step(22 if heads <= MOST_NUMBERS else 18)
-    return alt.layer(*layers).properties(width=alt.Step(cell), height=height, title=_heading(name))
+    return alt.layer(*layers, width=alt.Step(cell), height=height, title=_heading(name))
 
 
 def _groups(modules: Sequence[Any]) -> dict[str, list[Any]]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import altair as alt
 
@@ -16,7 +16,7 @@ MOST_LABELS = 40  # tokens that have room for their texts
 MOST_CELLS = 96  # a side; longer sequences are drawn in blocks
 LEAST_TITLED = 60  # pixels of an axis that has room for a title
 LEAST_WEIGHT = 1e-4  # the bottom of the colour scale
-SCHEME = "yellowgreenblue"
+SCHEME: Final = "yellowgreenblue"
 DROPPED = "#d3d6db"
 
 Table = Sequence[Sequence[Any]]

@@ -69,7 +69,7 @@ def read_items(loaded: LoadedModel, items: ItemSet) -> Read:
     DataError if none fits the model, UsageError if the first one is too long for a pattern; else what task_for raises.
     """
     task = task_for(loaded, items)
-    found = []
+    found: list[dict[str, Tensor]] = []
     for item in items.items:
         found += task.calibration_inputs(item)[: 1 if not found else None]
         if len(found) >= MEASURED:
