@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
-GRID, TIMES = "The grid", "Times"
 VERDICT, REFIT = "What decides", "From a calibration"
 FITTING = "How thresholds are fitted"
 
@@ -64,7 +63,6 @@ Dataset = Annotated[
 Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Random subset of so many items; with --harness the first ones.")
 ]
-ItemLimit = Annotated[int | None, typer.Option("--limit", "-L", help="Random subset of so many items.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Items at a time.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, for models that generate.")]
 PromptTemplate = Annotated[
@@ -290,72 +288,5 @@ BenchOutput = Annotated[
     Path | None,
     typer.Option(
         "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
-    ),
-]
-Methods = Annotated[
-    str,
-    typer.Option(
-        metavar="<list>",
-        help="top-k, top-theta, clustered, clustered-plain or none (attention stays dense), separated by commas.",
-        rich_help_panel=GRID,
-    ),
-]
-Keeps = Annotated[
-    str | None,
-    typer.Option(
-        "--keep",
-        metavar="<list>",
-        help="Kept fractions for top-k and top-theta (default: 1.0,0.5,0.25,0.1,0.05); 1.0 is the dense model.",
-        rich_help_panel=GRID,
-    ),
-]
-Ks = Annotated[
-    str | None, typer.Option("--k", metavar="<list>", help="Instead: kept keys per row.", rich_help_panel=GRID)
-]
-ClusterCounts = Annotated[
-    str | None,
-    typer.Option(
-        "--clusters", metavar="<list>", help="For clustered attention (default: 200,100,50,25).", rich_help_panel=GRID
-    ),
-]
-FfnKeeps = Annotated[
-    str | None,
-    typer.Option(
-        "--ffn-keep",
-        metavar="<list>",
-        help="Also every cell with top-k feed-forward layers at these kept fractions; 1.0 leaves them dense.",
-        rich_help_panel=GRID,
-    ),
-]
-CalibrationSamples = Annotated[
-    int, typer.Option("--samples", help="Items that top-theta is calibrated on.", rich_help_panel=FITTING)
-]
-CalibrateOn = Annotated[
-    str | None,
-    typer.Option(
-        metavar="<dataset>",
-        help="Where they come from (default: the train split of the data set).",
-        rich_help_panel=FITTING,
-    ),
-]
-TimeCells = Annotated[
-    bool, typer.Option("--bench", help="Also time every cell beside the dense model.", rich_help_panel=TIMES)
-]
-CellLengths = Annotated[
-    str | None, typer.Option("--lengths", help="At so many tokens, as in `bench`.", rich_help_panel=TIMES)
-]
-SweepOutput = Annotated[
-    Path | None,
-    typer.Option(
-        "--output-dir", "-o", help="The sweep's directory (default: ./sparsified-sweep).", rich_help_panel=OUTPUT
-    ),
-]
-ForceSweep = Annotated[bool, typer.Option("--force", help="Replace another sweep.", rich_help_panel=OUTPUT)]
-RequireDecision = Annotated[
-    bool,
-    typer.Option(
-        "--require-conclusion",
-        help="Exit code 5 if no sparse cell passes and not all that were tested fail.",
-        rich_help_panel=VERDICT,
     ),
 ]
