@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options as o
+from . import search_options as so
 from .opening import Opening, items_of
 from .option_groups import GATHERED, takes_opening, takes_sweeping, takes_tuning
 from .terminal import WIDE, command_line, exit_codes, results_console, resumable, warned_once
@@ -23,10 +24,10 @@ def sweep(
     dataset: o.Dataset = None,
     split: o.Split = None,
     asking: Any = GATHERED,
-    require_conclusion: o.RequireDecision = False,
+    require_conclusion: so.RequireDecision = False,
     as_json: o.Json = False,
-    output: o.SweepOutput = None,
-    force: o.ForceSweep = False,
+    output: so.SweepOutput = None,
+    force: so.ForceSweep = False,
     opening: Opening = GATHERED,
 ) -> None:
     """Try a grid of methods and settings on the same items, and recommend the one that saves most and passes.
@@ -83,8 +84,8 @@ def tune(
     split: o.Split = None,
     tuning: Any = GATHERED,
     as_json: o.Json = False,
-    output: o.TunedOutput = None,
-    force: o.ForceTune = False,
+    output: so.TunedOutput = None,
+    force: so.ForceTune = False,
     opening: Opening = GATHERED,
 ) -> None:
     """Find a keep rate for each module of MODEL that saves most while the verdict stays PASS.

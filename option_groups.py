@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from . import options as o
+from . import search_options as so
 from .opening import Opening
 
 # The options of how to open a model, and what a person is told: name -> annotation and default, as in Opening.of.
@@ -92,28 +93,28 @@ _BENCHING: dict[str, tuple[Any, Any]] = {
 }
 # The options of which cells `sweep` tries: as in commands.sweep.make_options. Those of `patch` hold for all cells.
 _SWEEPING: dict[str, tuple[Any, Any]] = {
-    "methods": (o.Methods, "top-k,top-theta"),
-    "keep": (o.Keeps, None),
-    "k": (o.Ks, None),
-    "clusters": (o.ClusterCounts, None),
-    "ffn_keep": (o.FfnKeeps, None),
+    "methods": (so.Methods, "top-k,top-theta"),
+    "keep": (so.Keeps, None),
+    "k": (so.Ks, None),
+    "clusters": (so.ClusterCounts, None),
+    "ffn_keep": (so.FfnKeeps, None),
     **{
         name: _PATCHING[name]
         for name in ("layers", "skip_layers", "kind", "stack", "compensation", "v_mean", "placement", "denominator")
     },
     **{name: _PATCHING[name] for name in ("min_keep", "min_length", "protect_first", "protect_recent")},
-    "samples": (o.CalibrationSamples, 128),
-    "calibrate_on": (o.CalibrateOn, None),
-    "bench": (o.TimeCells, False),
-    "lengths": (o.CellLengths, None),
+    "samples": (so.CalibrationSamples, 128),
+    "calibrate_on": (so.CalibrateOn, None),
+    "bench": (so.TimeCells, False),
+    "lengths": (so.CellLengths, None),
 }
 # The options of what `tune` tunes, and how it is judged: as in commands.tune_options.make_options.
 _TUNING: dict[str, tuple[Any, Any]] = {
-    "goal": (o.Goal, "kept"),
-    "keep": (o.Budgets, None),
-    "samples": (o.TuneSamples, 16),
-    "calibrate_on": (o.TuneOn, None),
-    "attention": (o.TunedAttention, "top-k"),
+    "goal": (so.Goal, "kept"),
+    "keep": (so.Budgets, None),
+    "samples": (so.TuneSamples, 16),
+    "calibrate_on": (so.TuneOn, None),
+    "attention": (so.TunedAttention, "top-k"),
     **{name: _PATCHING[name] for name in ("compensation", "ffn", "layers", "skip_layers", "kind", "stack")},
     **{name: _ASKING[name] for name in ("limit", "seed", "batch_size", "max_new_tokens", "prompt_template")},
     **{name: _ASKING[name] for name in ("max_drop", "min_recovery", "cache")},
@@ -165,7 +166,7 @@ def takes_sweeping(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the options of a grid in place of a command's argument `grid`, which gets SweepOptions, and those of an
     evaluation without --as-top-k in place of `asking`."""
     asking = {name: option for name, option in _ASKING.items() if name != "as_top_k"}
-    asking["limit"] = (o.ItemLimit, None)
+    asking["limit"] = (so.ItemLimit, None)
     return _gathered(
         _gathered(command, "asking", asking, _options_of("evaluate")), "grid", _SWEEPING, _options_of("sweep")
     )

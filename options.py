@@ -8,10 +8,8 @@ from typing import Annotated
 import typer
 
 LOADING, OUTPUT, METHOD = "How to load the model", "Output", "What to patch"
-GRID, TIMES = "The grid", "Times"
 VERDICT, REFIT = "What decides", "From a calibration"
 FITTING = "How thresholds are fitted"
-TUNING = "What is tuned"
 
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=LOADING)]
 Device = Annotated[str, typer.Option(help="auto, cpu, mps or cuda[:n].", rich_help_panel=LOADING)]
@@ -66,7 +64,6 @@ Dataset = Annotated[
 Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Random subset of so many items; with --harness the first ones.")
 ]
-ItemLimit = Annotated[int | None, typer.Option("--limit", "-L", help="Random subset of so many items.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Items at a time.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, for models that generate.")]
 PromptTemplate = Annotated[
@@ -294,73 +291,6 @@ BenchOutput = Annotated[
         "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
     ),
 ]
-Methods = Annotated[
-    str,
-    typer.Option(
-        metavar="<list>",
-        help="top-k, top-theta, clustered, clustered-plain or none (attention stays dense), separated by commas.",
-        rich_help_panel=GRID,
-    ),
-]
-Keeps = Annotated[
-    str | None,
-    typer.Option(
-        "--keep",
-        metavar="<list>",
-        help="Kept fractions for top-k and top-theta (default: 1.0,0.5,0.25,0.1,0.05); 1.0 is the dense model.",
-        rich_help_panel=GRID,
-    ),
-]
-Ks = Annotated[
-    str | None, typer.Option("--k", metavar="<list>", help="Instead: kept keys per row.", rich_help_panel=GRID)
-]
-ClusterCounts = Annotated[
-    str | None,
-    typer.Option(
-        "--clusters", metavar="<list>", help="For clustered attention (default: 200,100,50,25).", rich_help_panel=GRID
-    ),
-]
-FfnKeeps = Annotated[
-    str | None,
-    typer.Option(
-        "--ffn-keep",
-        metavar="<list>",
-        help="Also every cell with top-k feed-forward layers at these kept fractions; 1.0 leaves them dense.",
-        rich_help_panel=GRID,
-    ),
-]
-CalibrationSamples = Annotated[
-    int, typer.Option("--samples", help="Items that top-theta is calibrated on.", rich_help_panel=FITTING)
-]
-CalibrateOn = Annotated[
-    str | None,
-    typer.Option(
-        metavar="<dataset>",
-        help="Where they come from (default: the train split of the data set).",
-        rich_help_panel=FITTING,
-    ),
-]
-TimeCells = Annotated[
-    bool, typer.Option("--bench", help="Also time every cell beside the dense model.", rich_help_panel=TIMES)
-]
-CellLengths = Annotated[
-    str | None, typer.Option("--lengths", help="At so many tokens, as in `bench`.", rich_help_panel=TIMES)
-]
-SweepOutput = Annotated[
-    Path | None,
-    typer.Option(
-        "--output-dir", "-o", help="The sweep's directory (default: ./sparsified-sweep).", rich_help_panel=OUTPUT
-    ),
-]
-ForceSweep = Annotated[bool, typer.Option("--force", help="Replace another sweep.", rich_help_panel=OUTPUT)]
-RequireDecision = Annotated[
-    bool,
-    typer.Option(
-        "--require-conclusion",
-        help="Exit code 5 if no sparse cell passes and not all that were tested fail.",
-        rich_help_panel=VERDICT,
-    ),
-]
 Reported = Annotated[
     list[Path] | None,
     typer.Argument(metavar="DIR", help="What sweep, tune, eval or bench wrote (default: ./sparsified)."),
@@ -371,43 +301,3 @@ ReportOutput = Annotated[
         "--output", "-o", metavar="<file>", help="The page (default: DIR/report.html).", rich_help_panel=OUTPUT
     ),
 ]
-Goal = Annotated[
-    str,
-    typer.Option(
-        help="What is to be saved: kept (attention elements), v-rows (V rows read in decoding) or latency (time in "
-        "the modules on a prompt).",
-        rich_help_panel=TUNING,
-    ),
-]
-Budgets = Annotated[
-    str | None,
-    typer.Option(
-        "--keep",
-        metavar="<fractions>",
-        help="Uniform keep rates whose budgets are tried (default: 0.5,0.25,0.15,0.1,0.05,0.03).",
-        rich_help_panel=TUNING,
-    ),
-]
-TuneSamples = Annotated[int, typer.Option("--samples", help="How many items tuning looks at.", rich_help_panel=TUNING)]
-TuneOn = Annotated[
-    str | None,
-    typer.Option(
-        "--calibrate-on",
-        metavar="<data>",
-        help="What tuning looks at (default: the train split of the data set).",
-        rich_help_panel=TUNING,
-    ),
-]
-TunedAttention = Annotated[
-    str,
-    typer.Option(
-        "--attention", help="top-k, top-theta (calibrated on the same items) or none.", rich_help_panel=METHOD
-    ),
-]
-TunedOutput = Annotated[
-    Path | None,
-    typer.Option(
-        "--output-dir", "-o", help="The recipe's directory (default: ./sparsified-tuned).", rich_help_panel=OUTPUT
-    ),
-]
-ForceTune = Annotated[bool, typer.Option("--force", help="Replace another recipe or tuning.", rich_help_panel=OUTPUT)]
