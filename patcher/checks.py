@@ -29,9 +29,8 @@ class ProofFailedError(NotPatchableError):
         failed = checks[-1]
         by = f" (off by {failed.error:.2g} of the largest output)" if failed.error is not None else ""
         where = ", ".join(failed.modules) or "all planned modules together"
-        way_out = f"; --set '{alike(failed.modules[0])}=none' leaves the first and its likes dense"
-        super().__init__(
-            f"the patch is not sound on this model: {failed.name}: failed for {where}{by}; nothing was written"
-            f"{way_out if failed.modules else ''}"
-        )
+        told = f"the patch is not sound on this model: {failed.name}: failed for {where}{by}; nothing was written"
+        if failed.modules:
+            told += f"; --set '{alike(failed.modules[0])}=none' leaves the first and its likes dense"
+        super().__init__(told)
         self.checks = checks

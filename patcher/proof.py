@@ -220,8 +220,12 @@ class _Prover:
         """Whether the model decodes with a KV cache at all."""
         inputs = self.source(self.tokens[:1])
         if self.encoder_decoder:
-            inputs["decoder_input_ids"] = self.targets[:1]
+            inputs = {"decoder_input_ids": self.targets[:1], **self.encoded()}
         return cache_in(self.model(**inputs, use_cache=True)) is not None
+
+    def encoded(self) -> dict[str, Any]:
+        """What an encoder-decoder's decoder reads beside its tokens."""
+        return {"encoder_outputs": self.model.get_encoder()(**self.source(self.tokens[:1]))}
 
     def cache_error(self, plan: Plan) -> float:
         """The last tokens one by one through a KV cache, against one pass over all of them."""
@@ -229,9 +233,7 @@ class _Prover:
         key = "decoder_input_ids" if self.encoder_decoder else "input_ids"
         with self.patched(_small(plan)):
             full = self.run(self.tokens[:1])
-            fixed: dict[str, Any] = {}
-            if self.encoder_decoder:
-                fixed["encoder_outputs"] = self.model.get_encoder()(**self.source(self.tokens[:1]))
+            fixed = self.encoded() if self.encoder_decoder else {}
             step = self.model(**{key: ids[:, :-DECODED]}, use_cache=True, **fixed)
             outputs = []
             for position in range(ids.shape[1] - DECODED, ids.shape[1]):

@@ -41,6 +41,7 @@ HARMLESS = frozenset(
         "cache_position",
         "deterministic",
         "encoder_hidden_states",
+        "logits_to_keep",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",

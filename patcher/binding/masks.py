@@ -161,7 +161,10 @@ def visible_and_added(mask: Tensor, queries: int, keys: int) -> tuple[Tensor, Te
     if mask.dtype == torch.bool:
         return mask.expand(-1, -1, queries, keys), None
     if not mask.is_floating_point():
-        raise NotPatchableError(f"an attention mask of {mask.dtype} is not supported: pass a boolean or a float one")
+        changed = "; a model whose own code adds to its mask cannot be patched" if mask.dtype == torch.int32 else ""
+        raise NotPatchableError(
+            f"an attention mask of {mask.dtype} is not supported: pass a boolean or a float one{changed}"
+        )
     visible = mask > HIDDEN_BELOW
     return visible.expand(-1, -1, queries, keys), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
 

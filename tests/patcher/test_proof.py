@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import feed_forward_models
 import pytest
 import tiny_models
 import torch
@@ -137,6 +138,12 @@ def test_a_method_that_drops_a_key_of_an_image_or_a_sound_is_found(name: str, ta
         prove(model, plan_for(model, KeepsTooFew(k=4)), None, task)
 
 
+def test_an_encoder_that_takes_no_cache_is_told_of_none() -> None:
+    """That of Switch Transformers raises an error where it is."""
+    model = feed_forward_models.make("switch")
+    assert [check.name for check in prove(model, plan_for(model, TopK(k=64)), None, "seq2seq-lm")] == EVERY_CHECK
+
+
 def test_several_end_tokens() -> None:
     model = tiny_models.build("llama")
     model.config.eos_token_id = [2, 3]
@@ -236,6 +243,14 @@ def test_a_module_that_is_never_called_is_named() -> None:
     failed = fails("llama", model, plan)
     assert failed[0].name == "every planned module is called"
     assert failed[0].modules == ("model.layers.1.self_attn",)
+
+
+def test_a_failed_proof_names_the_way_out() -> None:
+    model = tiny_models.build("llama")
+    with pytest.raises(
+        ProofFailedError, match=r"--set 're:model\\.layers\\.\\d\+\\.self_attn=none' leaves the first and"
+    ):
+        prove(model, plan_for(model, KeepsTooFew(k=8)), None, "causal-lm")
 
 
 def forget_modules(patch: Patch) -> None:

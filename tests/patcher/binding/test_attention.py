@@ -145,6 +145,7 @@ def test_unknown_arguments_are_refused_by_name(patch: ModulePatch | None) -> Non
 
 def test_known_and_empty_arguments_are_accepted() -> None:
     arguments = {"indices": None, "position_ids": torch.ones(1), "use_cache": True, "sliding_window": 3}
+    arguments |= {"logits_to_keep": 1}  # GOT-OCR2 hands on all that it is given
     out, _ = attention_forward(Attention(patch=top_k(2)), *tensors(), None, scaling=0.7, **arguments)
     plain, _ = attention_forward(Attention(patch=top_k(2)), *tensors(), None, scaling=0.7)
     assert torch.equal(out, plain)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hf_sparsify.errors import NotPatchableError
-from hf_sparsify.patcher.binding.masks import build_mask, is_row_ranges, ordinary_mask, read_mask
+from hf_sparsify.patcher.binding.masks import added_of, build_mask, is_row_ranges, ordinary_mask, read_mask
 from hf_sparsify.patcher.methods import FullMask, RowRanges
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -258,6 +258,21 @@ def test_masks_of_whole_numbers_never_show_what_they_hide(dtype: torch.dtype, ke
     except NotPatchableError:
         return
     assert torch.equal(visible_keys(seen, 1, 1, keys, keys), mask.bool())
+
+
+def test_intervals_that_a_model_widens_are_refused() -> None:
+    """DeepSeek V4 appends columns to the mask that it gets."""
+    mask = build_mask(**call("causal", "prefill", None))
+    with pytest.raises(NotPatchableError, match="a model whose own code adds to its mask cannot be patched"):
+        read_mask(torch.cat([mask, mask], -1), 6, 6, causal=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_intervals_are_added_to_scores_as_an_ordinary_mask(batch: int) -> None:
+    mask = build_mask(**call("causal", "prefill", padding("left", 6)))[:batch]
+    scores = torch.zeros(batch, 4, 6, 6)
+    visible = visible_keys(read_mask(mask, 6, 6, causal=True)[0], batch, 4, 6, 6)
+    assert torch.equal(scores + added_of(mask, scores) == 0, visible)
 
 
 @pytest.mark.parametrize("kind", ["none", "ones", "left", "right"])
