@@ -27,10 +27,11 @@ $(READY): pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install  ## patch, calibrate and evaluate the trained model that comes with the package
+demo: install  ## patch, calibrate and evaluate the trained model that comes with the package, and report
 	$(BIN)/sparsify patch demo-t5 --output-dir $(DEMO) --force
 	$(BIN)/sparsify calibrate $(DEMO) --samples 128
 	$(BIN)/sparsify eval $(DEMO) --dataset demo
+	$(BIN)/sparsify report $(DEMO)
 
 test: install  ## all tests, offline; the ones marked `real` skip without the files that they need
 	$(PYTEST) $(TESTS)
