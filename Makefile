@@ -1,7 +1,9 @@
-# make demo, make test: everything a fresh machine needs. May be given: VENV (where to install), PYTHON, and TORCH_INDEX
-# (the package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build).
+# make demo, make test: everything a fresh machine needs. May be given: VENV (where to install), PYTHON, TORCH_INDEX (the
+# package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build), and WORKERS (processes that
+# share the tests; 0 for none beside pytest itself).
 VENV ?= .venv
 PYTHON ?= python3
+WORKERS ?= auto
 # The oldest transformers that pyproject.toml allows, in an environment that takes all else from VENV.
 OLDEST := .venv-oldest
 OLDEST_TRANSFORMERS := 5.15
@@ -9,6 +11,8 @@ SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo-run
+# A worker has one thread, or they would fight for the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -29,16 +33,16 @@ demo: install  ## patch, calibrate and evaluate the trained model that comes wit
 	$(BIN)/sparsify eval $(DEMO) --dataset demo
 
 test: install  ## all tests, offline; the ones marked `real` skip without the files that they need
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 test-all: install  ## all tests with the whole matrix of families, methods and ways to use a model
-	$(BIN)/python -m pytest -m 'matrix or not matrix' $(TESTS)
+	$(PYTEST) -m 'matrix or not matrix' $(TESTS)
 
 test-oldest: install  ## patching, with the oldest transformers
 	$(PYTHON) -m venv $(OLDEST)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(OLDEST)/bin/python $(SITE))/newest.pth"
 	$(OLDEST)/bin/python -m pip install --quiet 'transformers==$(OLDEST_TRANSFORMERS).*'
-	$(OLDEST)/bin/python -m pytest $(or $(TESTS),tests/patcher)
+	$(subst $(BIN),$(OLDEST)/bin,$(PYTEST)) $(or $(TESTS),tests/patcher)
 
 lint: install  ## ruff on the sources, mypy on the installed wheel
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import vl_convert
 from ..files import write_file
 from .theme import config
 
+# What Vega gives an id and refers to: colour scales of legends, and what cuts marks off.
+_ID = re.compile(r"""(\bid="|url\(#)((?:gradient_|clip)\d+)""")
 PNG_SCALE = 2.0  # pixels of the file per pixel of the chart
 
 Chart = alt.TopLevelMixin
@@ -30,10 +33,13 @@ def save_png(chart: Chart, path: Path) -> None:
     write_file(path, vl_convert.vegalite_to_png(spec(chart), scale=PNG_SCALE, **options))
 
 
-def to_svg(chart: Chart) -> str:
-    """The chart as an SVG element, on white paper."""
+def to_svg(chart: Chart, name: str = "chart") -> str:
+    """The chart as an SVG element, on white paper. name: begins its ids, which differ within a page."""
     options: dict[str, Any] = {"vl_version": _version(), "config": config(), "allowed_base_urls": []}
-    return str(vl_convert.vegalite_to_svg(spec(chart), **options))
+    drawn = str(vl_convert.vegalite_to_svg(spec(chart), **options))
+    # Vega counts on from chart to chart; numbered anew, the same chart is the same text.
+    known = list(dict.fromkeys(found[2] for found in _ID.finditer(drawn)))
+    return _ID.sub(lambda found: f"{found[1]}{name}-{known.index(found[2])}", drawn)
 
 
 def javascript(snippet: str) -> str:

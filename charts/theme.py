@@ -65,7 +65,7 @@ def config(*, dark: bool = False) -> dict[str, Any]:
             "symbolBaseStrokeColor": tone["ink"],
         },
         "header": {"labelColor": tone["ink"], "titleColor": tone["ink"], "labelFontSize": LABEL_SIZE},
-        "axisQuantitative": {"tickCount": 8},
+        "axisQuantitative": {"tickCount": 8, "labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 4},
         "range": {"category": list(SERIES_ON_DARK if dark else SERIES), "symbol": list(SHAPES)},
         "bar": {"color": (SERIES_ON_DARK if dark else SERIES)[0]},
         "point": {"opacity": 1, "filled": True, "size": 70},

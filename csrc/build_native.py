@@ -1,14 +1,16 @@
 """Builds the native kernels: the same source once per instruction set, named in pyproject.toml, each of them optional.
 
-Where a build fails, the package installs without it and says why in `sparsify env`; SPARSIFY_REQUIRE_NATIVE=1 makes the
-failure an error.
+They are built side by side, as many as there are cores. Where a build fails, the package installs without it and says
+why in `sparsify env`; SPARSIFY_REQUIRE_NATIVE=1 makes the failure an error.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension
@@ -35,6 +37,10 @@ class BuildNative(build_ext):
         super().run()
         self._write_note()
 
+    def build_extensions(self) -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self.build_extension, self.extensions))
+
     def build_extension(self, ext: Extension) -> None:
         name = ext.name.rpartition(".")[2]
         if INSTRUCTIONS[name] and platform.machine().lower() not in ("x86_64", "amd64"):
@@ -45,15 +51,14 @@ class BuildNative(build_ext):
         ext.extra_link_args = openmp
         ext.define_macros = [("MODULE_NAME", name)]
         # Each build has objects of its own.
-        parent, self.build_temp = self.build_temp, os.path.join(self.build_temp, name)
+        build = copy.copy(self)
+        build.build_temp = os.path.join(self.build_temp, name)
         try:
-            super().build_extension(ext)
+            super(BuildNative, build).build_extension(ext)
         except Exception as error:
             if self._required:
                 raise
             self._failures.append(f"{name}: {error}")
-        finally:
-            self.build_temp = parent
 
     def _write_note(self) -> None:
         """The reasons of failed builds beside where the builds go; an older note is gone."""
@@ -61,4 +66,4 @@ class BuildNative(build_ext):
         note.unlink(missing_ok=True)
         if self._failures:
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text("\n".join(self._failures) + "\n", encoding="utf-8")
+            note.write_text("\n".join(sorted(self._failures)) + "\n", encoding="utf-8")

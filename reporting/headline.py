@@ -5,12 +5,16 @@ from __future__ import annotations
 from ..evaluation.verdict.gate import PASS
 from .found import Cell, Found
 
+NONE, NOT_ENDED = "NONE PASSED", "NOT ENDED"
+
 
 def headline(found: Found) -> tuple[str, str]:
     """The decision, "" without one, and a sentence: what is recommended and what it saves, or why nothing is."""
     best = found.best
     if found.search:
-        return (PASS, _recommended(found, best)) if best else ("NONE PASSED", _none(found))
+        if best:
+            return PASS, _recommended(found, best)
+        return NONE if found.search["ended"] else NOT_ENDED, _none(found)
     judged = [cell for cell in found.cells if cell.accuracy]
     if not judged:
         return "", f"{found.directory.name} was timed and not evaluated: nothing is known of its accuracy."
@@ -20,7 +24,8 @@ def headline(found: Found) -> tuple[str, str]:
 
 def _recommended(found: Found, best: Cell) -> str:
     comparison = found.search.get("comparison") or {}
-    more = f" {comparison['sentence']}" if isinstance(comparison, dict) and comparison.get("sentence") else ""
+    said = str(comparison.get("sentence") or "").rstrip(".") if isinstance(comparison, dict) else ""
+    more = f" {said[:1].upper()}{said[1:]}." if said else ""
     reason = best.reason or str(found.search["recommended"].get("reason") or "")
     return f"{_called(found, best)}: {_saves(best)}{reason.rstrip('.')}.{more}"
 

@@ -13,6 +13,7 @@ from .found import Cell, Kept
 from .parts import Figure, Section, Table, numbered
 
 ROW = 22  # pixels of a layer's row
+ORDERS = 1e6  # what the colours of errors tell apart
 T = TypeVar("T")
 
 
@@ -34,7 +35,8 @@ def sensitivity_section(sensitivity: dict[str, Any] | None) -> Section | None:
     groups = _groups((name, module) for name, module in sensitivity["modules"].items())
     names = numbered([f"sensitivity-{_stem(group)}" for group in groups])
     keeps = [float(keep) for keep in sensitivity["keeps"]]
-    figures = [_error_figure(name, keeps, *group) for name, group in zip(names, groups.items(), strict=True)]
+    scale = _error_scale([float(error) for module in sensitivity["modules"].values() for error in module["error"]])
+    figures = [_error_figure(name, keeps, scale, *group) for name, group in zip(names, groups.items(), strict=True)]
     said = (f"Measured on {sensitivity['items']} items. The error is the {sensitivity['error_is']}.",)
     return Section("sensitivity", "Which layers mind", said, tuple(figures))
 
@@ -66,12 +68,24 @@ def _kept_figure(name: str, group: str, layers: Sequence[tuple[int, Kept]]) -> F
         header = ("layer", "kept, %")
         chart = _bars(rows, header)
     least, most = (choose(row[-1] for row in rows) for choose in (min, max))
-    says = f"{len(layers)} layers keep between {least:.1f} % and {most:.1f} %."
+    share = f"{least:.1f} %" if most - least < 0.05 else f"between {least:.1f} % and {most:.1f} %"
+    says = f"{'Heads' if 'head' in header else 'Layers'} keep {share}."
     titled = chart.properties(title=title, description=f"{title}: {says}")
     return Figure(name, title, says, titled, Table(name, title, header, tuple(rows)))
 
 
-def _error_figure(name: str, keeps: list[float], group: str, layers: Sequence[tuple[int, dict[str, Any]]]) -> Figure:
+def _error_scale(errors: Sequence[float]) -> alt.Scale:
+    """One scale for all maps, so that they can be compared; what is a millionth of the largest error is none."""
+    most = max(errors)
+    least = max(most / ORDERS, min((error for error in errors if error > 0), default=0.0))
+    if not 0 < least < most:
+        return alt.Scale(scheme=ERROR_SCHEME)
+    return alt.Scale(scheme=ERROR_SCHEME, type="log", domain=[least, most], clamp=True)
+
+
+def _error_figure(
+    name: str, keeps: list[float], scale: alt.Scale, group: str, layers: Sequence[tuple[int, dict[str, Any]]]
+) -> Figure:
     title = f"Error of {group}"
     rows = tuple(
         (layer, f"{100 * keep:g} %", float(error))
@@ -79,12 +93,7 @@ def _error_figure(name: str, keeps: list[float], group: str, layers: Sequence[tu
         for keep, error in zip(keeps, module["error"], strict=True)
     )
     header = ("layer", "keep", "error")
-    above = [error for _, _, error in rows if error > 0]
-    scale = alt.Scale(scheme=ERROR_SCHEME)
-    if above and min(above) < max(above):
-        # An error of 0 has no logarithm: it gets the colour of the smallest one.
-        scale = alt.Scale(scheme=ERROR_SCHEME, type="log", domain=[min(above), max(above)], clamp=True)
-    chart = _map(rows, header, scale, ".2~g")
+    chart = _map(rows, header, scale, ".0e")
     worst = max(rows, key=lambda row: row[-1])
     says = f"The largest error is {worst[2]:.2g}, of layer {worst[0]} at keep = {worst[1]}."
     titled = chart.properties(title=title, description=f"{title}: {says}")

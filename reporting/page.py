@@ -24,14 +24,14 @@ from .cells import cells_section
 from .csv_files import csv_bytes
 from .flips import flips_section
 from .found import Cell, Found
-from .headline import headline
+from .headline import NONE, NOT_ENDED, headline
 from .heat_maps import kept_section, sensitivity_section
 from .pareto import pareto_section
 from .parts import Section, Table, shown
 from .reproduce import reproduce_section
 
 TEMPLATE, SCRIPT = "report.html.j2", "charts.js"
-MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", "NONE PASSED": "✗"}
+MARKS = {PASS: "✓", FAIL: "✗", INCONCLUSIVE: "?", NONE: "✗", NOT_ENDED: "…"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def html(page: Page, folder: str) -> str:
         notes=page.notes,
         marks=MARKS,
         folder=folder,
-        stills={figure.name: Markup(to_svg(figure.chart)) for figure in figures},
+        stills={figure.name: Markup(to_svg(figure.chart, figure.name)) for figure in figures},
         charts=_inline({"config": {"light": config(), "dark": config(dark=True)}, "charts": charts}),
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",

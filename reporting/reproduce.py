@@ -17,7 +17,7 @@ def reproduce_section(found: Sequence[Found]) -> Section:
         Table("data", "Data", ("data set", "split", "items", "seed", "fingerprint"), _data(records)),
         Table("environment", "Environment", ("what", "which"), _environment(records)),
     )
-    said = ("The same commands, in this order, give the same answers.",) if commands else ()
+    said = ("With the same versions these commands give the same answers again; times differ.",) if commands else ()
     return Section("reproduce", "To reproduce", said, tables=tables, commands=commands)
 
 

@@ -1,8 +1,11 @@
 """Tests run offline and on one thread, wherever they run, and leave the home directory alone."""
 
+import functools
+import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import typer.main
+from fault_drill import PROPERTY, Tally
 from huggingface_hub import constants
 
 torch.set_num_threads(1)
@@ -27,11 +32,12 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the rest of the matrix unless it is asked for, whatever else `-m` selects."""
+    """Leaves out the rest of the matrix unless it is asked for, whatever else `-m` selects; slow tests come last."""
     if "matrix" not in config.getoption("markexpr"):
         rest = [item for item in items if item.get_closest_marker("matrix")]
         items[:] = [item for item in items if not item.get_closest_marker("matrix")]
         config.hook.pytest_deselected(items=rest)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     for item in items:
         parameters = str(item.callspec.params) if hasattr(item, "callspec") else ""
         for family, first in RIGHT_SINCE.items():
@@ -39,6 +45,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(
                     pytest.mark.skip(reason=f"{family} itself is wrong before transformers {first[0]}.{first[1]}")
                 )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The counts of the fault drill: reports come here from every process that runs tests."""
+    tally = Tally()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        for name, columns in getattr(report, "user_properties", ()):
+            if name == PROPERTY:
+                tally.add(columns)
+    if tally.tried:
+        terminalreporter.section(PROPERTY)
+        for line in tally.lines():
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_built_once() -> Iterator[None]:
+    """A process of its own builds all commands for the one that it runs, and takes longer for that than to refuse."""
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from hf_sparsify import cli
 
 DOCUMENTED = {0, 1, 2, 3, 4, 5, 130}  # README.md, "Exit codes"
 REFUSED = {1, 2, 4}
+PROPERTY = "fault drill"  # of a test's report: the columns of its tally
 SECONDS = 120  # for one command; longer is a hang
 # What a case may make. Everything else in the working directory has to stay.
 OWN = ("bad", "out", "sparsified")
@@ -60,7 +61,7 @@ class Ended:
 
 @dataclass
 class Tally:
-    """What was tried in a test session and what came of it, by kind of fault."""
+    """What was tried and what came of it, by kind of fault."""
 
     tried: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -74,6 +75,11 @@ class Tally:
             counts = (c.total() if kind == "all" else c[kind] for c in self.columns())
             tried, refused, tracebacks, lost = counts
             yield f"{kind:24}{tried:>8}{refused:>9}{tracebacks:>12}{lost:>11}"
+
+    def add(self, columns: Iterable[Mapping[str, int]]) -> None:
+        """Adds the columns of another tally."""
+        for column, more in zip(self.columns(), columns, strict=True):
+            column.update(more)
 
     def columns(self) -> tuple[Counter[str], ...]:
         """In the order of the table."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hf_sparsify.cli import app
 from hf_sparsify.commands.evaluate import GATE_FAILED
+from hf_sparsify.files import write_file
 from typer.testing import CliRunner
 
 README = Path(__file__).parents[1] / "README.md"
@@ -37,7 +38,7 @@ def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert _wording(printed) == _wording(block) or os.environ.get("UPDATE_README")
             text = text.replace(block, printed)
     if os.environ.get("UPDATE_README"):
-        README.write_text(text, encoding="utf-8")
+        write_file(README, text.encode())  # in one step, because tests in another process may read it
 
 
 def _wording(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -31,6 +32,15 @@ def test_svg_holds_every_point_and_hostile_text_as_text() -> None:
     assert len(marks) == 3
     assert HOSTILE in "".join(root.itertext())
     assert not [one for one in root.iter() if one.tag.endswith("script")]
+
+
+def test_ids_differ_within_a_page() -> None:
+    shaded = alt.Chart(alt.Data(values=[{"x": 1, "y": 2}])).mark_rect().encode(x="x:O", color="y:Q")
+    drawn = to_svg(shaded, "a")
+    assert re.findall(r'\bid="([^"]+)"', drawn) == ["a-0"]
+    assert re.findall(r"url\(#([^)]+)\)", drawn) == ["a-0"]
+    assert 'id="b-0"' in to_svg(shaded, "b")
+    assert to_svg(shaded, "a") == drawn
 
 
 def test_spec_has_its_data_and_no_look_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""A working directory with a tiny model, recipes and questions, and the counts of the whole session at its end."""
+"""A working directory with a tiny model, recipes and questions, and one drill in it for every test."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_language_models
-from fault_drill import Drill, Tally, run
-
-TALLY = pytest.StashKey[Tally]()
+from fault_drill import PROPERTY, Drill, Tally, run
 
 
 @pytest.fixture(scope="session")
@@ -37,19 +35,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def drill(world: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drill]:
-    """Fails at the end with all that was wrong."""
+def drill(world: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Drill]:
+    """Fails at the end with all that was wrong; the counts go into the report of the test."""
     monkeypatch.chdir(world)
-    drill = Drill(world, pytestconfig.stash.setdefault(TALLY, Tally()))
+    drill = Drill(world, Tally())
     yield drill
     drill.tidy()
+    request.node.user_properties.append((PROPERTY, [dict(column) for column in drill.tally.columns()]))
     text = "\n".join(drill.problems)
     assert not drill.problems, f"{len(drill.problems)} problems\n{text}"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    tally = config.stash.get(TALLY, None)
-    if tally is not None:
-        terminalreporter.section("fault drill")
-        for line in tally.lines():
-            terminalreporter.write_line(line)

@@ -147,7 +147,7 @@ def test_what_to_type_again() -> None:
         (searched(cell(decision="")), ("NONE PASSED", "none of 1 could be tested")),
         (
             searched(cell(), cell("b", decision=""), ended=False),
-            ("NONE PASSED", "yet: 1 of 2 were tested and the sweep"),
+            ("NOT ENDED", "yet: 1 of 2 were tested and the sweep"),
         ),
         (found(cell(decision="FAIL", reason="the drop is large")), ("FAIL", "elements; the drop is large.")),
         (found(cell(accuracy=None, speed=speed(1.0))), ("", "here was timed and not evaluated")),
