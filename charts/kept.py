@@ -67,7 +67,7 @@ def share_chart(modules: Sequence[LayerShare], title: str, subtitle: list[str], 
     return alt.vconcat(*bars, title=alt.TitleParams(title, subtitle=subtitle), spacing=16)
 
 
-def _heat_map(name: str, members: Sequence[KeptHeads], heads: int, most: float) -> alt.LayerChart:
+def _heat_map(name: str, members: Sequence[KeptHeads], heads: int, most: float) -> alt.LayerChart | alt.FacetChart:
     cell = 40 if heads <= MOST_NUMBERS else 18
     color = alt.Color(
         "share:Q",
