@@ -22,7 +22,7 @@ def allocate(errors: ArrayLike, costs: ArrayLike, budget: float, *, steps: int |
     """For each module the place of its choice, so that the sum of errors is least and that of costs within budget.
 
     errors, costs: [modules, choices], finite. steps: into how many the part of the budget that is free to spend is
-    cut (default: STEPS, or STEPS_EACH for every module). Among equal errors the first choice is taken. UsageError if
+    cut (default: STEPS, or STEPS_EACH for every module). Among equal errors the cheapest choice is taken. UsageError if
     even the cheapest choices cost more than the budget.
     """
     require_at_least_one(steps=steps)
@@ -54,7 +54,8 @@ def _least_error(error: Floats, taken: NDArray[np.int64], steps: int) -> list[in
         for choice, (value, price) in enumerate(zip(module_errors, module_steps, strict=True)):
             if price <= steps:
                 totals[choice, price:] = least[: steps + 1 - price] + value
-        chosen[module] = totals.argmin(0)
+        cheapest_first = module_steps.argsort(kind="stable")
+        chosen[module] = cheapest_first[totals[cheapest_first].argmin(0)]
         least = totals.min(0)
     choices, left = [0] * len(error), steps
     for module in reversed(range(len(error))):

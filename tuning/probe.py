@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from ..patcher.binding.modules import holders_of, unwrapped
 from ..patcher.binding.patching import Patch, prepare_patch
@@ -89,6 +90,8 @@ class Probe:
             if self._busy:
                 return
             self._busy = True
+            # Called again, a module would append to the cache what is there already.
+            kwargs = {key: None if isinstance(value, Cache) else value for key, value in kwargs.items()}
             try:
                 self.look(self._seen(name, layer, args, kwargs, _first(output)))
             finally:

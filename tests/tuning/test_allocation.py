@@ -50,6 +50,11 @@ def test_the_budget_goes_where_it_costs_least() -> None:
     assert allocate(errors, [keeps] * 3, 1.3) == [2, 0, 2]
 
 
+def test_of_choices_with_the_same_error_the_cheapest_is_taken() -> None:
+    assert allocate([[0, 0, 0], [0, 0.1, 5.0]], [[1.0, 0.5, 0.1]] * 2, 1.1) == [2, 0]
+    assert allocate([[0, 0, 0], [0, 0.1, 5.0]], [[1.0, 0.5, 0.1]] * 2, 1.0) == [2, 1]
+
+
 def test_all_may_stay_dense_where_the_budget_allows_it() -> None:
     assert allocate([[0, 1], [0, 1]], [[1, 0.5], [1, 0.5]], 2.0) == [0, 0]
 

@@ -128,9 +128,10 @@ def test_a_module_that_does_not_matter_is_made_as_sparse_as_possible() -> None:
     names = list(plan_model(model, TopK(keep=0.5)))
     with torch.no_grad():
         model.get_submodule(names[0]).o_proj.weight.zero_()
-    found = mapped(model, "llama", plan_model(model, TopK(keep=0.5)))
+    plan, keeps = plan_model(model, TopK(keep=0.5)), [1.0, 0.75, 0.5, 0.2]
+    found = measure(model, plan, keeps, [[one("llama")], [one("llama", 17)]])
     assert found.error_is == PREDICTED_KL
-    assert found.modules[names[0]].error == [0.0, 0.0, 0.0]
+    assert found.modules[names[0]].error == [0.0, 0.0, 0.0, 0.0]
     assert all(error > 0 for error in found.modules[names[1]].error[1:])
     tuned, _ = make_ladder(found, "kept", [0.5], names)
     for cell in tuned[0]:
