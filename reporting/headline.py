@@ -40,12 +40,12 @@ def _saves(cell: Cell) -> str:
 
 def _none(found: Found) -> str:
     """Why nothing is recommended: the sweep goes on, nothing could be run, or nothing stayed within the margin."""
-    tested = sum(1 for cell in found.cells if cell.decision)
     margin = str(found.search["gate"]["margin"])
     sparse = [cell for cell in found.cells if cell.decision and cell.decision != PASS]
     start = f"No setting of {found.model[0]} is shown to stay within {margin}"
     if not found.search["ended"]:
+        tested = sum(1 for cell in found.cells if cell.decision)
         return f"{start} yet: {tested} of {len(found.cells)} were tested and the {found.kind} has not ended."
     if not sparse:
         return f"{start}: none of {len(found.cells)} could be tested."
-    return f"{start}, of {tested} that were tested; with {sparse[0].label} {sparse[0].reason.rstrip('.')}."
+    return f"{start}; with {sparse[0].label} {sparse[0].reason.rstrip('.')}."
