@@ -16,7 +16,7 @@ def commands(name: str) -> list[tuple[str, ...]]:
     """Those that read a file of a recipe."""
     if name.startswith("eval/"):
         ask = ("-d", "q.jsonl", "--max-new-tokens", "2", "--max-drop", "100")
-        return [("eval", "bad", *ask), ("push", "bad", "me/it"), ("report", "bad", "-o", "out.html")]
+        return [("eval", "bad", *ask), ("push", "bad", "me/it")]
     if name == "histograms.safetensors":
         return [("patch", "--thresholds", "bad", "--k", "3", "-o", "out")]
     return [*bad_files.recipe_commands("bad"), ("bench", "bad", *bad_files.BENCH)]
