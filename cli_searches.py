@@ -103,7 +103,8 @@ def tune(
     from .processes import Processes
     from .tuning.report import tune_report
 
-    directory, dataset = output or Path(command.DEFAULT_DIRECTORY), dataset or sweep.default_dataset(model)
+    directory = output or Path(command.DEFAULT_DIRECTORY)
+    dataset = sweep.default_dataset(model) if dataset is None else dataset
     command.check_names(model, dataset, tuning, Processes.join().count)
     command.check_directory(directory, force=force)
     opening.start(model)

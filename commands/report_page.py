@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..charts.extra import require_charts
 from ..errors import UsageError
 from ..files import cannot_write
-from ..patcher.recipe import DEFAULT_RECIPE
+from ..patcher.recipe import DEFAULT_RECIPE, check_place
 
 PAGE = "report.html"
 
@@ -37,7 +38,9 @@ def write_report(directories: Sequence[Path] | None, output: Path | None) -> Wri
 
     directories = list(directories or [Path(DEFAULT_RECIPE)])
     path = output or directories[0] / PAGE
-    if path.suffix != ".html" or path.is_dir():
+    if output is not None:
+        check_place(path.parent, "report")
+    if path.suffix != ".html" or os.path.isdir(path):
         raise UsageError(f"-o names the page, a file such as {PAGE}, not {path}")
     page = make_page(collect(directories))
     folder = path.with_suffix("")

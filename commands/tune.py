@@ -90,7 +90,7 @@ def check_names(model: str, dataset: str, options: TuneOptions, processes: int) 
 
 def full_name(model: str) -> str:
     """A local folder by its full path, as recipes name it: answers of the dense model are known by that too."""
-    is_folder = model not in DEMO_MODELS and Path(model).is_dir()
+    is_folder = model not in DEMO_MODELS and os.path.isdir(model)
     return os.path.realpath(model) if is_folder else model
 
 
@@ -112,7 +112,7 @@ def load_data(dataset: str, split: str | None, options: TuneOptions) -> TuneData
 def check_directory(directory: Path, *, force: bool) -> None:
     """UsageError if a directory holds a recipe that is no tuned one and `force` is off; SparsifyError if it cannot be
     written."""
-    check_writable(directory, force=force or (directory / INSIDE / TUNE_FILE).is_file())
+    check_writable(directory, force=force or os.path.isfile(directory / INSIDE / TUNE_FILE))
 
 
 def passes(options: TuneOptions, data: TuneData) -> int:
@@ -142,6 +142,7 @@ def tune(
     inside = directory / INSIDE
     template = read_template(asking.prompt_template) if asking.prompt_template else None
     task = task_for(loaded, data.tuning, TaskOptions(asking.batch_size, asking.max_new_tokens, template))
+    task.check()
     plan, uniform = candidate_plan(loaded, options)
     read = [task.calibration_inputs(item) for item in data.tuning.items]
     key = _map_key(loaded, task, plan, options, read)

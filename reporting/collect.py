@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..errors import DataError, UsageError
 from ..evaluation.journal import RESULTS
 from ..evaluation.verdict.gate import holm
 from .found import Accuracy, Cell, Found, Speed, largest_saving
-from .reading import BENCH, MALFORMED, model_of, read_accuracy, read_json, read_speed
+from .reading import BENCH, MALFORMED, described, model_of, number, read_accuracy, read_json, read_speed
 
 SWEEP, TUNE = "sweep.json", "tune.json"
 EXPECTED = (
@@ -33,10 +34,11 @@ def collect(directories: Sequence[Path]) -> list[Found]:
 
 
 def _look(directory: Path) -> Found:
-    if not directory.is_dir():
+    # os.path also takes names that are too long, where Path raises.
+    if not os.path.isdir(directory):
         raise UsageError(f"there is no directory {directory}: name {EXPECTED}")
     for place, kind in ((directory / SWEEP, "sweep"), (directory / "tune" / TUNE, "tune")):
-        if place.exists():
+        if os.path.lexists(place):
             return _search(directory, place, kind)
     return _recipe(directory)
 
@@ -49,6 +51,7 @@ def _search(directory: Path, place: Path, kind: str) -> Found:
         best = search["recommended"] and str(search["recommended"]["cell"])
         sensitivity = _sensitivity(base, search.get("sensitivity"), notes)
         found = Found(kind, directory, model_of(search), cells, best, search, sensitivity)
+        described(search)
         str(search["command"]), str(search["gate"]["margin"]), str(search["dataset"]["name"]), bool(search["ended"])
     except MALFORMED as error:
         raise DataError(f"{place} is not what {kind} writes: {error!r}") from None
@@ -69,7 +72,7 @@ def _cell(entry: dict[str, Any], base: Path, notes: list[str]) -> Cell:
         error=str(entry["error"] or "") or ("" if entry["status"] == "done" else str(entry["status"])),
         accuracy=accuracy,
         speed=speed,
-        saved=(float(saved["share"]), str(saved["of"])) if saved else _saved(accuracy),
+        saved=(number(saved["share"]), str(saved["of"])) if saved else _saved(accuracy),
     )
 
 
@@ -79,7 +82,8 @@ def _part(read: Any, base: Path, name: Any, notes: list[str]) -> Any:
         return None
     path = base / str(name)
     try:
-        if not path.resolve().is_relative_to(base.resolve()):
+        # realpath takes a loop of links as it is, where resolve() raises.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base)):
             raise DataError(f"{path} is outside {base}")
         return read(path)
     except DataError as error:
@@ -93,8 +97,9 @@ def _sensitivity(base: Path, name: Any, notes: list[str]) -> dict[str, Any] | No
         return None
     try:
         count = len(found["keeps"])
-        whole = count > 0 and all(len(module["error"]) == count for module in found["modules"].values())
-        str(found["error_is"]), int(found["items"]), [float(keep) for keep in found["keeps"]]
+        errors = [[number(error) for error in module["error"]] for module in found["modules"].values()]
+        whole = count > 0 and all(len(row) == count for row in errors)
+        str(found["error_is"]), number(found["items"]), [number(keep) for keep in found["keeps"]]
     except MALFORMED:
         whole = False
     if not whole:
@@ -133,7 +138,7 @@ def _recipe(directory: Path) -> Found:
 def _all(read: Any, paths: Sequence[Path], notes: list[str]) -> list[Any]:
     found = []
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):
             try:
                 found.append(read(path))
             except DataError as error:

@@ -11,12 +11,12 @@ from ..evaluation.journal import RESULTS, ended_run
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.interval import Interval
 from ..files import read_file
-from ..strict_json import parse_json
+from ..strict_json import parse_json, shown
 from .found import Accuracy, Flip, Kept, Speed, Timed
 
 BENCH = "bench.json"
 MOST = 2**26  # bytes of a JSON file
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 # What results.json calls a share, and what it is a share of.
 SHARES = {
     "kept_share": "attention elements",
@@ -54,12 +54,14 @@ def read_speed(path: Path) -> Speed:
     results = read_json(path)
     try:
         points = tuple(
-            Timed(phase, int(entry["tokens"]), *_ratio(found["ratio"]), _number(found["ceiling"]))
+            Timed(phase, _tokens(entry), *_ratio(found["ratio"]), _number(found["ceiling"]))
             for entry in results["lengths"]
             for phase, found in entry["phases"].items()
         )
         sentences = tuple(str(sentence) for sentence in results["sentences"])
-        _described(results)
+        str(results["model"])
+        described(results)
+        str(results["method"])
     except MALFORMED as error:
         raise DataError(f"{path} is not what bench writes: {error!r}") from None
     if not points:
@@ -77,7 +79,7 @@ def _accuracy(path: Path, results: dict[str, Any]) -> Accuracy:
     key, dataset = results["primary"], results["dataset"]
     interval, dense = results["intervals"][key], float(results["scores"]["dense"][key])
     kl = results["distance"].get("kl")
-    _described(results)
+    described(results)
     return Accuracy(
         path=path,
         data=f"{dataset['name']} ({dataset['split']})" if dataset["split"] else str(dataset["name"]),
@@ -137,16 +139,29 @@ def _flips(flips: dict[str, Any] | None) -> tuple[Flip, ...]:
     return tuple(found)
 
 
+def number(value: Any) -> float:
+    """A JSON number; TypeError for anything else, which a chart would choke on later."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{shown(value)} is no number")
+    return float(value)
+
+
+def described(results: dict[str, Any]) -> None:
+    """What every report says of a run has to be there. Raises one of MALFORMED."""
+    model_of(results)
+    dict(results["versions"]), dict(results["environment"])
+
+
+def _tokens(entry: dict[str, Any]) -> int:
+    tokens = number(entry["tokens"])
+    if tokens < 1:
+        raise ValueError(f"a text of {tokens:g} tokens")
+    return int(tokens)
+
+
 def _ratio(ratio: dict[str, Any]) -> tuple[float, float, float]:
-    return float(ratio["median"]), float(ratio["low"]), float(ratio["high"])
+    return number(ratio["median"]), number(ratio["low"]), number(ratio["high"])
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _described(results: dict[str, Any]) -> None:
-    """What every report says of a run has to be there."""
-    model_of(results)
-    dict(results["versions"]), dict(results["environment"])
-    str(results["method"])
+    return None if value is None else number(value)

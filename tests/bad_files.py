@@ -14,6 +14,7 @@ from fault_drill import Case
 from mutations import mutated, mutated_json
 
 SWEEP = ("--methods", "top-k", "--keep", "0.5", "--max-new-tokens", "2", "--no-cache", "-o", "out")
+TUNE = ("--samples", "1", "--keep", "0.5", "--max-new-tokens", "2", "--no-cache", "-o", "out")
 EVAL = ("--max-new-tokens", "2", "--no-cache", "-o", "out")
 BENCH = ("--lengths", "8", "--repeats", "1", "--new-tokens", "1", "--no-memory", "--no-eager", "-o", "out")
 Damage = Callable[[Path], object]
@@ -49,6 +50,12 @@ READING: dict[str, Command] = {
     "sweep --calibrate-on": lambda path: (
         *("sweep", "llama", "-d", "q.jsonl", *SWEEP, "--methods", "top-theta", f"--calibrate-on={path}"),
     ),
+    "tune MODEL": lambda path: ("tune", "-d", "q.jsonl", "--calibrate-on=more.jsonl", *TUNE, "--", path),
+    "tune --dataset": lambda path: ("tune", "llama", "--calibrate-on=more.jsonl", *TUNE, f"--dataset={path}"),
+    "tune --calibrate-on": lambda path: ("tune", "llama", "-d", "q.jsonl", *TUNE, f"--calibrate-on={path}"),
+    "report DIR": lambda path: ("report", "-o", "out.html", "--", path),
+    "plot RECIPE": lambda path: ("plot", "-d", "q.jsonl", "-o", "out", "--", path),
+    "plot --dataset": lambda path: ("plot", "done", "-o", "out", f"--dataset={path}"),
     "bench TARGET": lambda path: ("bench", *BENCH, "--", path),
     "bench --dataset": lambda path: ("bench", "plain", *BENCH, f"--dataset={path}"),
     "generate TARGET": lambda path: ("generate", "--max-new-tokens", "2", "--", path, "Where ?"),
@@ -61,6 +68,12 @@ WRITING: dict[str, Command] = {
     "eval": lambda path: ("eval", "plain", "-d", "q.jsonl", *EVAL[:-2], f"--output-dir={path}"),
     "sweep": lambda path: ("sweep", "llama", "-d", "q.jsonl", *SWEEP[:-2], "--force", f"--output-dir={path}"),
     "bench": lambda path: ("bench", "plain", *BENCH[:-2], f"--output-dir={path}"),
+    "tune": lambda path: (
+        *("tune", "llama", "-d", "q.jsonl", "--calibrate-on=more.jsonl", *TUNE[:-2], f"--output-dir={path}"),
+    ),
+    "report": lambda path: ("report", "done", f"--output={path}"),
+    "report PAGE": lambda path: ("report", "done", f"--output={path}/page.html"),
+    "plot": lambda path: ("plot", "done", "-d", "q.jsonl", f"--output-dir={path}"),
 }
 REPOSITORIES = (
     "",
@@ -100,7 +113,7 @@ def path_cases() -> Iterator[Case]:
             names = tuple(part for part in what.split() if part != "TARGET")
             for path in paths:
                 spelled = (path, path.rstrip("/"), path.removeprefix("./"))
-                blank = ("empty", "missing", "holds no recipe", "template .:", "template  :")
+                blank = ("empty", "missing", "holds no recipe", "template .:", "template  :", "no directory  :")
                 yield Case(command(path), (*(spelled if path.strip() else blank), *names), make=make_paths)
     for repo in REPOSITORIES:
         yield Case(("push", "bad", repo), ("bad", repo.strip() or "repository"), make=make_public)
@@ -116,6 +129,7 @@ def recipe_commands(path: str) -> list[tuple[str, ...]]:
         ("eval", path, "-d", "q.jsonl", *EVAL),
         ("generate", path, "Where ?", "--max-new-tokens", "2"),
         ("push", path, "user/name"),
+        ("plot", path, "-d", "q.jsonl", "-o", "out"),
         ("patch", "--thresholds", path, "--k", "3", "-o", "out"),
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from fault_drill import Case
 
+TUNE = ("llama", "-d", "q.jsonl", "--calibrate-on", "more.jsonl")
 # What a command needs to get as far as its options, and not to take long if one of them happens to be good.
 BASES: dict[str, tuple[str, ...]] = {
     "patch": ("patch", "llama", "--no-verify", "-o", "out"),
@@ -35,6 +36,8 @@ BASES: dict[str, tuple[str, ...]] = {
         *("-o", "out"),
     ),
     "generate": ("generate", "plain", "Where ?", "--max-new-tokens", "2"),
+    "tune": ("tune", *TUNE, "--keep", "0.5", "--samples", "1", "--max-new-tokens", "2", "--no-cache", "-o", "out"),
+    "plot": ("plot", "done", "-d", "q.jsonl", "-o", "out"),
 }
 NO_NUMBERS = ("", "x", "0x10", "--", "½", "1,000", "[red]3")
 NO_WHOLE_NUMBERS = (*NO_NUMBERS, "nan", "inf", "0.5", "1e3", "9" * 5000)
@@ -80,6 +83,14 @@ WHOLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--repeats": ("0", "-1"),
     },
     "generate": {"--max-new-tokens": ("0", "-1", "513")},
+    "tune": {
+        "--samples": ("0", "-1"),
+        "--limit": ("0", "-1"),
+        "--batch-size": ("0", "-1"),
+        "--max-new-tokens": ("0", "-1", "513"),
+        "--seed": ("-1",),
+    },
+    "plot": {"--layer": ("-1", "7"), "--head": ("-1", "7")},
 }
 # Those that would run for ever, or take all memory, because that was asked for.
 ENDLESS = {("bench", "--repeats"), ("bench", "--batch-size")}
@@ -95,6 +106,11 @@ FRACTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--ffn-keep": ("0", "nan", "2", "0.5,,0.1"),
         "--max-drop": ("0", "-1", "101", "nan"),
     },
+    "tune": {
+        "--keep": ("0", "-0.5", "1", "1.5", "nan", "inf", "1e400", "0.5,", ",", "0.5 0.1", "0.5,0.5"),
+        "--max-drop": ("0", "-1", "101", "nan"),
+        "--min-recovery": ("0", "1.01", "nan"),
+    },
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "patch": (
@@ -108,6 +124,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sweep": ("--methods", "--compensation", "--clusters", "--layers", "--kind", "--stack", "--dtype", "--split"),
     "bench": ("--lengths", "--dtype"),
     "generate": ("--device", "--dtype"),
+    "tune": (
+        *("--goal", "--attention", "--compensation", "--ffn", "--layers", "--skip-layers", "--kind", "--stack"),
+        *("--dtype", "--split"),
+    ),
+    "plot": ("--format", "--split", "--dtype"),
 }
 # What belongs together and is given apart, or apart and given together; and other things that one could type.
 COMBINATIONS = (
@@ -245,6 +266,31 @@ COMBINATIONS = (
     "push nowhere user/name",
     "push done",
     "push done user/name more",
+    "tune",
+    "tune llama other -d q.jsonl -o out",
+    "tune plain -d q.jsonl --calibrate-on more.jsonl -o out",
+    "tune llama -d q.jsonl -o out",
+    "tune llama -d q.jsonl --calibrate-on q.jsonl -o out",
+    "tune llama -d q.jsonl --calibrate-on nowhere.jsonl -o out",
+    "tune llama -d q.jsonl --calibrate-on more.jsonl --attention none -o out",
+    "tune llama -d q.jsonl --calibrate-on more.jsonl --goal v-rows --ffn top-k -o out",
+    "tune llama -d q.jsonl --calibrate-on more.jsonl --layers 7 -o out",
+    "tune llama -d q.jsonl --calibrate-on more.jsonl --kind cross -o out",
+    "tune llama -d q.jsonl --calibrate-on more.jsonl --k 4 -o out",
+    "tune llama -d q.jsonl --calibrate-on more.jsonl -o plain",
+    "report llama",
+    "report plain",
+    "report done nowhere",
+    "report done -o out.pdf",
+    "report done -o llama",
+    "report done --format png",
+    "plot llama",
+    "plot done plain",
+    "plot done --prompt",
+    "plot done --prompt  -o out",
+    "plot done -d q.jsonl --layer 0 --head 99 -o out",
+    "plot done -d nowhere.jsonl -o out",
+    "plot done -d q.jsonl --model bert-qa -o out",
     "datasets more",
     "datasets --limit 3",
     "methods more",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,3 +91,18 @@ class FaultyDisk:
             return function(path, *rest, **more)
 
         return call
+
+
+@dataclass
+class Killing(FaultyDisk):
+    """A write has written half of its bytes before."""
+
+    def _write(self, real: dict[str, Any], number: int, data: Any) -> int:
+        if number in self._opened and len(self.calls) == self.failing:
+            real["write"](number, data[: len(data) // 2])
+        return super()._write(real, number, data)
+
+
+def kill() -> BaseException:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return SystemExit("not reached")

@@ -98,7 +98,7 @@ def measure(
     sums = {name: _Sums(len(keeps)) for name in plan}
     plans = [{name: at_keep(method, keep) for name, method in plan.items()} for keep in keeps]
     probe = Probe(model, plans, lambda seen: sums[seen.name].add(seen), decoding=decoding, timed=timed)
-    count, generator = 0, torch.Generator().manual_seed(seed)
+    count, generator = 0, torch.Generator().manual_seed(seed % 2**63)  # more bits it does not take
     for inputs in items:
         for one in inputs:
             slopes = output_gradients(model, list(plan), one, generator)

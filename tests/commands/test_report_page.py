@@ -60,7 +60,7 @@ def test_refusals(sparsify: Sparsify, recipe: Path, work: Path, monkeypatch: pyt
 
 def test_a_place_that_cannot_be_written(sparsify: Sparsify, evaluated: Path, work: Path) -> None:
     (work / "file").write_text("")
-    refused(sparsify("report", "-o", "file/page.html"), 1, "cannot write the report to file/page.html")
+    refused(sparsify("report", "-o", "file/page.html"), 1, "cannot write the report to file: it is a file")
 
 
 def _missing(what: str) -> None:

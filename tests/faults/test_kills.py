@@ -6,34 +6,16 @@ Between two such calls nothing on the disk changes, so they are all the moments 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from disk_faults import COMMANDS, calls_of, fresh, is_benched, left_over, recipes, results, saving_often
 from fault_drill import Drill, run
-from faulty_disk import FaultyDisk
+from faulty_disk import Killing, kill
 
 FORK = multiprocessing.get_context("fork")
 PARTS = 5  # moments of a command
-
-
-@dataclass
-class Killing(FaultyDisk):
-    """A write has written half of its bytes before."""
-
-    def _write(self, real: dict[str, Any], number: int, data: Any) -> int:
-        if number in self._opened and len(self.calls) == self.failing:
-            real["write"](number, data[: len(data) // 2])
-        return super()._write(real, number, data)
-
-
-def kill() -> BaseException:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return SystemExit("not reached")
 
 
 def killed(command: tuple[str, ...], folder: Path, failing: int) -> None:
