@@ -101,9 +101,11 @@ class Sweep:
                 advance(self.samples // self.processes.count)
 
     def evaluate(self, advance: Advance) -> bool:
-        """Evaluates all cells in one pass over the items; whether the model ran."""
+        """Evaluates all cells that could be made in one pass over the items; whether the model ran."""
         cells = [cell for cell in self.cells if cell.name in self.ready]
         advance((len(self.cells) - len(cells)) * len(self.task.items) // self.processes.count)
+        if not cells:
+            return True
         lost: Lost = {}
 
         def correct(verdicts: list[Verdict]) -> list[Verdict]:

@@ -219,6 +219,14 @@ def test_calibration_that_fails(sparsify: Sparsify, monkeypatch: pytest.MonkeyPa
     assert statuses() == ["done"] * 6
 
 
+def test_no_cell_could_be_made(sparsify: Sparsify) -> None:
+    done = sparsify(*BASE, "--methods", "top-theta", "--k", "5000", "--calibrate-on", "q.jsonl", "--samples", "4")
+    assert (done.code, statuses()) == (1, ["failed"])
+    assert "top-theta, k = 5000: failed: calibration failed: no row" in done.out
+    assert "recommended: none" in done.out
+    assert document()["ended"] is True
+
+
 def test_thresholds_that_keep_too_much_are_fitted_anew(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_sparsify.sweeping.recipes.OFF", -1.0)
     assert sparsify(*ASK, "--methods", "top-theta").code == 0
