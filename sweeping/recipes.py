@@ -131,27 +131,29 @@ class Calibrator:
         return found if found.recipe.plan == self.at.plan else None
 
     def _calibrated(self, recipe: Recipe, directory: Path, advance: Callable[[int], None] | None) -> Calibrated:
-        return calibrate_target(
-            Target(self.loaded, recipe, None),
-            self.items,
-            self.options,
-            directory=directory,
-            processes=self.processes,
-            advance=advance,
-            tell=self.tell,
-        )
+        with self.processes.together():
+            return calibrate_target(
+                Target(self.loaded, recipe, None),
+                self.items,
+                self.options,
+                directory=directory,
+                processes=self.processes,
+                advance=advance,
+                tell=self.tell,
+            )
 
     def _kept(self, recipe: Recipe) -> float | None:
         """Kept / k of rows longer than k on a few items, held out from calibration if there are such."""
         if recipe.calibration is None:
             return None
         kept = None
-        if self.processes.is_main:
-            chosen = measured_on(self.items, recipe.calibration)
-            task = task_for(self.loaded, chosen)
-            inputs = (one for item in chosen.items for one in task.calibration_inputs(item))
-            meter = measure_kept(self.loaded.model, recipe.plan, recipe.thresholds, inputs)
-            kept = meter.total().summary()["kept_per_k"]
+        with self.processes.together():
+            if self.processes.is_main:
+                chosen = measured_on(self.items, recipe.calibration)
+                task = task_for(self.loaded, chosen)
+                inputs = (one for item in chosen.items for one in task.calibration_inputs(item))
+                meter = measure_kept(self.loaded.model, recipe.plan, recipe.thresholds, inputs)
+                kept = meter.total().summary()["kept_per_k"]
         return self.processes.gather(kept)[0]
 
 
