@@ -19,6 +19,7 @@ from ..evaluation.dense_cache import has_offloaded_weights
 from ..evaluation.items import ItemSet
 from ..evaluation.journal import RESULTS
 from ..evaluation.run import Lost, fitting_items
+from ..evaluation.sources import not_judged
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.sequence import chain_level, fixed_sequences
 from ..patcher.binding.loading import LoadedModel
@@ -35,7 +36,8 @@ Advance = Callable[[int], None]
 
 @dataclass
 class Sweep:
-    """One sweep of a loaded model. calibration_items: None where nothing is calibrated. say: a line for a person."""
+    """One sweep of a loaded model. calibration_items: None where nothing is calibrated; those that will be evaluated are
+    left out. say: a line for a person."""
 
     loaded: LoadedModel
     items: ItemSet
@@ -48,7 +50,11 @@ class Sweep:
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        """Plans every cell. Raises the reason if the model can take none of them, and what cannot be asked of it."""
+        """Plans every cell. Raises the reason if the model can take none of them, and what cannot be asked of it;
+        UsageError if all that calibration could see is evaluated."""
+        if self.calibration_items is not None:
+            judged = self.items.sample(self.asking.limit, self.asking.seed)
+            self.calibration_items = not_judged(self.calibration_items, judged, "calibrate")
         self.ready: dict[str, Fitted] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.document: doc.Document = {}

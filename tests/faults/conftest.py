@@ -18,6 +18,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("llama", "bert-qa"):
         tiny_language_models.save(name, folder / name)
     tiny_language_models.save_questions(folder / "q.jsonl", 2)
+    tiny_language_models.save_questions(folder / "train.jsonl", 2, people=7)
     here = os.getcwd()
     os.chdir(folder)
     try:
