@@ -78,10 +78,10 @@ def calibrate_items(
 
     items: a name and model inputs, run without gradients or cache; an item counts as a whole. observed: what was
     counted before, to be added to in place item by item. processes: each observes items of its own, and all get the
-    thresholds of all items together, or fail if one does. While they are observed these modules run exact top-k with their compensation, or
-    dense (see CalibrationOptions), and every other module what is planned. The model must not be patched, and is left
-    as it was. Raises UsageError if no module of the plan takes thresholds or options do not go together, DataError if
-    there are no items or all their rows are within their budget.
+    thresholds of all items together, or fail if one does. While they are observed these modules run exact top-k with
+    their compensation, or dense (see CalibrationOptions), and every other module what is planned. The model must not be
+    patched, and is left as it was. Raises UsageError if no module of the plan takes thresholds or options do not go
+    together, DataError if there are no items or all their rows are within their budget.
     """
     options = options or CalibrationOptions()
     require_convertible(plan)

@@ -41,11 +41,12 @@ class Fitted:
 
 
 def plan_cells(loaded: LoadedModel, cells: Sequence[Cell]) -> tuple[dict[str, Planned], dict[str, SparsifyError]]:
-    """The plan of each cell, by name, and the cells that the model cannot take with the reason."""
+    """The plan of each cell, by name, and the cells that the model cannot take with the reason. By
+    default all of them leave the same attention dense, so that they save shares of the same modules."""
     planned, refused = {}, {}
     for cell in cells:
         try:
-            planned[cell.name] = plan_recipe(loaded, cell.wanted)
+            planned[cell.name] = plan_recipe(loaded, cell.wanted, alike=True)
         except SparsifyError as error:
             refused[cell.name] = error
     return planned, refused

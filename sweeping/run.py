@@ -23,6 +23,7 @@ from ..evaluation.sources import not_judged
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.sequence import chain_level, fixed_sequences
 from ..patcher.binding.loading import LoadedModel
+from ..patcher.binding.modules import attention_modules, unwrapped
 from ..patcher.methods import method_to_dict
 from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
@@ -36,8 +37,8 @@ Advance = Callable[[int], None]
 
 @dataclass
 class Sweep:
-    """One sweep of a loaded model. calibration_items: None where nothing is calibrated; those that will be evaluated are
-    left out. say: a line for a person."""
+    """One sweep of a loaded model. calibration_items: None where nothing is calibrated; those that will be
+    evaluated are left out. say: a line for a person."""
 
     loaded: LoadedModel
     items: ItemSet
@@ -81,6 +82,8 @@ class Sweep:
         before = doc.earlier(self.directory, run, force=force)
         reasons = {name: one_sentence(error) for name, error in self.refused.items()}
         self.document = doc.make_document(self.options.cells, reasons, run=run, **self._about())
+        for cell in self.cells:
+            self.entry(cell.name)["attention"] = self._patched(cell)
         for entry in before["cells"] if before else ():
             self._take_earlier(entry)
         self.processes.wait()  # nobody writes before everybody has read
@@ -165,6 +168,12 @@ class Sweep:
 
     def _thresholded(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.setting.needs_thresholds]
+
+    def _patched(self, cell: Cell) -> dict[str, int] | None:
+        """How many of the model's attention modules a cell patches, if any."""
+        names = {module.name for module in attention_modules(unwrapped(self.loaded.model))}
+        patched = len(names & self.planned[cell.name].recipe.plan.keys())
+        return {"patched": patched, "modules": len(names)} if patched else None
 
     def _place(self, cell: Cell) -> Path:
         return self.directory / doc.RECIPES / cell.name

@@ -41,9 +41,9 @@ def test_what_fails_on_one_process_fails_on_all(monkeypatch: pytest.MonkeyPatch)
         return [None, value] if processes.rank == 1 else [value, ("broken", True)]
 
     monkeypatch.setattr(Processes, "gather", gathered)
-    with pytest.raises(RuntimeError, match="^mine$"), Processes(1, 2).together():
+    with pytest.raises(RuntimeError, match=r"^mine$"), Processes(1, 2).together():
         raise RuntimeError("mine")
-    with pytest.raises(SparsifyError, match="^broken$"), Processes(0, 2).together():
+    with pytest.raises(SparsifyError, match=r"^broken$"), Processes(0, 2).together():
         pass
     with Processes(1, 2).together():
         pass

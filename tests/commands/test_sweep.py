@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_language_models
 from command_line import Sparsify, content, contents, refused
 from hf_sparsify.errors import DataError
 from hf_sparsify.evaluation.tasks.generative import Generative
@@ -254,6 +255,19 @@ def test_feed_forward_layers(sparsify: Sparsify) -> None:
     assert [entry["saved"]["of"] for entry in cells().values()] == ["activations"] * 2 + ["attention elements"] * 2
     assert [chain["name"] for chain in document()["chains"]] == ["ffn", "top-k", "top-k-ffn-0.5"]
     assert document()["recommended"]["cell"] == "top-k-keep-0.5-ffn-0.5"
+
+
+def test_the_same_modules_stay_dense_for_every_method(sparsify: Sparsify, work: Path) -> None:
+    tiny_language_models.save("bert-qa", work / "deep", num_hidden_layers=10)
+    asked = ("sweep", "deep", "-d", "q.jsonl", "--max-drop", "100", "-q")
+    grid = ("--methods", "clustered,top-k", "--clusters", "4", "--keep", "0.5")
+    assert sparsify(*asked, *grid).code == 0
+    assert [entry["attention"] for entry in cells().values()] == [{"patched": 8, "modules": 10}] * 2
+    plans = [set(load_recipe(Path("sparsified-sweep/recipes", name)).plan) for name in cells()]
+    assert plans[0] == plans[1]
+    assert "in 8 of 10 attention modules" in document()["recommended"]["reason"]
+    assert sparsify(*asked, *grid, "--skip-layers", "none", "-o", "all").code == 0
+    assert [entry["attention"] for entry in cells("all").values()] == [{"patched": 10, "modules": 10}] * 2
 
 
 def test_progress_counts_all_cells(sparsify: Sparsify) -> None:
