@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import FAILURES, SparsifyError, one_sentence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class Processes:
         from accelerate.utils import gather_object
 
         return list(gather_object([value]))
+
+    def in_turn(self, read: Callable[[], T]) -> T:
+        """What a function returns on this process; the others call it when the first one is done."""
+        if not self.is_main:
+            self.wait()
+        found = read()
+        if self.is_main:
+            self.wait()
+        return found
 
     @contextmanager
     def together(self) -> Iterator[None]:

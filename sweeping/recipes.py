@@ -91,7 +91,7 @@ class Calibrator:
     def calibrate(self, advance: Callable[[int], None]) -> None:
         """Calibrates, or takes what an earlier run left. advance: called with the number of samples done. SparsifyError
         if that cannot be done."""
-        self._source = self._earlier()
+        self._source = self.processes.in_turn(self._earlier)  # the first one finishes what a stopped writer left
         if self._source is not None:
             advance(min(self.options.samples, len(self.items)) // self.processes.count)
         else:

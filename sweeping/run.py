@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,12 @@ class Sweep:
         self.document = doc.make_document(self.options.cells, reasons, run=run, **self._about())
         for cell in self.cells:
             self.entry(cell.name)["attention"] = self._patched(cell)
-        for entry in before["cells"] if before else ():
-            self._take_earlier(entry)
+        self.processes.in_turn(lambda: self._take_earlier(before["cells"] if before else ()))
         self.processes.wait()  # nobody writes before everybody has read
         if before is None and self.processes.is_main:
             doc.remove_sweep(self.directory)
         self._save()
+        self.processes.wait()  # nobody reads what is being removed
 
     def prepare(self, advance: Advance) -> None:
         """Makes the recipe of every cell; those that need thresholds fail together if calibration does."""
@@ -183,7 +183,11 @@ class Sweep:
         made = self.ready.get(cell.name) or self.planned[cell.name]
         return Target(self.loaded, made.recipe, self._place(cell))
 
-    def _take_earlier(self, before: doc.Entry) -> None:
+    def _take_earlier(self, cells: Iterable[doc.Entry]) -> None:
+        for entry in cells:
+            self._take_cell(entry)
+
+    def _take_cell(self, before: doc.Entry) -> None:
         """A cell as an earlier run left it: its recipe and its times; evaluating finds its answers."""
         cell = next((cell for cell in self.cells if cell.name == before["name"]), None)
         if cell is None:

@@ -36,6 +36,16 @@ def test_only_rank_0_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_main_process()
 
 
+@pytest.mark.parametrize(("rank", "order"), [(0, ["read", "wait"]), (1, ["wait", "read"])])
+def test_the_first_process_reads_before_the_others(
+    rank: int, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(Processes, "wait", lambda _: done.append("wait"))
+    Processes(rank, 2).in_turn(lambda: done.append("read"))
+    assert done == order
+
+
 def test_what_fails_on_one_process_fails_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def gathered(processes: Processes, value: object) -> list[object]:
         return [None, value] if processes.rank == 1 else [value, ("broken", True)]

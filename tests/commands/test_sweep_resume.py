@@ -165,6 +165,19 @@ def test_what_fails_on_one_process_fails_on_all(
     assert all(found[f"top-k-keep-{keep}"]["status"] == "done" for keep in (1.0, 0.3, 0.1))
 
 
+@pytest.mark.slow
+def test_two_processes_replace_a_sweep(sparsify: Sparsify) -> None:
+    """What was calibrated on other items is gone before any process looks for it."""
+    tiny_language_models.save_questions(Path("many.jsonl"), 6)
+    assert sparsify(*ASK, "-o", "undisturbed", "--no-cache", "--seed", "1").code == 0
+    assert sparsify(*ASK, "-o", "shared").code == 0
+    process = start(*ASK, "-o", "shared", "--no-cache", "--seed", "1", "--force", launcher=TORCHRUN)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert outcome("shared") == outcome("undisturbed")
+    assert left_over("shared") == []
+
+
 def test_times_are_for_one_process(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_sparsify.processes import Processes
 
