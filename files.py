@@ -134,6 +134,14 @@ def same_place(left: str | Path, right: str | Path) -> bool:
     return os.path.realpath(left) == os.path.realpath(right)
 
 
+def below(directory: Path, name: object) -> Path:
+    """The path that a file which may come from a stranger names; DataError if that is outside the directory."""
+    path = directory / str(name)
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise DataError(f"{path} is outside {directory}")
+    return path
+
+
 def cannot_write(what: str, place: Path, error: OSError) -> SparsifyError:
     """The sentence for a write that failed."""
     return SparsifyError(f"cannot write the {what} to {place}: {error.strerror or error}")

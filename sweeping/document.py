@@ -14,6 +14,7 @@ from ..evaluation.verdict.gate import PASS
 from ..evaluation.verdict.sequence import chain_level
 from ..files import cannot_write, read_file, write_file
 from ..patcher.recipe import check_place
+from ..strict_json import parse_json
 from .grid import Cell, chains_of
 
 SCHEMA_VERSION = 1  # of sweep.json
@@ -82,7 +83,7 @@ def earlier(directory: Path, run: str, *, force: bool) -> Document | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(read_file(path, MOST_BYTES))
+        found = parse_json(read_file(path, MOST_BYTES))
         known = found["schema_version"] == SCHEMA_VERSION and found["kind"] == "sweep"
         if known and found["run"] == run and all(isinstance(entry["name"], str) for entry in found["cells"]):
             return dict(found)

@@ -193,12 +193,13 @@ class Sweep:
         if cell is None:
             return
         recipe = read_cell(self._place(cell), self.planned[cell.name])
-        kept, again = before.get("kept_per_k"), before.get("recalibrated", False)
+        kept, again = before.get("kept_per_k"), before.get("recalibrated") is True
+        kept = kept if isinstance(kept, int | float) and not isinstance(kept, bool) else None
         if recipe is None or (cell.setting.needs_thresholds and kept is None):
             return
         self.ready[cell.name] = Fitted(recipe, kept, again)
         timed = before.get("bench")
-        known = isinstance(timed, str) and same_lengths(self.directory / timed, self.options.bench)
+        known = isinstance(timed, str) and same_lengths(self.directory, timed, self.options.bench)
         self.entry(cell.name).update(kept_per_k=kept, recalibrated=again, bench=timed if known else None)
 
     def _calibrator(self) -> Calibrator | None:

@@ -278,6 +278,28 @@ def test_progress_counts_all_cells(sparsify: Sparsify) -> None:
     assert all(f" of {total}, about " in line for line in lines[:-1])
 
 
+@pytest.mark.parametrize("place", ["../outside.json", "/{work}/outside.json"])
+def test_times_outside_the_sweep_are_not_taken(place: str, sparsify: Sparsify, work: Path) -> None:
+    assert sparsify(*TOP_K).code == 0
+    (work / "outside.json").write_text(json.dumps({"lengths": [{"tokens": 16, "phases": {}}]}))
+    written = document()
+    written["cells"][0]["bench"] = place.format(work=work)
+    Path("sparsified-sweep/sweep.json").write_text(json.dumps(written))
+    assert sparsify(*TOP_K).code == 0
+    assert [entry["bench"] for entry in cells().values()] == [None] * 3
+
+
+@pytest.mark.parametrize("kept", ["much", [1], True, {}])
+def test_what_was_kept_is_a_number_or_measured_anew(kept: object, sparsify: Sparsify) -> None:
+    assert sparsify(*ASK, "--methods", "top-theta", "--keep", "0.5").code == 0
+    written = document()
+    before = written["cells"][0]["kept_per_k"]
+    written["cells"][0]["kept_per_k"] = kept
+    Path("sparsified-sweep/sweep.json").write_text(json.dumps(written))
+    assert sparsify(*ASK, "--methods", "top-theta", "--keep", "0.5").code == 0
+    assert document()["cells"][0]["kept_per_k"] == before
+
+
 @pytest.mark.slow
 def test_times_are_taken_once(sparsify: Sparsify) -> None:
     timed = (*BASE, "--methods", "top-k", "--keep", "1.0,0.5", "--bench", "--lengths", "72")

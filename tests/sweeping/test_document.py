@@ -128,7 +128,7 @@ def test_whose_directory_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"schema_version": 1, "kind": "sweep", "run": "r"}', "[" * 9999]
+    "text", ["", "{", "[]", "{}", '{"schema_version": 1, "kind": "sweep", "run": "r"}', "[" * 9999, '{"n": NaN}']
 )
 def test_a_damaged_file_is_no_sweep(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
