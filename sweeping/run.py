@@ -277,9 +277,10 @@ class Sweep:
 
     def _run_key(self) -> str:
         """64 hex digits over what the recipes and answers of a sweep follow from; what is timed and what decides do
-        not belong to it."""
+        not belong to it, nor does the batch size, which belongs to each evaluation."""
         loaded, calibrated = self.loaded, self.calibration_items
-        asked = {key: value for key, value in asdict(self.asking).items() if key not in ("gate", "cache", "as_top_k")}
+        others = ("gate", "cache", "as_top_k", "batch_size")
+        asked = {key: value for key, value in asdict(self.asking).items() if key not in others}
         content = [
             asdict(loaded.base),
             None if has_offloaded_weights(loaded) else weights_fingerprint(loaded.model, loaded.unused),

@@ -136,7 +136,7 @@ def test_json_is_what_was_written(sparsify: Sparsify) -> None:
 def test_another_sweep_is_refused_unless_forced(sparsify: Sparsify, work: Path) -> None:
     assert sparsify(*TOP_K).code == 0
     before = contents(work)
-    for other in (("--keep", "0.5,0.1"), ("--limit", "4"), ("--seed", "1"), ("--batch-size", "3"), ("--layers", "0")):
+    for other in (("--keep", "0.5,0.1"), ("--limit", "4"), ("--seed", "1"), ("--layers", "0")):
         refused(sparsify(*TOP_K, *other), 2, "holds another sweep (sparsify sweep llama")
     assert contents(work) == before
     done = sparsify(*TOP_K, "--keep", "0.5", "--force")
@@ -184,6 +184,14 @@ def test_out_of_memory_is_one_sentence(sparsify: Sparsify, asked: Asked) -> None
     asked.failing, asked.error = 1, RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
     assert sparsify(*TOP_K).code == 0
     assert cells()["top-k-keep-0.5"]["error"].startswith("out of memory: lower --batch-size")
+
+
+def test_a_smaller_batch_goes_on_in_the_same_sweep(sparsify: Sparsify, asked: Asked) -> None:
+    asked.failing, asked.error = 1, RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    assert sparsify(*TOP_K).code == 0
+    asked.failing = None
+    assert sparsify(*TOP_K, "--batch-size", "3").code == 0
+    assert statuses() == ["done"] * 3
 
 
 def test_no_sparse_cell_could_be_run(sparsify: Sparsify, asked: Asked) -> None:
