@@ -134,6 +134,15 @@ def same_place(left: str | Path, right: str | Path) -> bool:
     return os.path.realpath(left) == os.path.realpath(right)
 
 
+def below(directory: Path, name: object) -> Path:
+    """The path that a file which may come from a stranger names; DataError if that is outside the directory."""
+    path = directory / str(name)
+    # realpath takes a loop of links as it is, where resolve() raises.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise DataError(f"{path} is outside {directory}")
+    return path
+
+
 def cannot_write(what: str, place: Path, error: OSError) -> SparsifyError:
     """The sentence for a write that failed."""
     return SparsifyError(f"cannot write the {what} to {place}: {error.strerror or error}")

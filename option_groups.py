@@ -116,7 +116,8 @@ _TUNING: dict[str, tuple[Any, Any]] = {
     "calibrate_on": (so.TuneOn, None),
     "attention": (so.TunedAttention, "top-k"),
     **{name: _PATCHING[name] for name in ("compensation", "ffn", "layers", "skip_layers", "kind", "stack")},
-    **{name: _ASKING[name] for name in ("limit", "seed", "batch_size", "max_new_tokens", "prompt_template")},
+    "limit": (so.ItemLimit, None),
+    **{name: _ASKING[name] for name in ("seed", "batch_size", "max_new_tokens", "prompt_template")},
     **{name: _ASKING[name] for name in ("max_drop", "min_recovery", "cache")},
 }
 GATHERED: Any = None  # the default of an argument that a decorator below fills in

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+from .errors import FAILURES, SparsifyError, one_sentence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,33 @@ class Processes:
         from accelerate.utils import gather_object
 
         return list(gather_object([value]))
+
+    def in_turn(self, read: Callable[[], T]) -> T:
+        """What a function returns on this process; the others call it when the first one is done."""
+        if not self.is_main:
+            self.wait()
+        found = read()
+        if self.is_main:
+            self.wait()
+        return found
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """If one of FAILURES ends the block on any process, it ends on all: a process without one of its own raises
+        the sentence of the first that failed, as SparsifyError if it is one there and as RuntimeError if not.
+
+        To be entered by all processes; inside nobody may wait for the others after an error of its own.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except FAILURES as error:
+            own = error
+        said = self.gather(None if own is None else (one_sentence(own), isinstance(own, SparsifyError)))
+        if own is not None:
+            raise own
+        for sentence, is_ours in filter(None, said):
+            raise SparsifyError(sentence) if is_ours else RuntimeError(sentence)
 
 
 def is_main_process() -> bool:

@@ -78,17 +78,18 @@ def calibrate_items(
 
     items: a name and model inputs, run without gradients or cache; an item counts as a whole. observed: what was
     counted before, to be added to in place item by item. processes: each observes items of its own, and all get the
-    thresholds of all items together. While they are observed these modules run exact top-k with their compensation, or
-    dense (see CalibrationOptions), and every other module what is planned. The model must not be patched, and is left
-    as it was. Raises UsageError if no module of the plan takes thresholds or options do not go together, DataError if
-    there are no items or all their rows are within their budget.
+    thresholds of all items together, or fail if one does. While they are observed these modules run exact top-k with
+    their compensation, or dense (see CalibrationOptions), and every other module what is planned. The model must not be
+    patched, and is left as it was. Raises UsageError if no module of the plan takes thresholds or options do not go
+    together, DataError if there are no items or all their rows are within their budget.
     """
     options = options or CalibrationOptions()
     require_convertible(plan)
     fitted = fitted_plan(plan, options)
-    observed = observed or start(model, fitted, options)
-    _observe(model, plan, items, options, observed)
-    together = _gathered(observed, processes or Processes())
+    observed, processes = observed or start(model, fitted, options), processes or Processes()
+    with processes.together():
+        _observe(model, plan, items, options, observed)
+    together = _gathered(observed, processes)
     count = len(together.items)
     if not count:
         raise DataError("there is no sample to calibrate on that fits what the model can read at once")

@@ -162,11 +162,15 @@ def require_something(attention: object, feed_forward: object, overrides: Sequen
         )
 
 
-def plan_recipe(loaded: LoadedModel, wanted: Wanted) -> Planned:
-    """The recipe for a model; raises what plan_model raises. The preset holds where no layers are asked for."""
+def plan_recipe(loaded: LoadedModel, wanted: Wanted, *, alike: bool = False) -> Planned:
+    """The recipe for a model; raises what plan_model raises. The preset holds where no layers are asked for.
+
+    alike: for any attention method, see dense_by_default.
+    """
     preset: dict[str, int] = {}
     if wanted.layers is None and wanted.skip_layers is None:
-        preset = dense_by_default(loaded.model, wanted.attention, kind=wanted.kind, stack=wanted.stack)
+        where = {"kind": wanted.kind, "stack": wanted.stack}
+        preset = dense_by_default(loaded.model, wanted.attention, **where, alike=alike)
     plan = plan_model(
         loaded.model,
         wanted.attention,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from ..errors import UsageError
 from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.dense_cache import dense_key
-from ..evaluation.items import ItemSet, content_hash
+from ..evaluation.items import ItemSet
 from ..evaluation.prompts import read_template
-from ..evaluation.sources import is_path, load_items
+from ..evaluation.sources import is_path, load_items, not_judged
 from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.sequence import fixed_sequences
@@ -99,13 +99,7 @@ def load_data(dataset: str, split: str | None, options: TuneOptions) -> TuneData
     load_items raises; UsageError if nothing is left to tune on."""
     evaluation = load_items(dataset, split, default_split="validation")
     pool, asking = load_items(options.calibrate_on or dataset, None, default_split="train"), options.asking
-    asked = {content_hash(item) for item in evaluation.sample(asking.limit, asking.seed).items}
-    others = replace(pool, items=tuple(item for item in pool.items if content_hash(item) not in asked))
-    if not len(others):
-        raise UsageError(
-            f"every item of {pool.name} is evaluated, so none is left to tune on: evaluate fewer with --limit, or name "
-            "other data with --calibrate-on"
-        )
+    others = not_judged(pool, evaluation.sample(asking.limit, asking.seed), "tune")
     return TuneData(others.sample(options.samples, asking.seed), evaluation)
 
 

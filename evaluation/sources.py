@@ -18,7 +18,7 @@ from .datasets.base import Dataset
 from .datasets.labels import ANY_LABELS, with_labels
 from .demo import DEMO_SPLITS, demo_data_path
 from .formats import READERS, items_from_records, read_items
-from .items import ItemSet
+from .items import ItemSet, content_hash
 
 DEMO = "demo"
 SCHEMA_NAME = re.compile(r"\w+")
@@ -42,6 +42,21 @@ def load_items(dataset: str, split: str | None = None, *, default_split: str = "
         path = file or dataset
         return replace(read_items(Path(os.path.expanduser(path)), path, dataset=schema), name=dataset)
     return _load_hub(dataset, default_split if split is None else split)
+
+
+def not_judged(pool: ItemSet, judged: ItemSet, purpose: str) -> ItemSet:
+    """The items of a pool that ask what no judged item asks, whatever their ids. purpose: what they are for ("tune").
+
+    UsageError if nothing is left.
+    """
+    asked = {content_hash(item) for item in judged.items}
+    others = tuple(item for item in pool.items if content_hash(item) not in asked)
+    if not others:
+        raise UsageError(
+            f"every item of {pool.name} is evaluated, so none is left to {purpose} on: evaluate fewer with --limit, or "
+            "name other data with --calibrate-on"
+        )
+    return replace(pool, items=others)
 
 
 def _named_file(dataset: str) -> tuple[Dataset | None, str]:

@@ -16,13 +16,18 @@ DEEP = 8
 
 
 def dense_by_default(
-    model: nn.Module, method: AttentionMethod | None, *, kind: str | None = None, stack: str | None = None
+    model: nn.Module,
+    method: AttentionMethod | None,
+    *,
+    kind: str | None = None,
+    stack: str | None = None,
+    alike: bool = False,
 ) -> dict[str, int]:
     """The attention modules that stay dense, by name, with their layers; none for a method without a budget.
 
-    kind, stack: of attention, as for make_plan.
+    kind, stack: of attention, as for make_plan. alike: with any method the same ones, so that methods can be compared.
     """
-    if not isinstance(method, Budget):
+    if method is None or not (alike or isinstance(method, Budget)):
         return {}
     layers: dict[str, dict[str, int]] = {}
     for module in attention_modules(unwrapped(model)):

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import DataError, UsageError
 from ..evaluation.journal import RESULTS
 from ..evaluation.verdict.gate import holm
+from ..files import below
 from .found import Accuracy, Cell, Found, Speed, largest_saving
 from .reading import BENCH, MALFORMED, described, model_of, number, read_accuracy, read_json, read_speed
 
@@ -80,12 +81,8 @@ def _part(read: Any, base: Path, name: Any, notes: list[str]) -> Any:
     """What a file of a search says; None and a note where it cannot be read."""
     if name is None:
         return None
-    path = base / str(name)
     try:
-        # realpath takes a loop of links as it is, where resolve() raises.
-        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base)):
-            raise DataError(f"{path} is outside {base}")
-        return read(path)
+        return read(below(base, name))
     except DataError as error:
         notes.append(f"left out: {error}")
         return None

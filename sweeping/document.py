@@ -14,6 +14,7 @@ from ..evaluation.verdict.gate import PASS
 from ..evaluation.verdict.sequence import chain_level
 from ..files import cannot_write, read_file, write_file
 from ..patcher.recipe import check_place
+from ..strict_json import parse_json
 from .grid import Cell, chains_of
 
 SCHEMA_VERSION = 1  # of sweep.json
@@ -63,6 +64,7 @@ def make_entry(cell: Cell, refused: str | None) -> Entry:
         "recalibrated": False,
         "kept_per_k": None,
         "saved": None,
+        "attention": None,
         "verdict": None,
     }
 
@@ -81,7 +83,7 @@ def earlier(directory: Path, run: str, *, force: bool) -> Document | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(read_file(path, MOST_BYTES))
+        found = parse_json(read_file(path, MOST_BYTES))
         known = found["schema_version"] == SCHEMA_VERSION and found["kind"] == "sweep"
         if known and found["run"] == run and all(isinstance(entry["name"], str) for entry in found["cells"]):
             return dict(found)
@@ -139,12 +141,18 @@ def recommend(document: Document, totals: Mapping[str, Mapping[str, Any]]) -> di
     passed = [cell for cell in sparse_cells(document) if decision(cell) == PASS]
     if not passed:
         return None
+    kinds = dict.fromkeys(cell["saved"]["of"] for cell in passed)
     best = max(passed, key=lambda cell: _all_saved(totals[cell["name"]]))
     share, of = 100 * best["saved"]["share"], best["saved"]["of"]
+    patched = best["attention"]
+    if patched and patched["patched"] < patched["modules"] and of != SAVED["activations_kept_share"]:
+        of += f" in {patched['patched']} of {patched['modules']} attention modules"
     activations = totals[best["name"]]["activations_kept_share"]
-    if activations is not None and of != SAVED["activations_kept_share"]:
+    if activations is not None and best["saved"]["of"] != SAVED["activations_kept_share"]:
         of += f" and {100 * (1 - activations):.1f} % of activations"
     which = f"the most of the {len(passed)} sparse ones that pass" if len(passed) > 1 else "the one sparse cell to pass"
+    if len(kinds) > 1:
+        which += f", but shares of {', of '.join(kinds)} are not the same: compare times too (--bench)"
     return {"cell": best["name"], "reason": f"{best['label']} saves {share:.1f} % of {of}: {which}"}
 
 

@@ -41,11 +41,12 @@ class Fitted:
 
 
 def plan_cells(loaded: LoadedModel, cells: Sequence[Cell]) -> tuple[dict[str, Planned], dict[str, SparsifyError]]:
-    """The plan of each cell, by name, and the cells that the model cannot take with the reason."""
+    """The plan of each cell, by name, and the cells that the model cannot take with the reason. By
+    default all of them leave the same attention dense, so that they save shares of the same modules."""
     planned, refused = {}, {}
     for cell in cells:
         try:
-            planned[cell.name] = plan_recipe(loaded, cell.wanted)
+            planned[cell.name] = plan_recipe(loaded, cell.wanted, alike=True)
         except SparsifyError as error:
             refused[cell.name] = error
     return planned, refused
@@ -90,7 +91,7 @@ class Calibrator:
     def calibrate(self, advance: Callable[[int], None]) -> None:
         """Calibrates, or takes what an earlier run left. advance: called with the number of samples done. SparsifyError
         if that cannot be done."""
-        self._source = self._earlier()
+        self._source = self.processes.in_turn(self._earlier)  # the first one finishes what a stopped writer left
         if self._source is not None:
             advance(min(self.options.samples, len(self.items)) // self.processes.count)
         else:
@@ -131,27 +132,29 @@ class Calibrator:
         return found if found.recipe.plan == self.at.plan else None
 
     def _calibrated(self, recipe: Recipe, directory: Path, advance: Callable[[int], None] | None) -> Calibrated:
-        return calibrate_target(
-            Target(self.loaded, recipe, None),
-            self.items,
-            self.options,
-            directory=directory,
-            processes=self.processes,
-            advance=advance,
-            tell=self.tell,
-        )
+        with self.processes.together():
+            return calibrate_target(
+                Target(self.loaded, recipe, None),
+                self.items,
+                self.options,
+                directory=directory,
+                processes=self.processes,
+                advance=advance,
+                tell=self.tell,
+            )
 
     def _kept(self, recipe: Recipe) -> float | None:
         """Kept / k of rows longer than k on a few items, held out from calibration if there are such."""
         if recipe.calibration is None:
             return None
         kept = None
-        if self.processes.is_main:
-            chosen = measured_on(self.items, recipe.calibration)
-            task = task_for(self.loaded, chosen)
-            inputs = (one for item in chosen.items for one in task.calibration_inputs(item))
-            meter = measure_kept(self.loaded.model, recipe.plan, recipe.thresholds, inputs)
-            kept = meter.total().summary()["kept_per_k"]
+        with self.processes.together():
+            if self.processes.is_main:
+                chosen = measured_on(self.items, recipe.calibration)
+                task = task_for(self.loaded, chosen)
+                inputs = (one for item in chosen.items for one in task.calibration_inputs(item))
+                meter = measure_kept(self.loaded.model, recipe.plan, recipe.thresholds, inputs)
+                kept = meter.total().summary()["kept_per_k"]
         return self.processes.gather(kept)[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from ..evaluation.dense_cache import has_offloaded_weights
 from ..evaluation.items import ItemSet
 from ..evaluation.journal import RESULTS
 from ..evaluation.run import Lost, fitting_items
+from ..evaluation.sources import not_judged
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.sequence import chain_level, fixed_sequences
 from ..patcher.binding.loading import LoadedModel
+from ..patcher.binding.modules import attention_modules, unwrapped
 from ..patcher.methods import method_to_dict
 from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
@@ -35,7 +37,8 @@ Advance = Callable[[int], None]
 
 @dataclass
 class Sweep:
-    """One sweep of a loaded model. calibration_items: None where nothing is calibrated. say: a line for a person."""
+    """One sweep of a loaded model. calibration_items: None where nothing is calibrated; those that will be
+    evaluated are left out. say: a line for a person."""
 
     loaded: LoadedModel
     items: ItemSet
@@ -48,7 +51,11 @@ class Sweep:
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        """Plans every cell. Raises the reason if the model can take none of them, and what cannot be asked of it."""
+        """Plans every cell. Raises the reason if the model can take none of them, and what cannot be asked of it;
+        UsageError if all that calibration could see is evaluated."""
+        if self.calibration_items is not None:
+            judged = self.items.sample(self.asking.limit, self.asking.seed)
+            self.calibration_items = not_judged(self.calibration_items, judged, "calibrate")
         self.ready: dict[str, Fitted] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.document: doc.Document = {}
@@ -75,12 +82,14 @@ class Sweep:
         before = doc.earlier(self.directory, run, force=force)
         reasons = {name: one_sentence(error) for name, error in self.refused.items()}
         self.document = doc.make_document(self.options.cells, reasons, run=run, **self._about())
-        for entry in before["cells"] if before else ():
-            self._take_earlier(entry)
+        for cell in self.cells:
+            self.entry(cell.name)["attention"] = self._patched(cell)
+        self.processes.in_turn(lambda: self._take_earlier(before["cells"] if before else ()))
         self.processes.wait()  # nobody writes before everybody has read
         if before is None and self.processes.is_main:
             doc.remove_sweep(self.directory)
         self._save()
+        self.processes.wait()  # nobody reads what is being removed
 
     def prepare(self, advance: Advance) -> None:
         """Makes the recipe of every cell; those that need thresholds fail together if calibration does."""
@@ -101,9 +110,11 @@ class Sweep:
                 advance(self.samples // self.processes.count)
 
     def evaluate(self, advance: Advance) -> bool:
-        """Evaluates all cells in one pass over the items; whether the model ran."""
+        """Evaluates all cells that could be made in one pass over the items; whether the model ran."""
         cells = [cell for cell in self.cells if cell.name in self.ready]
         advance((len(self.cells) - len(cells)) * len(self.task.items) // self.processes.count)
+        if not cells:
+            return True
         lost: Lost = {}
 
         def correct(verdicts: list[Verdict]) -> list[Verdict]:
@@ -158,6 +169,12 @@ class Sweep:
     def _thresholded(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.setting.needs_thresholds]
 
+    def _patched(self, cell: Cell) -> dict[str, int] | None:
+        """How many of the model's attention modules a cell patches, if any."""
+        names = {module.name for module in attention_modules(unwrapped(self.loaded.model))}
+        patched = len(names & self.planned[cell.name].recipe.plan.keys())
+        return {"patched": patched, "modules": len(names)} if patched else None
+
     def _place(self, cell: Cell) -> Path:
         return self.directory / doc.RECIPES / cell.name
 
@@ -166,18 +183,23 @@ class Sweep:
         made = self.ready.get(cell.name) or self.planned[cell.name]
         return Target(self.loaded, made.recipe, self._place(cell))
 
-    def _take_earlier(self, before: doc.Entry) -> None:
+    def _take_earlier(self, cells: Iterable[doc.Entry]) -> None:
+        for entry in cells:
+            self._take_cell(entry)
+
+    def _take_cell(self, before: doc.Entry) -> None:
         """A cell as an earlier run left it: its recipe and its times; evaluating finds its answers."""
         cell = next((cell for cell in self.cells if cell.name == before["name"]), None)
         if cell is None:
             return
         recipe = read_cell(self._place(cell), self.planned[cell.name])
-        kept, again = before.get("kept_per_k"), before.get("recalibrated", False)
+        kept, again = before.get("kept_per_k"), before.get("recalibrated") is True
+        kept = kept if isinstance(kept, int | float) and not isinstance(kept, bool) else None
         if recipe is None or (cell.setting.needs_thresholds and kept is None):
             return
         self.ready[cell.name] = Fitted(recipe, kept, again)
         timed = before.get("bench")
-        known = isinstance(timed, str) and same_lengths(self.directory / timed, self.options.bench)
+        known = isinstance(timed, str) and same_lengths(self.directory, timed, self.options.bench)
         self.entry(cell.name).update(kept_per_k=kept, recalibrated=again, bench=timed if known else None)
 
     def _calibrator(self) -> Calibrator | None:
@@ -255,9 +277,10 @@ class Sweep:
 
     def _run_key(self) -> str:
         """64 hex digits over what the recipes and answers of a sweep follow from; what is timed and what decides do
-        not belong to it."""
+        not belong to it, nor does the batch size, which belongs to each evaluation."""
         loaded, calibrated = self.loaded, self.calibration_items
-        asked = {key: value for key, value in asdict(self.asking).items() if key not in ("gate", "cache", "as_top_k")}
+        others = ("gate", "cache", "as_top_k", "batch_size")
+        asked = {key: value for key, value in asdict(self.asking).items() if key not in others}
         content = [
             asdict(loaded.base),
             None if has_offloaded_weights(loaded) else weights_fingerprint(loaded.model, loaded.unused),

@@ -9,6 +9,7 @@ from ..benchmark.arms import Arms
 from ..commands import bench
 from ..commands.target import Target
 from ..errors import FAILURES, one_sentence
+from ..files import below
 from ..patcher.binding.loading import LoadOptions
 
 TEXT = "the Python documentation"
@@ -28,9 +29,10 @@ def time_cell(target: Target, options: bench.BenchOptions, command: str) -> tupl
     return done.directory / bench.RESULTS, None
 
 
-def same_lengths(file: Path, options: bench.BenchOptions | None) -> bool:
-    """Whether a file holds times of the lengths that are asked for, if any are."""
+def same_lengths(directory: Path, name: str, options: bench.BenchOptions | None) -> bool:
+    """Whether a file inside a directory holds times of the lengths that are asked for, if any are."""
     try:
+        file = below(directory, name)
         found = [entry["tokens"] for entry in json.loads(file.read_text(encoding="utf-8"))["lengths"]]
     except (OSError, ValueError, KeyError, TypeError):
         return False

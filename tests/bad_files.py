@@ -50,8 +50,8 @@ READING: dict[str, Command] = {
     "sweep --calibrate-on": lambda path: (
         *("sweep", "llama", "-d", "q.jsonl", *SWEEP, "--methods", "top-theta", f"--calibrate-on={path}"),
     ),
-    "tune MODEL": lambda path: ("tune", "-d", "q.jsonl", "--calibrate-on=more.jsonl", *TUNE, "--", path),
-    "tune --dataset": lambda path: ("tune", "llama", "--calibrate-on=more.jsonl", *TUNE, f"--dataset={path}"),
+    "tune MODEL": lambda path: ("tune", "-d", "q.jsonl", "--calibrate-on=train.jsonl", *TUNE, "--", path),
+    "tune --dataset": lambda path: ("tune", "llama", "--calibrate-on=train.jsonl", *TUNE, f"--dataset={path}"),
     "tune --calibrate-on": lambda path: ("tune", "llama", "-d", "q.jsonl", *TUNE, f"--calibrate-on={path}"),
     "report DIR": lambda path: ("report", "-o", "out.html", "--", path),
     "plot RECIPE": lambda path: ("plot", "-d", "q.jsonl", "-o", "out", "--", path),
@@ -69,7 +69,7 @@ WRITING: dict[str, Command] = {
     "sweep": lambda path: ("sweep", "llama", "-d", "q.jsonl", *SWEEP[:-2], "--force", f"--output-dir={path}"),
     "bench": lambda path: ("bench", "plain", *BENCH[:-2], f"--output-dir={path}"),
     "tune": lambda path: (
-        *("tune", "llama", "-d", "q.jsonl", "--calibrate-on=more.jsonl", *TUNE[:-2], f"--output-dir={path}"),
+        *("tune", "llama", "-d", "q.jsonl", "--calibrate-on=train.jsonl", *TUNE[:-2], f"--output-dir={path}"),
     ),
     "report": lambda path: ("report", "done", f"--output={path}"),
     "report PAGE": lambda path: ("report", "done", f"--output={path}/page.html"),

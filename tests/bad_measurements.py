@@ -21,7 +21,7 @@ def make(folder: Path) -> None:
     for command in (
         ("sweep", "llama", *ASK, "--methods", "top-k", "--keep", "0.5,0.2", "-o", "swept"),
         ("bench", recipe, *bad_files.BENCH[:-1], str(Path(recipe, BENCH).parent)),
-        ("tune", "llama", *ASK, "--calibrate-on", "more.jsonl", "--keep", "0.5", "--samples", "2", "-o", "tuned"),
+        ("tune", "llama", *ASK, "--calibrate-on", "train.jsonl", "--keep", "0.5", "--samples", "2", "-o", "tuned"),
     ):
         ended = run(*command)
         assert ended.code == 0, ended

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fault_drill import Case
 
-TUNE = ("llama", "-d", "q.jsonl", "--calibrate-on", "more.jsonl")
+TUNE = ("llama", "-d", "q.jsonl", "--calibrate-on", "train.jsonl")
 # What a command needs to get as far as its options, and not to take long if one of them happens to be good.
 BASES: dict[str, tuple[str, ...]] = {
     "patch": ("patch", "llama", "--no-verify", "-o", "out"),
@@ -268,16 +268,16 @@ COMBINATIONS = (
     "push done user/name more",
     "tune",
     "tune llama other -d q.jsonl -o out",
-    "tune plain -d q.jsonl --calibrate-on more.jsonl -o out",
+    "tune plain -d q.jsonl --calibrate-on train.jsonl -o out",
     "tune llama -d q.jsonl -o out",
     "tune llama -d q.jsonl --calibrate-on q.jsonl -o out",
     "tune llama -d q.jsonl --calibrate-on nowhere.jsonl -o out",
-    "tune llama -d q.jsonl --calibrate-on more.jsonl --attention none -o out",
-    "tune llama -d q.jsonl --calibrate-on more.jsonl --goal v-rows --ffn top-k -o out",
-    "tune llama -d q.jsonl --calibrate-on more.jsonl --layers 7 -o out",
-    "tune llama -d q.jsonl --calibrate-on more.jsonl --kind cross -o out",
-    "tune llama -d q.jsonl --calibrate-on more.jsonl --k 4 -o out",
-    "tune llama -d q.jsonl --calibrate-on more.jsonl -o plain",
+    "tune llama -d q.jsonl --calibrate-on train.jsonl --attention none -o out",
+    "tune llama -d q.jsonl --calibrate-on train.jsonl --goal v-rows --ffn top-k -o out",
+    "tune llama -d q.jsonl --calibrate-on train.jsonl --layers 7 -o out",
+    "tune llama -d q.jsonl --calibrate-on train.jsonl --kind cross -o out",
+    "tune llama -d q.jsonl --calibrate-on train.jsonl --k 4 -o out",
+    "tune llama -d q.jsonl --calibrate-on train.jsonl -o plain",
     "report llama",
     "report plain",
     "report done nowhere",

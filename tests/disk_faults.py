@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
             "--keep",
             "0.5,0.2",
             "--calibrate-on",
-            "q.jsonl",
+            "train.jsonl",
             "--samples",
             "2",
         ),

@@ -36,6 +36,7 @@ def work(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for model in models.iterdir():
         (folder / model.name).symlink_to(model)
     tiny_language_models.save_questions(folder / "q.jsonl", 6)
+    tiny_language_models.save_questions(folder / "train.jsonl", 6, people=7)
     monkeypatch.chdir(folder)
     return folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_language_models
 from command_line import Sparsify, content, contents, refused
 from hf_sparsify.errors import DataError
 from hf_sparsify.evaluation.tasks.generative import Generative
@@ -15,7 +16,7 @@ from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.recipe import load_recipe
 
 BASE = ("sweep", "llama", "-d", "q.jsonl", "--max-new-tokens", "2", "--max-drop", "100", "-q")
-ASK = (*BASE, "--keep", "1.0,0.5,0.2", "--calibrate-on", "q.jsonl", "--samples", "4")
+ASK = (*BASE, "--keep", "1.0,0.5,0.2", "--calibrate-on", "train.jsonl", "--samples", "4")
 TOP_K = (*BASE, "--methods", "top-k", "--keep", "1.0,0.5,0.2")
 CELLS = [f"{method}-keep-{keep}" for method in ("top-k", "top-theta") for keep in (1.0, 0.5, 0.2)]
 
@@ -62,8 +63,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 def test_cells_are_recipes_with_evaluations(sparsify: Sparsify, asked: Asked) -> None:
     done = sparsify(*ASK)
     assert done.code == 0
-    assert len(done.err.splitlines()) == 1, "once for all cells"
-    assert done.err.startswith("warning: 4 of these 6 items were used for calibration")
+    assert done.err == ""
     assert (asked.dense, asked.patched) == (1, 6), "the dense model answers once for all cells"
     found = document()
     assert (found["kind"], found["ended"], found["dataset"]["items"]) == ("sweep", True, 6)
@@ -136,7 +136,7 @@ def test_json_is_what_was_written(sparsify: Sparsify) -> None:
 def test_another_sweep_is_refused_unless_forced(sparsify: Sparsify, work: Path) -> None:
     assert sparsify(*TOP_K).code == 0
     before = contents(work)
-    for other in (("--keep", "0.5,0.1"), ("--limit", "4"), ("--seed", "1"), ("--batch-size", "3"), ("--layers", "0")):
+    for other in (("--keep", "0.5,0.1"), ("--limit", "4"), ("--seed", "1"), ("--layers", "0")):
         refused(sparsify(*TOP_K, *other), 2, "holds another sweep (sparsify sweep llama")
     assert contents(work) == before
     done = sparsify(*TOP_K, "--keep", "0.5", "--force")
@@ -186,6 +186,14 @@ def test_out_of_memory_is_one_sentence(sparsify: Sparsify, asked: Asked) -> None
     assert cells()["top-k-keep-0.5"]["error"].startswith("out of memory: lower --batch-size")
 
 
+def test_a_smaller_batch_goes_on_in_the_same_sweep(sparsify: Sparsify, asked: Asked) -> None:
+    asked.failing, asked.error = 1, RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    assert sparsify(*TOP_K).code == 0
+    asked.failing = None
+    assert sparsify(*TOP_K, "--batch-size", "3").code == 0
+    assert statuses() == ["done"] * 3
+
+
 def test_no_sparse_cell_could_be_run(sparsify: Sparsify, asked: Asked) -> None:
     asked.failing = 1
     done = sparsify(*BASE, "--methods", "top-k", "--keep", "1.0,0.5")
@@ -205,6 +213,16 @@ def test_an_error_that_is_no_cell_s_ends_all(sparsify: Sparsify, asked: Asked, m
     assert statuses() == ["done"] * 3
 
 
+def test_calibration_never_sees_what_is_evaluated(sparsify: Sparsify, work: Path) -> None:
+    asked, others = (work / "q.jsonl").read_text(), (work / "train.jsonl").read_text()
+    (work / "train.jsonl").write_text(others.replace('"id": "q', '"id": "t') + asked.replace('"id": "q', '"id": "s'))
+    done = sparsify(*ASK, "--samples", "12")
+    assert (done.code, done.err) == (0, "")
+    assert document()["calibration"]["samples"] == 6
+    (work / "train.jsonl").write_text(asked)
+    refused(sparsify(*ASK, "--force"), 2, "every item of train.jsonl is evaluated, so none is left to calibrate on")
+
+
 def test_calibration_that_fails(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any, **__: Any) -> None:
         raise DataError("no row sees more keys than its k")
@@ -217,6 +235,14 @@ def test_calibration_that_fails(sparsify: Sparsify, monkeypatch: pytest.MonkeyPa
     assert cells()["top-theta-keep-1.0"]["verdict"]["decision"] == "PASS"
     assert sparsify(*ASK).code == 0
     assert statuses() == ["done"] * 6
+
+
+def test_no_cell_could_be_made(sparsify: Sparsify) -> None:
+    done = sparsify(*BASE, "--methods", "top-theta", "--k", "5000", "--calibrate-on", "train.jsonl", "--samples", "4")
+    assert (done.code, statuses()) == (1, ["failed"])
+    assert "top-theta, k = 5000: failed: calibration failed: no row" in done.out
+    assert "recommended: none" in done.out
+    assert document()["ended"] is True
 
 
 def test_thresholds_that_keep_too_much_are_fitted_anew(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,12 +265,47 @@ def test_feed_forward_layers(sparsify: Sparsify) -> None:
     assert document()["recommended"]["cell"] == "top-k-keep-0.5-ffn-0.5"
 
 
+def test_the_same_modules_stay_dense_for_every_method(sparsify: Sparsify, work: Path) -> None:
+    tiny_language_models.save("bert-qa", work / "deep", num_hidden_layers=10)
+    asked = ("sweep", "deep", "-d", "q.jsonl", "--max-drop", "100", "-q")
+    grid = ("--methods", "clustered,top-k", "--clusters", "4", "--keep", "0.5")
+    assert sparsify(*asked, *grid).code == 0
+    assert [entry["attention"] for entry in cells().values()] == [{"patched": 8, "modules": 10}] * 2
+    plans = [set(load_recipe(Path("sparsified-sweep/recipes", name)).plan) for name in cells()]
+    assert plans[0] == plans[1]
+    assert "in 8 of 10 attention modules" in document()["recommended"]["reason"]
+    assert sparsify(*asked, *grid, "--skip-layers", "none", "-o", "all").code == 0
+    assert [entry["attention"] for entry in cells("all").values()] == [{"patched": 10, "modules": 10}] * 2
+
+
 def test_progress_counts_all_cells(sparsify: Sparsify) -> None:
     done = sparsify(*(part for part in ASK if part != "-q"))
     lines = [line for line in done.err.splitlines() if line.startswith("sweeping: ")]
     total = 6 * 6 + 2 * 4  # items of all cells, samples of two calibrations at most
     assert lines[-1].startswith(f"sweeping: {total} of {total}, ")
     assert all(f" of {total}, about " in line for line in lines[:-1])
+
+
+@pytest.mark.parametrize("place", ["../outside.json", "/{work}/outside.json"])
+def test_times_outside_the_sweep_are_not_taken(place: str, sparsify: Sparsify, work: Path) -> None:
+    assert sparsify(*TOP_K).code == 0
+    (work / "outside.json").write_text(json.dumps({"lengths": [{"tokens": 16, "phases": {}}]}))
+    written = document()
+    written["cells"][0]["bench"] = place.format(work=work)
+    Path("sparsified-sweep/sweep.json").write_text(json.dumps(written))
+    assert sparsify(*TOP_K).code == 0
+    assert [entry["bench"] for entry in cells().values()] == [None] * 3
+
+
+@pytest.mark.parametrize("kept", ["much", [1], True, {}])
+def test_what_was_kept_is_a_number_or_measured_anew(kept: object, sparsify: Sparsify) -> None:
+    assert sparsify(*ASK, "--methods", "top-theta", "--keep", "0.5").code == 0
+    written = document()
+    before = written["cells"][0]["kept_per_k"]
+    written["cells"][0]["kept_per_k"] = kept
+    Path("sparsified-sweep/sweep.json").write_text(json.dumps(written))
+    assert sparsify(*ASK, "--methods", "top-theta", "--keep", "0.5").code == 0
+    assert document()["cells"][0]["kept_per_k"] == before
 
 
 @pytest.mark.slow

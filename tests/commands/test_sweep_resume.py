@@ -18,7 +18,7 @@ import tiny_language_models
 from command_line import Sparsify
 
 ASK = (
-    *("sweep", "llama", "-d", "many.jsonl", "--calibrate-on", "q.jsonl", "--samples", "4", "--keep", "1.0,0.3,0.1"),
+    *("sweep", "llama", "-d", "many.jsonl", "--calibrate-on", "train.jsonl", "--samples", "4", "--keep", "1.0,0.3,0.1"),
     *("--batch-size", "2", "--max-new-tokens", "3", "--max-drop", "100"),
 )
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -122,6 +122,60 @@ def test_two_processes_give_what_one_gives(sparsify: Sparsify) -> None:
     assert left_over("shared") == []
     results = next(Path("shared").rglob("results.json"))
     assert json.loads(results.read_text())["processes"]["count"] == 2
+
+
+FAILS = """
+import os, sys
+from hf_sparsify import cli
+from hf_sparsify.{module} import {name} as function
+import hf_sparsify.{module} as module
+
+def failing(*arguments, **options):
+    if os.environ["RANK"] == "{rank}":
+        raise RuntimeError("broken on one device")
+    return function(*arguments, **options)
+
+module.{name} = failing
+sys.argv[0] = "sparsify"
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "rank", "failed"),
+    [
+        ("calibration.run", "_observe", 1, "calibration failed: broken on one device"),
+        ("commands.calibrate", "measure_kept", 0, "calibration failed: broken on one device"),
+        ("sweeping.recipes", "measure_kept", 0, "broken on one device"),
+    ],
+)
+def test_what_fails_on_one_process_fails_on_all(
+    module: str, name: str, rank: int, failed: str, sparsify: Sparsify
+) -> None:
+    tiny_language_models.save_questions(Path("many.jsonl"), 6)
+    Path("fails.py").write_text(FAILS.format(module=module, name=name, rank=rank))
+    command = [sys.executable, *TORCHRUN, "fails.py", *ASK, "-o", "shared"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    found = {entry["name"]: entry for entry in json.loads(Path("shared/sweep.json").read_text())["cells"]}
+    assert [found[f"top-theta-keep-{keep}"]["error"] for keep in (1.0, 0.3, 0.1)] == [None, failed, failed]
+    assert all(found[f"top-k-keep-{keep}"]["status"] == "done" for keep in (1.0, 0.3, 0.1))
+
+
+@pytest.mark.slow
+def test_two_processes_replace_a_sweep(sparsify: Sparsify) -> None:
+    """What was calibrated on other items is gone before any process looks for it."""
+    tiny_language_models.save_questions(Path("many.jsonl"), 6)
+    assert sparsify(*ASK, "-o", "undisturbed", "--no-cache", "--seed", "1").code == 0
+    assert sparsify(*ASK, "-o", "shared").code == 0
+    process = start(*ASK, "-o", "shared", "--no-cache", "--seed", "1", "--force", launcher=TORCHRUN)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert outcome("shared") == outcome("undisturbed")
+    assert left_over("shared") == []
 
 
 def test_times_are_for_one_process(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:

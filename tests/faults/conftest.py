@@ -13,12 +13,12 @@ from fault_drill import PROPERTY, Drill, Tally, run
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama, bert-qa, q.jsonl and more.jsonl; plain, a top-k recipe; done, a calibrated one that was evaluated."""
+    """llama, bert-qa, q.jsonl and train.jsonl; plain, a top-k recipe; done, a calibrated one that was evaluated."""
     folder = tmp_path_factory.mktemp("world")
     for name in ("llama", "bert-qa"):
         tiny_language_models.save(name, folder / name)
     tiny_language_models.save_questions(folder / "q.jsonl", 2)
-    tiny_language_models.save_questions(folder / "more.jsonl", 2, people=5)
+    tiny_language_models.save_questions(folder / "train.jsonl", 2, people=7)
     here = os.getcwd()
     os.chdir(folder)
     try:

@@ -86,6 +86,24 @@ def test_activations_count_beside_attention() -> None:
     assert "saves 50.0 % of attention elements and 75.0 % of activations" in found["reason"]
 
 
+def test_a_share_is_of_the_modules_that_are_patched() -> None:
+    document = made("PASS", "FAIL", keep="0.5,0.25")
+    document["cells"][0]["attention"] = {"patched": 10, "modules": 12}
+    found = doc.recommend(document, totals(document))
+    assert found is not None
+    assert "saves 50.0 % of attention elements in 10 of 12 attention modules: the one" in found["reason"]
+
+
+def test_shares_of_different_things_are_told_apart() -> None:
+    document = made("PASS", "PASS", keep="0.5,0.25")
+    document["cells"][0]["saved"]["of"] = "attention scores"
+    found = doc.recommend(document, totals(document))
+    assert found is not None
+    assert found["reason"].endswith(
+        "but shares of attention scores, of attention elements are not the same: compare times too (--bench)"
+    )
+
+
 def test_chains_that_cannot_be_planned_take_no_part_of_the_level() -> None:
     cells = make_cells("top-k,clustered", keep="1.0,0.5", clusters="4,2")
     document = doc.make_document(cells, {cell.name: "causal" for cell in cells[2:]}, run="r")
@@ -110,7 +128,7 @@ def test_whose_directory_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"schema_version": 1, "kind": "sweep", "run": "r"}', "[" * 9999]
+    "text", ["", "{", "[]", "{}", '{"schema_version": 1, "kind": "sweep", "run": "r"}', "[" * 9999, '{"n": NaN}']
 )
 def test_a_damaged_file_is_no_sweep(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
