@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def tune(
         data.tuning,
         data.evaluation,
         options,
-        key=_run_key(key, data, options),
+        key=_run_key(key, uniform, data, options),
         command=command,
         force=force,
     )
@@ -282,8 +282,9 @@ def _map_key(
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _run_key(map_key: str, data: TuneData, options: TuneOptions) -> str:
-    """64 hex digits over all that tells one tuning from another; gates do not belong to it."""
+def _run_key(map_key: str, uniform: Iterable[str], data: TuneData, options: TuneOptions) -> str:
+    """64 hex digits over all that tells one tuning from another; gates do not belong to it. uniform: the modules that
+    the uniform keep is for."""
     asked = {name: value for name, value in asdict(options.asking).items() if name not in ("gate", "cache")}
-    others = [options.attention, options.goal, options.keeps, data.evaluation.fingerprint, asked]
+    others = [options.attention, options.goal, options.keeps, sorted(uniform), data.evaluation.fingerprint, asked]
     return hashlib.sha256(json.dumps([map_key, others], sort_keys=True, default=str).encode()).hexdigest()

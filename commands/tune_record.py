@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -114,12 +115,12 @@ class TuneRecord:
         """What tuning data said of these cells in an earlier run; None if it did not get so far."""
         known = self.content["moved"]
         with suppress(TypeError, KeyError):
-            return [Moved(**known[_variant(cell)]) for cell in cells]
+            return [Moved(**known[_keeps_key(cell)]) for cell in cells]
         return None
 
     def keep_moved(self, cells: Sequence[Cell], moved: Sequence[Moved]) -> None:
         """Keeps that for a later run."""
-        self.content["moved"] = {_variant(cell): asdict(one) for cell, one in zip(cells, moved, strict=True)}
+        self.content["moved"] = {_keeps_key(cell): asdict(one) for cell, one in zip(cells, moved, strict=True)}
         self.write()
 
     def plan(self, candidates: Sequence[Candidate], found: SensitivityMap) -> None:
@@ -277,9 +278,9 @@ def _best(entries: Sequence[dict[str, Any]], chain: str) -> dict[str, Any] | Non
     return max(passed, key=lambda one: float(one["saved"]["share"]), default=None)
 
 
-def _variant(cell: Cell) -> str:
-    """What tells the cells of one budget apart."""
-    return cell.name if cell.by is None else f"{cell.name}, {cell.by}"
+def _keeps_key(cell: Cell) -> str:
+    """64 hex digits over the keep rates of a cell: its name is the same for others, if the map was measured anew."""
+    return hashlib.sha256(json.dumps(cell.keeps, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

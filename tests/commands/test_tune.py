@@ -149,6 +149,17 @@ def test_another_tuning_in_the_directory_is_not_replaced_unless_forced(tune: Any
     assert record()["seed"] == 1
 
 
+def test_another_uniform_keep_is_another_tuning(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patching:
+        first = "model.layers.0.self_attn"
+        patching.setattr("hf_sparsify.commands.tune.dense_by_default", lambda *_, **__: {first: 0})
+        assert tune().code == 0
+    assert first not in record()["cells"][-1]["keeps"]
+    refused(tune("--skip-layers", "none"), 2, "holds another tuning: use --force")
+    assert tune("--skip-layers", "none", "--force").code == 0
+    assert first in record()["cells"][-1]["keeps"]
+
+
 def test_a_recipe_in_the_directory_is_not_replaced_unless_forced(tune: Any, recipe: Path) -> None:
     refused(tune("-o", "sparsified"), 2, "already holds another recipe: use --force")
     assert tune("-o", "sparsified", "--force").code == 0
