@@ -221,6 +221,7 @@ def test_models_with_heads_and_encoders_are_tuned(tune: Any) -> None:
         ("tune llama --attention none", 2, "leaves nothing to tune"),
         ("tune llama --attention none --ffn top-k --compensation none", 2, "--compensation goes with"),
         ("tune llama --goal v-rows --ffn top-k", 2, "--goal v-rows is about attention alone"),
+        ("tune llama --goal latency --attention top-theta", 2, "use --attention top-k, or tune for kept or v-rows"),
         ("tune llama --keep 0.5,x", 2, "--keep takes fractions such as"),
         ("tune llama --keep 1.5", 2, "--keep takes fractions above 0"),
         ("tune llama --samples 0", 2, "--samples must be at least 1"),
