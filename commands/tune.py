@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import SparsifyError, UsageError
 from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.prompts import read_template
+from ..evaluation.run import Lost
 from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.verdict.gate import Verdict
@@ -26,7 +27,7 @@ from ..patcher.methods import Method, method_to_dict
 from ..patcher.plan import plan_model
 from ..patcher.preset import dense_by_default
 from ..patcher.recipe import check_writable, is_recipe, save_recipe
-from ..tuning.ladder import Cell, grid_for, make_ladder
+from ..tuning.ladder import TUNED, Cell, grid_for, make_ladder
 from ..tuning.sensitivity import SensitivityMap, measure
 from ..tuning.sensitivity_file import SENSITIVITY_FILE, save_sensitivity, stored_map
 from .evaluate import GATE_FAILED, NO_CONCLUSION, Outcome, evaluate_targets
@@ -68,12 +69,14 @@ class Tuned:
 
     @property
     def exit_code(self) -> int:
-        """0 if a recipe is recommended; else GATE_FAILED if the first allocation fails, NO_CONCLUSION if that cannot
-        be told."""
+        """0 if a recipe is recommended; else GATE_FAILED if the first allocation that was judged fails, NO_CONCLUSION
+        if that cannot be told, 1 if none could be run."""
         if self.record["recommended"]:
             return 0
-        first = next(cell for cell in self.record["cells"] if cell["chain"] == "tuned")
-        return GATE_FAILED if first["verdict"]["decision"] == "FAIL" else NO_CONCLUSION
+        judged = [cell for cell in self.record["cells"] if cell["chain"] == TUNED and cell["verdict"] is not None]
+        if not judged:
+            return SparsifyError.exit_code
+        return GATE_FAILED if judged[0]["verdict"]["decision"] == "FAIL" else NO_CONCLUSION
 
 
 def check_names(model: str, dataset: str, options: TuneOptions, processes: int) -> None:
@@ -248,19 +251,27 @@ def _judge(
     inside: Path,
     command: str | None,
     steps: Steps,
-) -> list[Outcome]:
-    """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level."""
+) -> list[Outcome | str]:
+    """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level; for one that
+    fails the reason, and the sequence goes on without it. SparsifyError if all of them do."""
     targets = []
     for one in candidates:
         place = inside / RECIPES / one.cell.name
         save_recipe(one.recipe, place, force=True)
         targets.append(Target(loaded, one.recipe, place))
-    count = sum(one.is_tuned for one in candidates)
+    lost: Lost = {}
 
     def corrected(verdicts: list[Verdict]) -> list[Verdict]:
+        count = sum(one.is_tuned for place, one in enumerate(candidates) if place not in lost)
         return [*fixed_sequences([verdicts[:count]])[0], *fixed_sequences([verdicts[count:]])[0]]
 
-    return evaluate_targets(targets, items, options.asking, command=command, advance=steps.advance, correct=corrected)
+    outcomes = evaluate_targets(
+        targets, items, options.asking, command=command, advance=steps.advance, correct=corrected, lost=lost
+    )
+    if not outcomes:
+        raise SparsifyError(f"no candidate could be run: {next(iter(lost.values()))}")
+    done = iter(outcomes)
+    return [lost[place] if place in lost else next(done) for place in range(len(candidates))]
 
 
 def _map_key(

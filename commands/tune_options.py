@@ -51,8 +51,8 @@ class TuneOptions:
             raise UsageError("--goal v-rows is about attention alone: leave --ffn out, or tune for kept or latency")
         if self.goal == "latency" and self.attention == "top-theta":
             raise UsageError(
-                "--goal latency times top-k, which says nothing of what top-theta takes: use --attention top-k, or tune "
-                "for kept or v-rows"
+                "--goal latency times top-k, which says nothing of what top-theta takes: use --attention top-k, or "
+                "tune for kept or v-rows"
             )
         if self.attention == "none" and self.compensation is not None:
             raise UsageError("--compensation goes with --attention top-k or top-theta")

@@ -16,6 +16,7 @@ from ..patcher.binding.modules import AttentionModule, unwrapped
 from ..patcher.binding.patchable import PatchableModule, patchable_modules
 from ..patcher.methods import Method, TopKFeedForward
 from ..patcher.methods.budget import Budget
+from ..patcher.outputs import finite_outputs
 from .gradients import output_gradients
 from .probe import Probe, Seen
 
@@ -91,7 +92,7 @@ def measure(
 
     keeps: 1.0 first. items: the model inputs of each item, unpadded. decoding, timed: as in Probe. seed: of the
     outcomes that are drawn. The model must not be patched, and is dense all the time.
-    DataError if no item can be read, or an output is not finite.
+    DataError if no item can be read, or a sparse output is not finite; SparsifyError if the model's is not.
     """
     model = unwrapped(model)
     found = patchable_modules(model, plan)
@@ -101,7 +102,8 @@ def measure(
     count, generator = 0, torch.Generator().manual_seed(seed)
     for inputs in items:
         for one in inputs:
-            slopes = output_gradients(model, list(plan), one, generator)
+            with finite_outputs(model):
+                slopes = output_gradients(model, list(plan), one, generator)
             for name, total in sums.items():
                 total.slopes = None if slopes is None else slopes[0].get(name)
                 total.outcomes += 0 if slopes is None else slopes[1]

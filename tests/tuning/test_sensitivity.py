@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import tiny_models
 import torch
+from hf_sparsify.errors import SparsifyError
 from hf_sparsify.patcher.methods import Method, TopK, TopKFeedForward
 from hf_sparsify.patcher.plan import plan_model
 from hf_sparsify.tuning.ladder import KL, STREAM, errors_of, make_ladder
@@ -121,6 +123,14 @@ def test_a_model_without_a_distribution_has_stream_errors() -> None:
     assert found.error_is == STREAM_ERROR
     assert all(module.error == module.stream_error for module in found.modules.values())
     assert list(errors_of(found)) == [STREAM]
+
+
+def test_a_model_that_is_not_finite_is_one_sentence() -> None:
+    model = tiny_models.build("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(SparsifyError, match=r"NaN or infinities in lm_head\.weight"):
+        mapped(model, "llama", plan_model(model, TopK(keep=0.5)))
 
 
 def test_a_module_that_does_not_matter_is_made_as_sparse_as_possible() -> None:
