@@ -162,7 +162,7 @@ class _Sums:
         if not self.slopes or self.slopes[0].shape != dense.shape:
             return 0.0
         error = sparse.float() - dense.float()
-        return sum(float((slope.float() * error).sum().double() ** 2) for slope in self.slopes) / (2 * len(self.slopes))
+        return sum(float((slope.float() * error).sum()) ** 2 for slope in self.slopes) / (2 * len(self.slopes))
 
     def result(self, target: PatchableModule, probe: Probe, name: str) -> ModuleSensitivity:
         """What they come to."""
@@ -204,14 +204,14 @@ class _Sums:
 
 
 def _squared(left: Tensor, right: Tensor | None = None) -> Tensor:
-    """|left - right|^2 over the last dimension, float64."""
+    """|left - right|^2 over the last dimension, float64 on the CPU: some devices have none."""
     difference = left.float() if right is None else left.float() - right.float()
-    return difference.pow(2).sum(-1).double()
+    return difference.pow(2).sum(-1).cpu().double()
 
 
 def _by_head(values: Tensor) -> Tensor:
-    """[B, H, q] -> [H], on the CPU."""
-    return values.sum((0, 2)).cpu()
+    """[B, H, q] -> [H]."""
+    return values.sum((0, 2))
 
 
 def _element_width(target: PatchableModule, output: int) -> int:
