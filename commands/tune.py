@@ -205,7 +205,7 @@ def _mapped(
 
     decoding, timed = options.goal == "v-rows", options.goal == "latency"
     grid, seed = grid_for(options.keeps), options.asking.seed
-    found = measure(loaded.model, plan, grid, each(), decoding=decoding, timed=timed, seed=seed)
+    found = measure(loaded.model, plan, grid, each(), decoding=decoding, timed=timed, seed=seed, tell=steps.tell)
     save_sensitivity(found, path, key=key, dataset=describe_items(items))
     return found
 
