@@ -161,7 +161,7 @@ def tune(
     found = _mapped(loaded, plan, read, options, inside, key, data.tuning, steps)
     tuned, ladder = make_ladder(found, options.goal, options.keeps, uniform)
     candidates = _candidates(loaded, plan, tuned, ladder, task, data.tuning, options, record, steps)
-    record.plan(candidates, found)
+    record.plan(candidates)
     outcomes = _judge(loaded, candidates, data.evaluation, options, inside, command, steps)
     record.finish(candidates, outcomes, found)
     write_recommended(directory, inside, record.content, candidates)

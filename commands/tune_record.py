@@ -126,7 +126,7 @@ class TuneRecord:
         self.content["moved"] = {_keeps_key(cell): asdict(one) for cell, one in measured}
         self.write()
 
-    def plan(self, candidates: Sequence[Candidate], found: SensitivityMap) -> None:
+    def plan(self, candidates: Sequence[Candidate]) -> None:
         """The sequence that will be tested, written before an evaluation item is seen."""
         tuned = [one.cell for one in candidates if one.is_tuned]
         self.content["budgets"] = [cell.budget for cell in tuned]
