@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import SparsifyError, UsageError
 from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.items import ItemSet
 from ..evaluation.prompts import read_template
+from ..evaluation.run import Lost
 from ..evaluation.sources import is_path, load_items, not_judged
 from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.verdict.gate import Verdict
@@ -26,7 +27,7 @@ from ..patcher.methods import Method, method_to_dict
 from ..patcher.plan import plan_model
 from ..patcher.preset import dense_by_default
 from ..patcher.recipe import check_writable, is_recipe, save_recipe
-from ..tuning.ladder import Cell, grid_for, make_ladder
+from ..tuning.ladder import TUNED, Cell, grid_for, make_ladder
 from ..tuning.sensitivity import SensitivityMap, measure
 from ..tuning.sensitivity_file import SENSITIVITY_FILE, save_sensitivity, stored_map
 from .evaluate import GATE_FAILED, NO_CONCLUSION, Outcome, evaluate_targets
@@ -68,12 +69,14 @@ class Tuned:
 
     @property
     def exit_code(self) -> int:
-        """0 if a recipe is recommended; else GATE_FAILED if the first allocation fails, NO_CONCLUSION if that cannot
-        be told."""
+        """0 if a recipe is recommended; else GATE_FAILED if the first allocation that was judged fails, NO_CONCLUSION
+        if that cannot be told, 1 if none could be run."""
         if self.record["recommended"]:
             return 0
-        first = next(cell for cell in self.record["cells"] if cell["chain"] == "tuned")
-        return GATE_FAILED if first["verdict"]["decision"] == "FAIL" else NO_CONCLUSION
+        judged = [cell for cell in self.record["cells"] if cell["chain"] == TUNED and cell["verdict"] is not None]
+        if not judged:
+            return SparsifyError.exit_code
+        return GATE_FAILED if judged[0]["verdict"]["decision"] == "FAIL" else NO_CONCLUSION
 
 
 def check_names(model: str, dataset: str, options: TuneOptions, processes: int) -> None:
@@ -146,14 +149,14 @@ def tune(
         data.tuning,
         data.evaluation,
         options,
-        key=_run_key(key, data, options),
+        key=_run_key(key, uniform, data, options),
         command=command,
         force=force,
     )
     found = _mapped(loaded, plan, read, options, inside, key, data.tuning, steps)
     tuned, ladder = make_ladder(found, options.goal, options.keeps, uniform)
     candidates = _candidates(loaded, plan, tuned, ladder, task, data.tuning, options, record, steps)
-    record.plan(candidates, found)
+    record.plan(candidates)
     outcomes = _judge(loaded, candidates, data.evaluation, options, inside, command, steps)
     record.finish(candidates, outcomes, found)
     write_recommended(directory, inside, record.content, candidates)
@@ -197,7 +200,7 @@ def _mapped(
 
     decoding, timed = options.goal == "v-rows", options.goal == "latency"
     grid, seed = grid_for(options.keeps), options.asking.seed
-    found = measure(loaded.model, plan, grid, each(), decoding=decoding, timed=timed, seed=seed)
+    found = measure(loaded.model, plan, grid, each(), decoding=decoding, timed=timed, seed=seed, tell=steps.tell)
     save_sensitivity(found, path, key=key, dataset=describe_items(items))
     return found
 
@@ -243,19 +246,27 @@ def _judge(
     inside: Path,
     command: str | None,
     steps: Steps,
-) -> list[Outcome]:
-    """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level."""
+) -> list[Outcome | str]:
+    """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level; for one that
+    fails the reason, and the sequence goes on without it. SparsifyError if all of them do."""
     targets = []
     for one in candidates:
         place = inside / RECIPES / one.cell.name
         save_recipe(one.recipe, place, force=True)
         targets.append(Target(loaded, one.recipe, place))
-    count = sum(one.is_tuned for one in candidates)
+    lost: Lost = {}
 
     def corrected(verdicts: list[Verdict]) -> list[Verdict]:
+        count = sum(one.is_tuned for place, one in enumerate(candidates) if place not in lost)
         return [*fixed_sequences([verdicts[:count]])[0], *fixed_sequences([verdicts[count:]])[0]]
 
-    return evaluate_targets(targets, items, options.asking, command=command, advance=steps.advance, correct=corrected)
+    outcomes = evaluate_targets(
+        targets, items, options.asking, command=command, advance=steps.advance, correct=corrected, lost=lost
+    )
+    if not outcomes:
+        raise SparsifyError(f"no candidate could be run: {next(iter(lost.values()))}")
+    done = iter(outcomes)
+    return [lost[place] if place in lost else next(done) for place in range(len(candidates))]
 
 
 def _map_key(
@@ -277,8 +288,9 @@ def _map_key(
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _run_key(map_key: str, data: TuneData, options: TuneOptions) -> str:
-    """64 hex digits over all that tells one tuning from another; gates do not belong to it."""
+def _run_key(map_key: str, uniform: Iterable[str], data: TuneData, options: TuneOptions) -> str:
+    """64 hex digits over all that tells one tuning from another; gates do not belong to it. uniform: the modules that
+    the uniform keep is for."""
     asked = {name: value for name, value in asdict(options.asking).items() if name not in ("gate", "cache")}
-    others = [options.attention, options.goal, options.keeps, data.evaluation.fingerprint, asked]
+    others = [options.attention, options.goal, options.keeps, sorted(uniform), data.evaluation.fingerprint, asked]
     return hashlib.sha256(json.dumps([map_key, others], sort_keys=True, default=str).encode()).hexdigest()

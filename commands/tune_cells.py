@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +29,12 @@ CALIBRATION = "calibration"  # its directory
 
 @dataclass(frozen=True)
 class Moved:
-    """On tuning data: the mean KL divergence from dense, None for a task without one, and kept / k of long rows."""
+    """On tuning data: the mean KL divergence from dense, None for a task without one, and kept / k of long rows.
+    error: why neither is known."""
 
     kl: float | None
     kept_per_k: float | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,19 @@ def measure_cells(
     """How far each recipe moves the model on the items of a task."""
     candidates = [Candidate(recipe.plan, recipe.thresholds) for recipe in recipes]
     moved = measure_moved(loaded, candidates, task, advance)
-    return [Moved(one.mean, one.meter.total().summary()["kept_per_k"]) for one in moved]
+    return [
+        Moved(None, None, one.error)
+        if one.error is not None
+        else Moved(one.mean, one.meter.total().summary()["kept_per_k"])
+        for one in moved
+    ]
 
 
 def choose(variants: Sequence[Sequence[tuple[Cell, Moved]]]) -> list[Cell]:
-    """For each budget the cell that moves the model least on tuning data; of a task without KL the first."""
-    return [min(cells, key=lambda cell: cell[1].kl or 0.0)[0] for cells in variants]
+    """For each budget the cell that moves the model least on tuning data; of a task without KL the first that ran."""
+
+    def moves(entry: tuple[Cell, Moved]) -> float:
+        moved = entry[1]
+        return math.inf if moved.error is not None else moved.kl or 0.0
+
+    return [min(cells, key=moves)[0] for cells in variants]

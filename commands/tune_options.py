@@ -49,6 +49,11 @@ class TuneOptions:
             raise UsageError("--attention none leaves nothing to tune: add --ffn top-k")
         if self.goal == "v-rows" and (self.attention == "none" or self.ffn != "none"):
             raise UsageError("--goal v-rows is about attention alone: leave --ffn out, or tune for kept or latency")
+        if self.goal == "latency" and self.attention == "top-theta":
+            raise UsageError(
+                "--goal latency times top-k, which says nothing of what top-theta takes: use --attention top-k, or "
+                "tune for kept or v-rows"
+            )
         if self.attention == "none" and self.compensation is not None:
             raise UsageError("--compensation goes with --attention top-k or top-theta")
         check_rungs(self.keeps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -106,7 +107,9 @@ class TuneRecord:
         """Puts the file in place; SparsifyError if that fails."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            write_file(self.directory / TUNE_FILE, (json.dumps(self.content, indent=1) + "\n").encode())
+            write_file(
+                self.directory / TUNE_FILE, (json.dumps(self.content, indent=1, allow_nan=False) + "\n").encode()
+            )
         except OSError as error:
             raise cannot_write("tuning", self.directory, error) from None
 
@@ -114,15 +117,16 @@ class TuneRecord:
         """What tuning data said of these cells in an earlier run; None if it did not get so far."""
         known = self.content["moved"]
         with suppress(TypeError, KeyError):
-            return [Moved(**known[_variant(cell)]) for cell in cells]
+            return [Moved(**known[_keeps_key(cell)]) for cell in cells]
         return None
 
     def keep_moved(self, cells: Sequence[Cell], moved: Sequence[Moved]) -> None:
-        """Keeps that for a later run."""
-        self.content["moved"] = {_variant(cell): asdict(one) for cell, one in zip(cells, moved, strict=True)}
+        """Keeps that for a later run, which tries again what failed."""
+        measured = ((cell, one) for cell, one in zip(cells, moved, strict=True) if one.error is None)
+        self.content["moved"] = {_keeps_key(cell): asdict(one) for cell, one in measured}
         self.write()
 
-    def plan(self, candidates: Sequence[Candidate], found: SensitivityMap) -> None:
+    def plan(self, candidates: Sequence[Candidate]) -> None:
         """The sequence that will be tested, written before an evaluation item is seen."""
         tuned = [one.cell for one in candidates if one.is_tuned]
         self.content["budgets"] = [cell.budget for cell in tuned]
@@ -133,18 +137,21 @@ class TuneRecord:
         self.content["cells"] = [_entry(one, self.content["goal"]) for one in candidates]
         self.write()
 
-    def finish(self, candidates: Sequence[Candidate], outcomes: Sequence[Outcome], found: SensitivityMap) -> None:
-        """The verdicts, what is recommended, and the comparison."""
+    def finish(self, candidates: Sequence[Candidate], outcomes: Sequence[Outcome | str], found: SensitivityMap) -> None:
+        """The verdicts, what is recommended, and the comparison. outcomes: of a candidate that failed, why."""
         goal = self.content["goal"]
         for entry, one, outcome in zip(self.content["cells"], candidates, outcomes, strict=True):
+            if isinstance(outcome, str):
+                entry |= {"status": "failed", "error": outcome}
+                continue
             results, verdict = outcome.results, outcome.results["verdict"]
+            self.content["task"] = results["task"]
             entry["status"] = "done"
             entry["results"] = str((outcome.directory / RESULTS).relative_to(self.directory))
             entry["saved"] = {"share": 1 - kept_share(results, one.cell, found, goal), "of": UNITS[goal]}
             entry["verdict"] = {name: verdict[name] for name in ("decision", "p", "reason", "needed")} | {
                 "level": LEVEL
             }
-        self.content["task"] = outcomes[0].results["task"]
         best = {name: _best(self.content["cells"], name) for name in (TUNED, UNIFORM)}
         if (chosen := best[TUNED]) is not None:
             reason = f"the sparsest tuned allocation that passes: {chosen['verdict']['reason']}"
@@ -273,13 +280,14 @@ def _calibration(items: ItemSet, options: TuneOptions) -> dict[str, Any]:
 
 def _best(entries: Sequence[dict[str, Any]], chain: str) -> dict[str, Any] | None:
     """The candidate of a chain that saves most of those that pass."""
-    passed = [one for one in entries if one["chain"] == chain and one["verdict"]["decision"] == PASS]
+    judged = [one for one in entries if one["chain"] == chain and one["verdict"] is not None]
+    passed = [one for one in judged if one["verdict"]["decision"] == PASS]
     return max(passed, key=lambda one: float(one["saved"]["share"]), default=None)
 
 
-def _variant(cell: Cell) -> str:
-    """What tells the cells of one budget apart."""
-    return cell.name if cell.by is None else f"{cell.name}, {cell.by}"
+def _keeps_key(cell: Cell) -> str:
+    """64 hex digits over the keep rates of a cell: its name is the same for others, if the map was measured anew."""
+    return hashlib.sha256(json.dumps(cell.keeps, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -59,10 +59,13 @@ def _parameters_fixed(model: nn.Module) -> Iterator[None]:
 
 
 def _keeper(outputs: dict[str, Tensor], name: str) -> Any:
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, output: Any) -> Any:
         tensor = output if isinstance(output, Tensor) else output[0]
         # The first modules of a model depend on nothing that has a gradient.
         outputs[name] = tensor if tensor.requires_grad else tensor.requires_grad_(True)
+        # A copy, as a model may add to what it gets in place, which torch refuses for a leaf and for a view of one.
+        copy = outputs[name].clone()
+        return copy if isinstance(output, Tensor) else (copy, *output[1:])
 
     return keep
 

@@ -116,9 +116,11 @@ class Probe:
         return Seen(name, self._stream_after(layer, dense), dense, outputs[1:], heads[0], heads[1:], seconds)
 
     def _stream_after(self, layer: nn.Module, output: Tensor) -> Tensor:
-        """The residual stream with a module's output; the output alone where what its layer got is no such stream."""
+        """The residual stream with a module's output, on its device; the output alone where what its layer got is no
+        such stream."""
         before = self._streams.get(layer)
-        after = output if before is None or before.shape != output.shape else before + output
+        # With several devices a layer gets its input before it is moved to the layer's own.
+        after = output if before is None or before.shape != output.shape else before.to(output.device) + output
         self._streams[layer] = after
         return after
 

@@ -30,7 +30,7 @@ def tune_report(record: dict[str, Any], found: SensitivityMap) -> RenderableType
         *_verdicts(record),
         LEVELS,
         "",
-        *_conclusion(record, found),
+        *_conclusion(record),
     )
 
 
@@ -94,9 +94,14 @@ def _verdicts(record: dict[str, Any]) -> Iterator[RenderableType]:
     for chain in (TUNED, UNIFORM):
         for cell in (cell for cell in record["cells"] if cell["chain"] == chain):
             verdict = cell["verdict"]
+            if verdict is None:
+                rows.append([cell["label"], "failed", "-", "-"])
+                reasons.append(f"{cell['label']}: failed: {cell['error']}")
+                continue
             decision = Text(verdict["decision"], style=STYLES[verdict["decision"]])
             rows.append([cell["label"], decision, f"{verdict['p']:.2g}", percent(1 - cell["saved"]["share"])])
-        stopped = [cell for cell in record["cells"] if cell["chain"] == chain and cell["verdict"]["decision"] != "PASS"]
+        judged = [cell for cell in record["cells"] if cell["chain"] == chain and cell["verdict"] is not None]
+        stopped = [cell for cell in judged if cell["verdict"]["decision"] != "PASS"]
         if stopped:
             reasons.append(f"{stopped[0]['label']}: {stopped[0]['verdict']['reason']}")
     dataset = record["dataset"]
@@ -107,12 +112,16 @@ def _verdicts(record: dict[str, Any]) -> Iterator[RenderableType]:
     yield from reasons
 
 
-def _conclusion(record: dict[str, Any], found: SensitivityMap) -> Iterator[RenderableType]:
+def _conclusion(record: dict[str, Any]) -> Iterator[RenderableType]:
     yield Text(record["comparison"]["sentence"], style="bold")
     if record["recommended"] is not None:
         yield f"recommended: {record['recommended']['cell']}, {record['recommended']['reason']}"
         return
-    first = next(cell for cell in record["cells"] if cell["chain"] == TUNED)
+    judged = [cell for cell in record["cells"] if cell["chain"] == TUNED and cell["verdict"] is not None]
+    if not judged:
+        yield "nothing is recommended: no tuned allocation could be run"
+        return
+    first = judged[0]
     why = "the densest allocation is worse than allowed"
     if first["verdict"]["decision"] != "FAIL":
         why = "too few items to tell" if first["verdict"]["needed"] else "more items are unlikely to tell"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, is_out_of_memory
 from ..patcher.binding.modules import AttentionModule, unwrapped
 from ..patcher.binding.patchable import PatchableModule, patchable_modules
 from ..patcher.methods import Method, TopKFeedForward
 from ..patcher.methods.budget import Budget
+from ..patcher.outputs import finite_outputs
 from .gradients import output_gradients
 from .probe import Probe, Seen
 
@@ -86,22 +87,25 @@ def measure(
     decoding: bool = False,
     timed: bool = False,
     seed: int = 0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> SensitivityMap:
     """The map of the modules of a plan (top-k alone, of attention or feed-forward), each at every keep rate.
 
     keeps: 1.0 first. items: the model inputs of each item, unpadded. decoding, timed: as in Probe. seed: of the
-    outcomes that are drawn. The model must not be patched, and is dense all the time.
-    DataError if no item can be read, or an output is not finite.
+    outcomes that are drawn. tell: called with a sentence if there is no memory for gradients; the map then has
+    STREAM_ERROR alone. The model must not be patched, and is dense all the time.
+    DataError if no item can be read, or a sparse output is not finite; SparsifyError if the model's is not.
     """
     model = unwrapped(model)
     found = patchable_modules(model, plan)
     sums = {name: _Sums(len(keeps)) for name in plan}
     plans = [{name: at_keep(method, keep) for name, method in plan.items()} for keep in keeps]
     probe = Probe(model, plans, lambda seen: sums[seen.name].add(seen), decoding=decoding, timed=timed)
-    count, generator = 0, torch.Generator().manual_seed(seed % 2**63)  # more bits it does not take
+    # More bits the generator does not take.
+    gradients, count = _Gradients(model, list(plan), torch.Generator().manual_seed(seed % 2**63), tell), 0
     for inputs in items:
         for one in inputs:
-            slopes = output_gradients(model, list(plan), one, generator)
+            slopes = gradients.of(one)
             for name, total in sums.items():
                 total.slopes = None if slopes is None else slopes[0].get(name)
                 total.outcomes += 0 if slopes is None else slopes[1]
@@ -110,11 +114,39 @@ def measure(
         count += bool(inputs)
     if not count:
         raise DataError("there is no item to tune on that fits what the model can read at once")
+    if not gradients.fit:
+        for total in sums.values():
+            total.outcomes = 0
     modules = {name: sums[name].result(found[name], probe, name) for name in plan if sums[name].positions}
     if not modules:
         raise DataError("none of the planned modules was called: the items do not reach them")
     predicted = all(total.outcomes for total in sums.values())
     return SensitivityMap(list(keeps), count, PREDICTED_KL if predicted else STREAM_ERROR, modules)
+
+
+@dataclass
+class _Gradients:
+    """output_gradients of one input after the other, until there is no memory for them."""
+
+    model: nn.Module
+    names: Sequence[str]
+    generator: torch.Generator
+    tell: Callable[[str], None]
+    fit: bool = True
+
+    def of(self, inputs: Inputs) -> tuple[dict[str, list[Tensor]], int] | None:
+        """None too where they do not fit."""
+        if not self.fit:
+            return None
+        try:
+            with finite_outputs(self.model):
+                return output_gradients(self.model, self.names, inputs, self.generator)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.fit = False
+        self.tell("out of memory for gradients: allocating by the stream error alone; a smaller --dtype needs less")
+        return None
 
 
 @dataclass
@@ -160,7 +192,7 @@ class _Sums:
         if not self.slopes or self.slopes[0].shape != dense.shape:
             return 0.0
         error = sparse.float() - dense.float()
-        return sum(float((slope.float() * error).sum().double() ** 2) for slope in self.slopes) / (2 * len(self.slopes))
+        return sum(float((slope.float() * error).sum()) ** 2 for slope in self.slopes) / (2 * len(self.slopes))
 
     def result(self, target: PatchableModule, probe: Probe, name: str) -> ModuleSensitivity:
         """What they come to."""
@@ -202,14 +234,14 @@ class _Sums:
 
 
 def _squared(left: Tensor, right: Tensor | None = None) -> Tensor:
-    """|left - right|^2 over the last dimension, float64."""
+    """|left - right|^2 over the last dimension, float64 on the CPU: some devices have none."""
     difference = left.float() if right is None else left.float() - right.float()
-    return difference.pow(2).sum(-1).double()
+    return difference.pow(2).sum(-1).cpu().double()
 
 
 def _by_head(values: Tensor) -> Tensor:
-    """[B, H, q] -> [H], on the CPU."""
-    return values.sum((0, 2)).cpu()
+    """[B, H, q] -> [H]."""
+    return values.sum((0, 2))
 
 
 def _element_width(target: PatchableModule, output: int) -> int:

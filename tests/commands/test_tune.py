@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import tiny_language_models
 from command_line import Done, Sparsify, contents, refused
+from hf_sparsify.evaluation.tasks.generative import Generative
+from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.recipe import is_recipe, load_recipe
 
 SMALL = ("--samples", "3", "--keep", "0.5,0.2", "--max-new-tokens", "2", "--batch-size", "4")
@@ -140,6 +142,40 @@ def test_ctrl_c_is_gone_on_from(where: str, tune: Any, monkeypatch: pytest.Monke
         assert record()[name] == record("undisturbed")[name]
 
 
+@pytest.mark.parametrize(("failing", "cell"), [(0, 0), (-1, -1)])
+def test_a_candidate_that_fails_does_not_end_the_tuning(
+    failing: int, cell: int, tune: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, asked = Generative.predict, []
+
+    def spoilt(task: Generative, batch: Any, meter: Meter | None = None) -> Any:
+        if meter is not None:
+            asked.append(batch)
+            if len(asked) - 1 == failing % 4:
+                raise MemoryError
+        return predict(task, batch, meter)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(Generative, "predict", spoilt)
+        done = tune("--keep", "0.5,0.2")
+    assert done.code == 0, done.err
+    found = record()["cells"]
+    assert [entry["status"] for entry in found].count("failed") == 1
+    assert found[cell]["error"].startswith("out of memory")
+    assert found[cell]["verdict"] is None
+    assert "failed: out of memory" in done.out
+    assert tune().code == 0
+    assert all(entry["status"] == "done" for entry in record()["cells"])
+
+
+def test_without_a_candidate_that_runs_there_is_one_sentence(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(*_: Any) -> Any:
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr("hf_sparsify.evaluation.run._Run._patched", spoilt)
+    refused(tune("--quiet"), 1, "no candidate could be run: no kernel for this")
+
+
 def test_another_tuning_in_the_directory_is_not_replaced_unless_forced(tune: Any) -> None:
     assert tune().code == 0
     before = contents(Path("sparsified-tuned"))
@@ -147,6 +183,17 @@ def test_another_tuning_in_the_directory_is_not_replaced_unless_forced(tune: Any
     assert contents(Path("sparsified-tuned")) == before
     assert tune("--seed", "1", "--force").code == 0
     assert record()["seed"] == 1
+
+
+def test_another_uniform_keep_is_another_tuning(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patching:
+        first = "model.layers.0.self_attn"
+        patching.setattr("hf_sparsify.commands.tune.dense_by_default", lambda *_, **__: {first: 0})
+        assert tune().code == 0
+    assert first not in record()["cells"][-1]["keeps"]
+    refused(tune("--skip-layers", "none"), 2, "holds another tuning: use --force")
+    assert tune("--skip-layers", "none", "--force").code == 0
+    assert first in record()["cells"][-1]["keeps"]
 
 
 def test_a_recipe_in_the_directory_is_not_replaced_unless_forced(tune: Any, recipe: Path) -> None:
@@ -210,6 +257,7 @@ def test_models_with_heads_and_encoders_are_tuned(tune: Any) -> None:
         ("tune llama --attention none", 2, "leaves nothing to tune"),
         ("tune llama --attention none --ffn top-k --compensation none", 2, "--compensation goes with"),
         ("tune llama --goal v-rows --ffn top-k", 2, "--goal v-rows is about attention alone"),
+        ("tune llama --goal latency --attention top-theta", 2, "use --attention top-k, or tune for kept or v-rows"),
         ("tune llama --keep 0.5,x", 2, "--keep takes fractions such as"),
         ("tune llama --keep 1.5", 2, "--keep takes fractions above 0"),
         ("tune llama --samples 0", 2, "--samples must be at least 1"),

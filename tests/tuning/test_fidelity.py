@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_language_models
@@ -35,3 +37,23 @@ def test_it_is_the_kl_divergence_of_an_evaluation(name: str, tmp_path: Path) -> 
     means = [one.mean or 0.0 for one in moved]
     assert means[0] < 1e-5 < means[1] < means[2]
     assert moved[1].meter.total().summary()["kept_share"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_one_candidate_that_fails_is_given_up_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(str(tiny_language_models.save("llama", tmp_path / "llama")), LoadOptions())
+    tiny_language_models.save_questions(tmp_path / "q.jsonl", 3)
+    task = task_for(loaded, load_items(str(tmp_path / "q.jsonl")), TaskOptions(batch_size=2, max_new_tokens=2))
+    compare, asked = type(task).compare, []
+
+    def spoilt(*args: Any) -> Any:
+        asked.append(args)
+        kl = {1: math.nan}.get(len(asked), 0.5)
+        return [distance | {"kl": kl} for distance in compare(*args)]
+
+    monkeypatch.setattr(type(task), "compare", spoilt)
+    passes: list[int] = []
+    plan = plan_model(loaded.model, TopK(keep=0.5))
+    first, second = measure_moved(loaded, [Candidate(plan), Candidate(plan)], task, passes.append)
+    assert first.error == "its KL divergence from dense is nan"
+    assert (second.error, second.kl) == (None, [0.5] * 3)
+    assert (len(asked), sum(passes)) == (3, 3 * 3), "what was given up is not run again"

@@ -51,3 +51,29 @@ def test_the_same_seed_draws_the_same() -> None:
     for name in names:
         assert all(torch.equal(a, b) for a, b in zip(first[0][name], second[0][name], strict=True))
         assert any(bool(slope.any()) for slope in first[0][name])
+
+
+def test_a_model_may_add_to_what_a_module_gives_in_place() -> None:
+    model, call = tiny_models.build("llama"), tiny_models.inputs("llama", length=10, batch=1)
+    names = ["model.layers.0.self_attn", "model.layers.0.mlp", "model.layers.1.mlp"]
+    expected = output_gradients(model, names, call, torch.Generator().manual_seed(3))
+    for layer in model.model.layers:
+        layer.forward = in_place(layer)
+    found = output_gradients(model, names, call, torch.Generator().manual_seed(3))
+    assert expected is not None
+    assert found is not None
+    for name in names:
+        torch.testing.assert_close(found[0][name], expected[0][name])
+
+
+def in_place(layer: Any) -> Any:
+    """The forward call of a Llama's layer with sums in place."""
+
+    def forward(stream: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attended = layer.self_attn(hidden_states=layer.input_layernorm(stream), **kwargs)[0]
+        attended += stream
+        output: torch.Tensor = layer.mlp(layer.post_attention_layernorm(attended))
+        output += attended
+        return output
+
+    return forward

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import tiny_models
 import torch
+from hf_sparsify.errors import SparsifyError
 from hf_sparsify.patcher.methods import Method, TopK, TopKFeedForward
 from hf_sparsify.patcher.plan import plan_model
+from hf_sparsify.tuning.gradients import DRAWS
 from hf_sparsify.tuning.ladder import KL, STREAM, errors_of, make_ladder
 from hf_sparsify.tuning.probe import Probe
 from hf_sparsify.tuning.sensitivity import PREDICTED_KL, STREAM_ERROR, SensitivityMap, measure
@@ -121,6 +126,35 @@ def test_a_model_without_a_distribution_has_stream_errors() -> None:
     assert found.error_is == STREAM_ERROR
     assert all(module.error == module.stream_error for module in found.modules.values())
     assert list(errors_of(found)) == [STREAM]
+
+
+def test_a_model_that_is_not_finite_is_one_sentence() -> None:
+    model = tiny_models.build("llama")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(SparsifyError, match=r"NaN or infinities in lm_head\.weight"):
+        mapped(model, "llama", plan_model(model, TopK(keep=0.5)))
+
+
+def test_without_memory_for_gradients_there_are_stream_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, grad, told = tiny_models.build("llama"), torch.autograd.grad, []
+    plan, calls = plan_model(model, TopK(keep=0.5)), []
+    expected = mapped(model, "llama", plan)
+
+    def second_is_too_large(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == DRAWS + 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+        return grad(*args, **options)
+
+    monkeypatch.setattr("torch.autograd.grad", second_is_too_large)
+    found = measure(model, plan, KEEPS, [[one("llama")], [one("llama", 17)]], tell=told.append)
+    assert len(told) == 1
+    assert "out of memory" in told[0]
+    assert (found.error_is, found.items) == (STREAM_ERROR, 2)
+    for name, module in found.modules.items():
+        assert module.error == module.stream_error == expected.modules[name].stream_error
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_module_that_does_not_matter_is_made_as_sparse_as_possible() -> None:
