@@ -123,6 +123,14 @@ class Found:
         return next((cell for cell in self.cells if cell.name == self.recommended), None)
 
 
+def saved_of(accuracy: Accuracy | None) -> tuple[float, str] | None:
+    """Of what the evaluation counted; of several counts the one of which most was kept."""
+    if accuracy is None or not accuracy.kept:
+        return None
+    of, share = max(accuracy.kept.items(), key=lambda entry: entry[1])
+    return 1 - share, of
+
+
 def largest_saving(cells: tuple[Cell, ...]) -> Cell | None:
     """Of the cells that passed the one that saves most."""
     passed = [cell for cell in cells if cell.decision == PASS and cell.saved is not None]
