@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +24,7 @@ from .bench_chart import bench_section
 from .cells import cells_section
 from .csv_files import csv_bytes
 from .flips import flips_section
+from .folder import replace_files
 from .found import Cell, Found
 from .headline import NONE, NOT_ENDED, headline
 from .heat_maps import kept_section, sensitivity_section
@@ -73,13 +75,15 @@ def make_page(found: Sequence[Found]) -> Page:
 
 
 def write_page(page: Page, path: Path, folder: Path) -> None:
-    """Writes the page, and its charts and tables into the folder; both are made. OSError leaves the old page."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the page, and its charts and tables into the folder; both are made. OSError leaves the old page,
+    UsageError everything."""
+    writers: dict[str, Callable[[Path], None]] = {}
     for section in page.sections:
         for figure in section.figures:
-            save_png(figure.chart, folder / f"{figure.name}.png")
+            writers[f"{figure.name}.png"] = partial(save_png, figure.chart)
     for table in page.tables():
-        write_file(folder / f"{table.name}.csv", csv_bytes(table))
+        writers[f"{table.name}.csv"] = partial(write_file, data=csv_bytes(table))
+    replace_files(folder, writers)
     # Last, so that what it links to is there.
     write_file(path, html(page, folder.name).encode("utf-8", errors="replace"))
 
