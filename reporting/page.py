@@ -25,7 +25,7 @@ from .cells import cells_section
 from .csv_files import csv_bytes
 from .flips import flips_section
 from .folder import replace_files
-from .found import Cell, Found
+from .found import Cell, Found, all_saved
 from .headline import NONE, NOT_ENDED, headline
 from .heat_maps import kept_section, sensitivity_section
 from .pareto import pareto_section
@@ -54,7 +54,8 @@ class Page:
 def make_page(found: Sequence[Found]) -> Page:
     """Everything that was found, about one model."""
     cells = [cell for one in found for cell in one.cells]
-    best = next((one.best for one in found if one.best), None)
+    recommended = [one.best for one in found if one.best]
+    best = max(recommended, key=all_saved, default=None)
     closest = best or _closest(cells)
     sensitivity = next((one.sensitivity for one in found if one.sensitivity), None)
     sections = (
