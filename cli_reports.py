@@ -30,8 +30,8 @@ def report(directories: o.Reported = None, output: o.ReportOutput = None, quiet:
     """Write one HTML page on what was measured: the verdict, what is saved and lost, layers, flipped answers, speed.
 
     DIR is a sweep, a tuned recipe, a recipe that was evaluated or timed, or a directory with results.json or
-    bench.json; several are for one model. The page needs no network. Beside it, in a folder of its name, are all charts
-    as PNG and all tables as CSV.
+    bench.json; several are for one model. The page needs no network. Beside it, in the folder NAME-files, are all
+    charts as PNG and all tables as CSV.
     """
     from .commands.report_page import write_report
 

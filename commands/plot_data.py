@@ -12,8 +12,8 @@ from ..charts.kept import KeptHeads, LayerShare
 from ..charts.pattern import HeadPattern
 from ..charts.thresholds import ThresholdCurves
 from ..evaluation.journal import RESULTS, ended_run
+from ..evaluation.of_recipe import evaluated
 from ..patcher.binding.patchable import PatchableModule, patchable_modules
-from ..patcher.methods import method_to_dict
 from ..patcher.pattern import Pattern
 from ..patcher.recipe import Recipe
 from ..tables import percent
@@ -62,11 +62,9 @@ def threshold_curves(recipe: Recipe, modules: Mapping[str, PatchableModule]) -> 
 
 def newest_kept(recipe: Recipe, directory: Path) -> Kept | None:
     """What the newest evaluation of just this recipe counted; None if there is none that tells heads apart."""
-    plan = {name: method_to_dict(method) for name, method in recipe.plan.items()}
-    calibration = _without_items(recipe.to_dict()["calibration"])
     for path in sorted(directory.glob(f"eval/*/{RESULTS}"), key=lambda path: path.stat().st_mtime, reverse=True):
         results = ended_run(path.parent)
-        if results is None or results.get("plan") != plan or results.get("calibration") != calibration:
+        if results is None or not evaluated(recipe, results):
             continue
         modules = results["kept"]["modules"]
         if all("heads" in counts for counts in modules.values()):
@@ -127,8 +125,3 @@ def head_patterns(pattern: Pattern, heads: Sequence[int]) -> list[HeadPattern]:
         )
         for head in heads
     ]
-
-
-def _without_items(calibration: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A calibration as results.json has it."""
-    return calibration and {key: value for key, value in calibration.items() if key != "items"}

@@ -29,11 +29,12 @@ def write_report(directories: Sequence[Path] | None, output: Path | None) -> Wri
     """Writes the page of what was measured in directories, over an older one.
 
     directories: by default ./sparsified. output: the page, by default report.html in the first directory; charts and
-    tables go to a folder beside it, with its name. SparsifyError without the charting libraries or if it cannot be
-    written, UsageError if there is nothing to report.
+    tables go to a folder beside it, report-files. SparsifyError without the charting libraries or if it cannot be
+    written, UsageError if there is nothing to report or that folder holds anything else.
     """
     require_charts("a report")
     from ..reporting.collect import collect
+    from ..reporting.folder import folder_of
     from ..reporting.page import make_page, write_page
 
     directories = list(directories or [Path(DEFAULT_RECIPE)])
@@ -43,7 +44,7 @@ def write_report(directories: Sequence[Path] | None, output: Path | None) -> Wri
     if path.suffix != ".html" or os.path.isdir(path):
         raise UsageError(f"-o names the page, a file such as {PAGE}, not {path}")
     page = make_page(collect(directories))
-    folder = path.with_suffix("")
+    folder = folder_of(path)
     try:
         write_page(page, path, folder)
     except OSError as error:

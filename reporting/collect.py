@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from ..evaluation.journal import RESULTS
-from ..evaluation.verdict.gate import holm
+from ..evaluation.verdict.gate import PASS, holm
 from ..files import below
-from .found import Accuracy, Cell, Found, Speed, largest_saving
-from .reading import BENCH, MALFORMED, described, model_of, number, read_accuracy, read_json, read_speed
+from .found import Accuracy, Cell, Found, Speed, largest_saving, saved_of
+from .reading import MALFORMED, described, model_of, number, read_accuracy, read_json, read_speed
+from .recipes import EXPECTED, find_recipe
 
 SWEEP, TUNE = "sweep.json", "tune.json"
-EXPECTED = (
-    "a sweep directory, a tuned recipe, a recipe with eval/ or bench/ in it, or a directory with results.json or "
-    "bench.json"
-)
 
 
 def collect(directories: Sequence[Path]) -> list[Found]:
@@ -41,7 +37,7 @@ def _look(directory: Path) -> Found:
     for place, kind in ((directory / SWEEP, "sweep"), (directory / "tune" / TUNE, "tune")):
         if os.path.lexists(place):
             return _search(directory, place, kind)
-    return _recipe(directory)
+    return find_recipe(directory)
 
 
 def _search(directory: Path, place: Path, kind: str) -> Found:
@@ -73,7 +69,7 @@ def _cell(entry: dict[str, Any], base: Path, notes: list[str]) -> Cell:
         error=str(entry["error"] or "") or ("" if entry["status"] == "done" else str(entry["status"])),
         accuracy=accuracy,
         speed=speed,
-        saved=(number(saved["share"]), str(saved["of"])) if saved else _saved(accuracy),
+        saved=(number(saved["share"]), str(saved["of"])) if saved else saved_of(accuracy),
     )
 
 
@@ -104,55 +100,9 @@ def _sensitivity(base: Path, name: Any, notes: list[str]) -> dict[str, Any] | No
     return found if whole else None
 
 
-def _recipe(directory: Path) -> Found:
-    """A cell for every evaluation; benchmarks without one share a cell of their own."""
-    notes: list[str] = []
-    accuracies = _all(read_accuracy, [directory / RESULTS, *sorted(directory.glob(f"eval/*/{RESULTS}"))], notes)
-    speeds = _all(read_speed, [directory / BENCH, *sorted(directory.glob(f"bench/*/{BENCH}"))], notes)
-    if not accuracies and not speeds:
-        raise UsageError("; ".join([f"{directory} holds nothing to report: name {EXPECTED}", *notes]))
-    name, newest = directory.resolve().name, speeds[-1] if speeds else None
-    cells = [
-        Cell(
-            name=f"{name}: {one.path.parent.name}",
-            label=name if len(accuracies) == 1 else f"{name}, {one.data}",
-            chain=one.method,
-            directory=directory,
-            decision=one.verdict.decision,
-            reason=one.verdict.reason,
-            accuracy=one,
-            speed=newest if newest and newest.record["method"] == one.method else None,
-            saved=_saved(one),
-        )
-        for one in accuracies
-    ]
-    if newest and not any(cell.speed for cell in cells):
-        cells.append(Cell(f"{name}: bench", name, newest.record["method"], directory, speed=newest))
-    measured = [*accuracies, *speeds]
-    return Found("recipe", directory, model_of(measured[0].record), tuple(cells), notes=tuple(notes))
-
-
-def _all(read: Any, paths: Sequence[Path], notes: list[str]) -> list[Any]:
-    found = []
-    for path in paths:
-        if os.path.lexists(path):
-            try:
-                found.append(read(path))
-            except DataError as error:
-                notes.append(f"left out: {error}")
-    return found
-
-
-def _saved(accuracy: Accuracy | None) -> tuple[float, str] | None:
-    """Of what the evaluation counted; of several counts the one of which most was kept."""
-    if accuracy is None or not accuracy.kept:
-        return None
-    of, share = max(accuracy.kept.items(), key=lambda entry: entry[1])
-    return 1 - share, of
-
-
 def _corrected(found: list[Found]) -> list[Found]:
-    """Searches correct their own verdicts; those of recipes get Holm's correction here, where there are several."""
+    """Searches correct their own verdicts; those of recipes get Holm's correction here, where there are several.
+    A recipe passes if it does so in all of its runs."""
     places = [(i, j) for i, one in enumerate(found) if one.kind == "recipe" for j in range(len(one.cells))]
     places = [(i, j) for i, j in places if found[i].cells[j].accuracy]
     if len(places) > 1:
@@ -161,7 +111,8 @@ def _corrected(found: list[Found]) -> list[Found]:
             cells = list(found[i].cells)
             cells[j] = replace(cells[j], decision=verdict.decision, reason=verdict.reason)
             found[i] = replace(found[i], cells=tuple(cells))
-    best = largest_saving(tuple(found[i].cells[j] for i, j in places))
+    passing = [one for one in found if all(cell.decision == PASS for cell in one.cells if cell.accuracy)]
+    best = largest_saving(tuple(cell for one in passing if one.kind == "recipe" for cell in one.cells))
     return [
         replace(one, recommended=best.name) if one.kind == "recipe" and best in one.cells and best else one
         for one in found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.verdict.gate import PASS, Verdict
+
+FEED_FORWARD = "feed-forward activations"  # as a share is said to be of
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,26 @@ class Found:
         return next((cell for cell in self.cells if cell.name == self.recommended), None)
 
 
-def largest_saving(cells: tuple[Cell, ...]) -> Cell | None:
+def saved_of(accuracy: Accuracy | None) -> tuple[float, str] | None:
+    """Of what the evaluation counted; of several counts that of attention."""
+    if accuracy is None or not accuracy.kept:
+        return None
+    of = min(accuracy.kept, key=lambda of: of == FEED_FORWARD)
+    return 1 - accuracy.kept[of], of
+
+
+def feed_forward_saved(cell: Cell) -> float | None:
+    """The share of activations that is saved beside what `saved` says; None where that is all."""
+    kept = cell.accuracy.kept.get(FEED_FORWARD) if cell.accuracy else None
+    return None if kept is None or (cell.saved and cell.saved[1] == FEED_FORWARD) else 1 - kept
+
+
+def all_saved(cell: Cell) -> float:
+    """Shares of attention and of activations, added up, as a sweep compares its cells."""
+    return (cell.saved[0] if cell.saved else 0.0) + (feed_forward_saved(cell) or 0.0)
+
+
+def largest_saving(cells: Sequence[Cell]) -> Cell | None:
     """Of the cells that passed the one that saves most."""
     passed = [cell for cell in cells if cell.decision == PASS and cell.saved is not None]
-    return max(passed, key=lambda cell: cell.saved[0] if cell.saved else 0.0, default=None)
+    return max(passed, key=all_saved, default=None)

@@ -18,7 +18,7 @@ def headline(found: Found) -> tuple[str, str]:
     judged = [cell for cell in found.cells if cell.accuracy]
     if not judged:
         return "", f"{found.directory.name} was timed and not evaluated: nothing is known of its accuracy."
-    cell = best or judged[0]
+    cell = best or next((cell for cell in judged if cell.decision != PASS), judged[0])
     return cell.decision, f"{_called(found, cell)}: {_saves(cell)}{cell.reason}."
 
 

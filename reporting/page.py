@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +24,8 @@ from .bench_chart import bench_section
 from .cells import cells_section
 from .csv_files import csv_bytes
 from .flips import flips_section
-from .found import Cell, Found
+from .folder import replace_files
+from .found import Cell, Found, all_saved
 from .headline import NONE, NOT_ENDED, headline
 from .heat_maps import kept_section, sensitivity_section
 from .pareto import pareto_section
@@ -52,7 +54,8 @@ class Page:
 def make_page(found: Sequence[Found]) -> Page:
     """Everything that was found, about one model."""
     cells = [cell for one in found for cell in one.cells]
-    best = next((one.best for one in found if one.best), None)
+    recommended = [one.best for one in found if one.best]
+    best = max(recommended, key=all_saved, default=None)
     closest = best or _closest(cells)
     sensitivity = next((one.sensitivity for one in found if one.sensitivity), None)
     sections = (
@@ -73,13 +76,15 @@ def make_page(found: Sequence[Found]) -> Page:
 
 
 def write_page(page: Page, path: Path, folder: Path) -> None:
-    """Writes the page, and its charts and tables into the folder; both are made. OSError leaves the old page."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the page, and its charts and tables into the folder; both are made. OSError leaves the old page,
+    UsageError everything."""
+    writers: dict[str, Callable[[Path], None]] = {}
     for section in page.sections:
         for figure in section.figures:
-            save_png(figure.chart, folder / f"{figure.name}.png")
+            writers[f"{figure.name}.png"] = partial(save_png, figure.chart)
     for table in page.tables():
-        write_file(folder / f"{table.name}.csv", csv_bytes(table))
+        writers[f"{table.name}.csv"] = partial(write_file, data=csv_bytes(table))
+    replace_files(folder, writers)
     # Last, so that what it links to is there.
     write_file(path, html(page, folder.name).encode("utf-8", errors="replace"))
 

@@ -54,9 +54,8 @@ def _point(cell: Cell, best: Cell | None, x: float) -> Point:
     accuracy = cell.accuracy
     known = {} if accuracy is None else {"y": accuracy.difference, "low": accuracy.low, "high": accuracy.high}
     decision = cell.decision or NOT_TESTED
-    best_name = None if best is None else best.name
     return {"x": x, "label": cell.label, "chain": cell.chain, "verdict": decision, **known} | {
-        "recommended": cell.name == best_name
+        "recommended": cell == best
     }
 
 

@@ -12,7 +12,7 @@ from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.interval import Interval
 from ..files import read_file
 from ..strict_json import parse_json, shown
-from .found import Accuracy, Flip, Kept, Speed, Timed
+from .found import FEED_FORWARD, Accuracy, Flip, Kept, Speed, Timed
 
 BENCH = "bench.json"
 MOST = 2**26  # bytes of a JSON file
@@ -21,7 +21,7 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overfl
 SHARES = {
     "kept_share": "attention elements",
     "cluster_scores_share": "attention scores",
-    "activations_kept_share": "feed-forward activations",
+    "activations_kept_share": FEED_FORWARD,
 }
 
 

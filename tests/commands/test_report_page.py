@@ -21,10 +21,10 @@ def test_a_recipe(sparsify: Sparsify, evaluated: Path, work: Path) -> None:
     done = sparsify("report")
     assert done.code == 0, done.err
     assert done.out.startswith(("PASS: ", "FAIL: ", "INCONCLUSIVE: "))
-    assert done.err == "wrote sparsified/report.html; charts and tables are in sparsified/report\n"
+    assert done.err == "wrote sparsified/report.html; charts and tables are in sparsified/report-files\n"
     page = (evaluated / "report.html").read_text()
     assert "sparsify eval -d q.jsonl --max-new-tokens 2" in page
-    assert (evaluated / "report" / "cells.csv").exists()
+    assert (evaluated / "report-files" / "cells.csv").exists()
     made = {name for name in contents(evaluated) if not name.startswith("report")}
     assert {name: contents(evaluated)[name] for name in made} == before, "what was measured stays as it was"
     assert sparsify("validate").code == 0
@@ -37,8 +37,15 @@ def test_where_the_page_goes(sparsify: Sparsify, evaluated: Path, work: Path) ->
     (results,) = evaluated.glob("eval/*")
     assert sparsify("report", str(results), "-o", "made/page.html").code == 0
     assert (work / "made" / "page.html").exists()
-    assert (work / "made" / "page" / "cells.csv").exists()
+    assert (work / "made" / "page-files" / "cells.csv").exists()
     assert not (evaluated / "report.html").exists()
+
+
+def test_a_page_with_the_name_of_a_recipe(sparsify: Sparsify, evaluated: Path, work: Path) -> None:
+    before = contents(evaluated)
+    assert sparsify("report", "-o", "sparsified.html").code == 0
+    assert contents(evaluated) == before
+    assert (work / "sparsified-files" / "cells.csv").exists()
 
 
 def test_what_is_left_out_is_said(sparsify: Sparsify, evaluated: Path) -> None:

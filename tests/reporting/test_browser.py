@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from browser import chromium
 from hf_sparsify.reporting.collect import collect
+from hf_sparsify.reporting.folder import folder_of
 from hf_sparsify.reporting.page import make_page, write_page
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ DESKTOP = {"width": 1200, "height": 900}
 def page_file(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a tuned recipe, which has all sections."""
     place = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(make_page(collect([tuned])), place, place.with_suffix(""))
+    write_page(make_page(collect([tuned])), place, folder_of(place))
     return place
 
 
@@ -158,6 +159,6 @@ def test_without_javascript_the_pictures_are_shown(opened: Opened) -> None:
 
 def test_pictures_are_no_blank_paper(page_file: Path) -> None:
     pillow = pytest.importorskip("PIL.Image")
-    for picture in page_file.with_suffix("").glob("*.png"):
+    for picture in folder_of(page_file).glob("*.png"):
         image = pillow.open(io.BytesIO(picture.read_bytes())).convert("RGB")
         assert len(image.getcolors(maxcolors=image.width * image.height)) > 3, picture.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 from hf_sparsify.errors import DataError, UsageError
+from hf_sparsify.evaluation import journal
 from hf_sparsify.reporting.collect import collect
+from hf_sparsify.reporting.headline import headline
+from sweep_directories import run
 
 
 @pytest.fixture
@@ -64,6 +68,58 @@ def test_several_recipes_get_holms_correction(sweep: Path) -> None:
     largest = min(1.0, 2 * min(verdict.p for verdict in verdicts))
     assert [one.cells[0].decision for one in found] == ["PASS" if largest <= 0.025 else "INCONCLUSIVE"] * 2
     assert sum(one.best is not None for one in found) == (1 if largest <= 0.025 else 0)
+
+
+def copied_run(recipe: Path, name: str, hours: int, by: Callable[[dict[str, Any]], object]) -> None:
+    """A changed copy of the recipe's run, that many hours newer."""
+    first = max(recipe.glob("eval/*"), key=lambda path: len(path.name))
+    made = Path(shutil.copytree(first, recipe / "eval" / name)) / "results.json"
+    changed = json.loads(made.read_text())
+    by(changed)
+    changed[journal.RESULTS_HASH] = journal._hash(changed)
+    made.write_text(json.dumps(changed))
+    os.utime(made, (made.stat().st_mtime + 3600 * hours,) * 2)
+
+
+def failed(results: dict[str, Any]) -> None:
+    results["verdict"].update(decision="FAIL", p=1.0, reason="it broke")
+
+
+def test_runs_of_an_earlier_plan_are_left_out(own: Path) -> None:
+    recipe = own / "recipes" / "top-k-keep-0.02"
+    copied_run(recipe, "0", 1, lambda results: results.update(plan={}))
+    copied_run(recipe, "1", 1, lambda results: results.update(calibration={"samples": 3}))
+    (found,) = collect([recipe])
+    assert [cell.decision for cell in found.cells] == ["PASS"]
+    assert found.notes == (f"left out: 2 evaluations of {recipe}, not of the plan it has now",)
+    run("patch", "demo-llama", "--k", "32", "--no-verify", "--force", "-o", recipe)
+    with pytest.raises(
+        UsageError, match=r"nothing to report.*3 evaluations of .*, not of the plan it has now; .*1 benchmark of"
+    ):
+        collect([recipe])
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_the_newest_run_on_the_same_data_decides(own: Path, hours: int) -> None:
+    recipe = own / "recipes" / "top-k-keep-0.02"
+    copied_run(recipe, "0", hours, failed)
+    (found,) = collect([recipe])
+    assert [cell.decision for cell in found.cells] == ["FAIL" if hours > 0 else "PASS"]
+    assert found.notes[0].startswith(f"left out: 1 older evaluation of {recipe}, on the same data")
+
+
+def test_a_recipe_that_fails_elsewhere_is_not_recommended(own: Path) -> None:
+    recipe = own / "recipes" / "top-k-keep-0.02"
+
+    def stricter(results: dict[str, Any]) -> None:
+        failed(results)
+        results["verdict"].update(margin="a drop of at most 1.0 points")
+
+    copied_run(recipe, "0", -1, stricter)
+    (found,) = collect([recipe])
+    assert len(found.cells) == 2
+    assert found.best is None
+    assert headline(found)[0] == "FAIL"
 
 
 def test_damaged_files_are_left_out_with_a_sentence(own: Path) -> None:

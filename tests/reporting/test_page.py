@@ -15,7 +15,7 @@ import pytest
 from hf_sparsify.reporting.collect import collect
 from hf_sparsify.reporting.found import Flip, Kept
 from hf_sparsify.reporting.page import html, make_page, write_page
-from made_up_cells import accuracy, cell, found, speed
+from made_up_cells import accuracy, cell, found, searched, speed
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--{{ 7*7 }}"
 
@@ -130,3 +130,12 @@ def test_without_a_recommended_recipe_the_answers_of_the_closest_are_shown() -> 
     page = make_page([found(far, near)])
     (kept,) = [section for section in page.sections if section.name == "kept"]
     assert "top-k near" in kept.sentences[0]
+
+
+def test_of_several_directories_the_largest_saving_is_marked() -> None:
+    first, second = searched(cell(saved=0.5), recommended="a"), searched(cell(saved=0.8), recommended="a")
+    page = make_page([first, second])
+    (pareto,) = page.sections[0].figures
+    assert pareto.table.marked == 1
+    assert next(section for section in page.sections if section.name == "cells").tables[0].marked == 1
+    assert [decision for decision, _ in page.verdicts] == ["PASS", "PASS"]

@@ -142,7 +142,7 @@ def test_what_to_type_again() -> None:
         ),
         (
             searched(cell(decision="FAIL", reason="the drop is large")),
-            ("NONE PASSED", "No setting of model is shown to stay within a drop of at most 2.0 points, of 1 that were"),
+            ("NONE PASSED", "No setting of model is shown to stay within a drop of at most 2.0 points; with top-k a"),
         ),
         (searched(cell(decision="")), ("NONE PASSED", "none of 1 could be tested")),
         (
