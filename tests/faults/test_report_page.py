@@ -60,7 +60,7 @@ def test_damaged_measurements(measured: Drill) -> None:
 
 def fresh(folder: Path) -> None:
     """Only the old page, without charts and tables."""
-    shutil.rmtree(folder / "out", ignore_errors=True)
+    shutil.rmtree(folder / "out-files", ignore_errors=True)
     (folder / "out.html").write_bytes(OLD)
 
 

@@ -53,7 +53,7 @@ def opened(browser: Any, page_file: Path) -> Iterator[Opened]:
             page.on("request", lambda request: asked.append(request.url))
             page.goto(page_file.as_uri())
             if options.get("java_script_enabled", True):
-                page.wait_for_function("document.documentElement.dataset.drawn")
+                page.wait_for_selector("html[data-drawn]", state="attached")
             return page
 
         yield open_page
@@ -136,7 +136,7 @@ def test_dark_and_light_differ_and_follow_the_reader(opened: Opened) -> None:
     background = "getComputedStyle(document.querySelector('.live svg')).backgroundColor"
     assert page.evaluate(background) == "rgb(255, 255, 255)"
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.documentElement.dataset.drawn === 'dark'")
+    page.wait_for_selector("html[data-drawn=dark]", state="attached")
     assert page.evaluate(background) == "rgb(22, 25, 29)"
     assert page.screenshot() != light
 
