@@ -48,7 +48,7 @@ def find_recipe(directory: Path) -> Found:
     ]
     if newest and not any(cell.speed for cell in cells):
         cells.append(Cell(f"{name}: bench", name, newest.record["method"], directory, speed=newest))
-    measured = [*accuracies, *speeds]
+    measured: list[Accuracy | Speed] = [*accuracies, *speeds]
     return Found("recipe", directory, model_of(measured[0].record), tuple(cells), notes=tuple(notes))
 
 
