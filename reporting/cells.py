@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .found import Cell
+from .found import Cell, feed_forward_saved
 from .parts import Section, Table, Value
 
-HEADER = (
-    *("recipe", "verdict", "saved, %", "of", "metric", "dense", "patched", "difference", "low", "high"),
-    *("same answer, %", "KL", "times as fast", "why"),
-)
+SAVED, ALSO_SAVED, SAME = "saved, %", "feed-forward saved, %", "same answer, %"
+SCORES = ("dense", "patched", "difference", "low", "high")
+HEADER = ("recipe", "verdict", SAVED, "of", ALSO_SAVED, "metric", *SCORES, SAME, "KL", "times as fast", "why")
 
 
 def cells_section(cells: Sequence[Cell], best: Cell | None) -> Section:
     """One row for each recipe, in the order in which they were tried."""
     marked = next((index for index, cell in enumerate(cells) if cell is best), None)
-    table = Table("cells", "All recipes", HEADER, tuple(_row(cell) for cell in cells), marked)
+    rows = tuple(_row(cell) for cell in cells)
+    table = Table("cells", "All recipes", HEADER, rows, marked, one_decimal=(SAVED, ALSO_SAVED, *SCORES, SAME))
     said = (
         "Differences and their 95 % intervals are in points. Times as fast: dense time / patched time at the longest "
-        "text that was timed.",
+        "text that was timed. Where attention and feed-forward layers are sparse, what the latter save has its own "
+        "column.",
     )
     return Section("cells", "All recipes", said, tables=(table,))
 
@@ -34,6 +35,8 @@ def _row(cell: Cell) -> tuple[Value, ...]:
             *(same, accuracy.divergence),
         )
     saved: tuple[Value, ...] = (100 * cell.saved[0], cell.saved[1]) if cell.saved else (None, "–")
+    activations = feed_forward_saved(cell)
+    saved += (None if activations is None else 100 * activations,)
     longest = cell.speed.longest() if cell.speed else {}
     faster = "; ".join(f"{phase} {one.median:.2f}" for phase, one in longest.items()) or "–"
     return cell.label, cell.decision or cell.error or "–", *saved, *scores, faster, cell.reason or cell.error or "–"

@@ -69,7 +69,7 @@ def _cell(entry: dict[str, Any], base: Path, notes: list[str]) -> Cell:
         error=str(entry["error"] or "") or ("" if entry["status"] == "done" else str(entry["status"])),
         accuracy=accuracy,
         speed=speed,
-        saved=(number(saved["share"]), str(saved["of"])) if saved else saved_of(accuracy),
+        saved=saved_of(accuracy) or (saved and (number(saved["share"]), str(saved["of"]))),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..evaluation.verdict.gate import PASS
-from .found import Cell, Found
+from .found import FEED_FORWARD, Cell, Found, feed_forward_saved
 
 NONE, NOT_ENDED = "NONE PASSED", "NOT ENDED"
 
@@ -35,7 +35,10 @@ def _called(found: Found, cell: Cell) -> str:
 
 
 def _saves(cell: Cell) -> str:
-    return f"saves {100 * cell.saved[0]:.1f} % of {cell.saved[1]}; " if cell.saved else ""
+    if not cell.saved:
+        return ""
+    said, activations = f"saves {100 * cell.saved[0]:.1f} % of {cell.saved[1]}", feed_forward_saved(cell)
+    return f"{said}; " if activations is None else f"{said} and {100 * activations:.1f} % of {FEED_FORWARD}; "
 
 
 def _none(found: Found) -> str:

@@ -29,7 +29,7 @@ from .found import Cell, Found, all_saved
 from .headline import NONE, NOT_ENDED, headline
 from .heat_maps import kept_section, sensitivity_section
 from .pareto import pareto_section
-from .parts import Section, Table, shown
+from .parts import Section, Table
 from .reproduce import reproduce_section
 
 TEMPLATE, SCRIPT = "report.html.j2", "charts.js"
@@ -95,7 +95,6 @@ def html(page: Page, folder: str) -> str:
     charts = {f"chart-{figure.name}": spec(figure.chart) for figure in figures}
     script = _closed(javascript(_read(SCRIPT)))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = shown
     return environment.from_string(_read(TEMPLATE)).render(
         title=page.title,
         verdicts=page.verdicts,

@@ -9,7 +9,7 @@ import altair as alt
 
 from ..charts.theme import BUDGET, DENSE, FRONTIER, HEIGHT, RECOMMENDED, WIDTH
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, PASS
-from .found import Accuracy, Cell
+from .found import FEED_FORWARD, Accuracy, Cell, feed_forward_saved
 from .parts import Figure, Section, Table
 
 NOT_TESTED = "NOT TESTED"
@@ -25,9 +25,7 @@ def pareto_section(cells: Sequence[Cell], best: Cell | None) -> Section | None:
     for number, asked in enumerate(dict.fromkeys(_asked(cell.accuracy) for cell in cells if cell.accuracy), start=1):
         nth = f"-{number}" if number > 1 else ""
         same = [cell for cell in cells if cell.accuracy and _asked(cell.accuracy) == asked]
-        if kept := [_kept_point(cell, best) for cell in same if cell.saved]:
-            of = ", ".join(dict.fromkeys(cell.saved[1] for cell in same if cell.saved))
-            figures.append(_figure(f"kept of {of}, %", kept, same, f"pareto{nth}", "What is kept and what is lost"))
+        figures += _kept_figures(same, best, nth)
         for phase in dict.fromkeys(phase for cell in same if cell.speed for phase in cell.speed.longest()):
             timed = [_timed_point(cell, best, phase) for cell in same if cell.speed and phase in cell.speed.longest()]
             if len(timed) > 1:
@@ -36,13 +34,35 @@ def pareto_section(cells: Sequence[Cell], best: Cell | None) -> Section | None:
     if not figures:
         return None
     shapes = "circle PASS, triangle FAIL, diamond INCONCLUSIVE, square NOT TESTED"
-    said = (
+    said: tuple[str, ...] = (
         "Every point is one recipe, with the 95 % interval of its difference from the dense model, which is the grey "
         "cross; what may be lost ends at the dashed line. A recipe passes when its whole interval is above that "
         f"line. Shapes: {shapes}. The wide band runs along the recipes that no other beats both ways; the ring is the "
         "recommended one.",
     )
+    if any(cell.saved and feed_forward_saved(cell) is not None for cell in cells):
+        said += (
+            "Attention and feed-forward layers have a chart each. A recipe that makes both sparse is in both: what it "
+            "loses, it loses for both.",
+        )
     return Section("pareto", "What is saved and what is lost", said, tuple(figures))
+
+
+def _kept_figures(cells: Sequence[Cell], best: Cell | None, nth: str) -> list[Figure]:
+    """One chart of what attention keeps and one of what feed-forward layers keep, of the recipes that change it."""
+    attention = [cell for cell in cells if cell.saved and cell.saved[1] != FEED_FORWARD]
+    activations = [cell for cell in cells if cell.accuracy and FEED_FORWARD in cell.accuracy.kept]
+    of = ", ".join(dict.fromkeys(cell.saved[1] for cell in attention if cell.saved))
+    charts = [("pareto", of, [_point(cell, best, 100 * (1 - cell.saved[0])) for cell in attention if cell.saved])]
+    shares = [(cell, cell.accuracy.kept[FEED_FORWARD]) for cell in activations if cell.accuracy]
+    name = "pareto-feed-forward" if attention else "pareto"
+    charts.append((name, FEED_FORWARD, [_point(cell, best, 100 * share) for cell, share in shares]))
+    both = bool(attention and activations)
+    return [
+        _figure(f"kept of {of}, %", points, cells, f"{name}{nth}", f"What is kept{f' of {of}' * both} and what is lost")
+        for name, of, points in charts
+        if points
+    ]
 
 
 def _asked(accuracy: Accuracy | None) -> tuple[str, ...]:
@@ -57,10 +77,6 @@ def _point(cell: Cell, best: Cell | None, x: float) -> Point:
     return {"x": x, "label": cell.label, "chain": cell.chain, "verdict": decision, **known} | {
         "recommended": cell == best
     }
-
-
-def _kept_point(cell: Cell, best: Cell | None) -> Point:
-    return _point(cell, best, 100 * (1 - (cell.saved[0] if cell.saved else 0)))
 
 
 def _timed_point(cell: Cell, best: Cell | None, phase: str) -> Point:
@@ -85,7 +101,8 @@ def _figure(axis: str, points: list[Point], cells: Sequence[Cell], name: str, ti
     columns = ("label", "chain", "x", "y", "low", "high", "verdict")
     rows = tuple(tuple(point[column] for column in columns) for point in points)
     marked = next((index for index, point in enumerate(points) if point["recommended"]), None)
-    return Figure(name, title, says, chart, Table(name, f"{title}, {accuracy.data}", header, rows, marked))
+    table = Table(name, f"{title}, {accuracy.data}", header, rows, marked, one_decimal=header[2:6])
+    return Figure(name, title, says, chart, table)
 
 
 def _chart(axis: str, lost: str, points: list[Point], budget: float) -> alt.LayerChart:

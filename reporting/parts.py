@@ -14,13 +14,23 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a header. name: of the CSV file. marked: the index of the row that stands out."""
+    """Rows below a header. name: of the CSV file. marked: the index of the row that stands out.
+
+    one_decimal: columns whose numbers are shown so, whatever their size; the CSV file has all digits.
+    """
 
     name: str
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     marked: int | None = None
+    one_decimal: tuple[str, ...] = ()
+
+    def text(self, column: int, value: Value) -> str:
+        """A value as the page shows it."""
+        if isinstance(value, float) and math.isfinite(value) and self.header[column] in self.one_decimal:
+            return f"{round(value, 1) + 0.0:.1f}"  # and not -0.0
+        return shown(value)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hf_sparsify.reporting.bench_chart import MOST_CHARTS, bench_section
 from hf_sparsify.reporting.cells import HEADER, cells_section
 from hf_sparsify.reporting.csv_files import csv_bytes
 from hf_sparsify.reporting.flips import SHOWN, flips_section, marked
-from hf_sparsify.reporting.found import Kept, largest_saving
+from hf_sparsify.reporting.found import FEED_FORWARD, Kept, largest_saving, saved_of
 from hf_sparsify.reporting.headline import headline
 from hf_sparsify.reporting.heat_maps import kept_section, sensitivity_section
 from hf_sparsify.reporting.pareto import pareto_section
@@ -50,6 +50,42 @@ def test_pareto_charts_are_of_those_that_were_asked_the_same_and_timed() -> None
     assert [figure.name for figure in section.figures] == ["pareto", "pareto-decode", "pareto-2"]
     assert section.figures[1].table.rows[0][2] == 50.0, "half the time of dense"
     assert pareto_section([cell(accuracy=None)], None) is None
+
+
+def test_feed_forward_has_a_chart_of_its_own() -> None:
+    kept = {"attention elements": 0.25, FEED_FORWARD: 0.1}
+    cells = [
+        cell("a"),
+        cell("b", accuracy=accuracy(kept=kept)),
+        cell("c", accuracy=accuracy(kept={**kept, FEED_FORWARD: 0.2})),
+    ]
+    section = pareto_section(cells, cells[1])
+    assert section is not None
+    attention, activations = section.figures
+    assert (attention.name, activations.name) == ("pareto", "pareto-feed-forward")
+    assert [row[2] for row in attention.table.rows] == [25.0] * 3
+    assert activations.table.header[2] == "kept of feed-forward activations, %"
+    assert [(row[0], row[2]) for row in activations.table.rows] == [("top-k b", 10.0), ("top-k c", 20.0)]
+    assert activations.table.marked == 0
+    assert "Attention and feed-forward layers have a chart each" in section.sentences[-1]
+    assert "elements and 90.0 % of feed-forward activations; " in headline(found(cells[1]))[1]
+    column = HEADER.index("feed-forward saved, %")
+    assert [row[column] for row in cells_section(cells, None).tables[0].rows] == [None, 90.0, 80.0]
+    assert largest_saving(cells) == cells[1]
+    alone = cell("d", accuracy=accuracy(kept={FEED_FORWARD: 0.1}), saved=None)
+    alone = replace(alone, saved=saved_of(alone.accuracy))
+    section = pareto_section([alone], None)
+    assert section is not None
+    assert [figure.name for figure in section.figures] == ["pareto"]
+
+
+def test_points_have_one_decimal_on_the_page_alone() -> None:
+    (table,) = cells_section([cell(accuracy=accuracy(-1.23456, dense=100.0))], None).tables
+    texts = dict(zip(HEADER, (table.text(column, value) for column, value in enumerate(table.rows[0])), strict=True))
+    assert (texts["difference"], texts["low"], texts["dense"], texts["saved, %"]) == ("-1.2", "-2.2", "100.0", "75.0")
+    assert (texts["KL"], texts["feed-forward saved, %"]) == ("0.100", "–")
+    assert b"-1.23456" in csv_bytes(table)
+    assert table.text(HEADER.index("high"), -0.04) == "0.0"
 
 
 def test_all_recipes_are_in_the_table() -> None:
