@@ -77,11 +77,12 @@ def test_batches_and_padding_on_either_side_do_not_matter(name: str, padding: st
 class OneOfTwo(Processes):
     """Both processes run one after the other here: the second finds what the first had to say."""
 
-    said: ClassVar[list[bytes]] = []
+    said: ClassVar[dict[int, list[bytes]]] = {}
 
     def gather(self, value: Any) -> list[Any]:
-        self.said.append(pickle.dumps(value))
-        return [pickle.loads(said) for said in self.said]  # noqa: S301 - as between real processes
+        mine = self.said.setdefault(self.rank, [])
+        mine.append(pickle.dumps(value))
+        return [pickle.loads(said[len(mine) - 1]) for said in self.said.values()]  # noqa: S301 - as between processes
 
 
 @pytest.mark.parametrize("mine", [range(2), range(5)], ids=["shared", "nothing left for the second"])
