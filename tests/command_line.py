@@ -41,7 +41,7 @@ def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 def files(folder: Path) -> list[str]:
     """What a command left behind, the questions aside."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != "q.jsonl")
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("q.jsonl", "train.jsonl"))
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
