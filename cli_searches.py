@@ -40,13 +40,14 @@ def sweep(
     it was stopped. Exit code 0: a sparse cell passes, or nothing is decided; 3: all that were tested fail; 1: none ran.
     """
     from .commands import sweep as command
+    from .commands.target import default_dataset, full_name
     from .processes import Processes
     from .sweeping.document import DEFAULT_DIRECTORY, check_output
     from .sweeping.report import sweep_report
     from .sweeping.run import Sweep
 
     directory = output or Path(DEFAULT_DIRECTORY)
-    dataset = command.default_dataset(model) if dataset is None else dataset
+    dataset = default_dataset(model) if dataset is None else dataset
     processes = Processes.join()
     command.check_names(model, dataset, grid, processes.count)
     check_output(directory)
@@ -55,7 +56,7 @@ def sweep(
         items = items_of(dataset, split, "validation")
         others = dataset if grid.calibrate_on is None else grid.calibrate_on
         calibration = items_of(others, None, "train") if grid.calibrates else None
-        loaded = opening.load(command.full_name(model))
+        loaded = opening.load(full_name(model))
         made = Sweep(loaded, items, calibration, grid, asking, directory, command_line(), processes, opening.say)
         made.open(force=force)
         with opening.progress(made.steps, "sweeping", processes=processes.count) as advance:
@@ -98,19 +99,19 @@ def tune(
     otherwise. The same command goes on where it was stopped. Exit code 3: the densest allocation fails; 5: that cannot
     be told.
     """
-    from .commands import sweep
     from .commands import tune as command
+    from .commands.target import default_dataset, full_name
     from .processes import Processes
     from .tuning.report import tune_report
 
     directory = output or Path(command.DEFAULT_DIRECTORY)
-    dataset = sweep.default_dataset(model) if dataset is None else dataset
+    dataset = default_dataset(model) if dataset is None else dataset
     command.check_names(model, dataset, tuning, Processes.join().count)
     command.check_directory(directory, force=force)
     opening.start(model)
     with warned_once(), resumable():
         data = command.load_data(dataset, split, tuning)
-        loaded = opening.load(command.full_name(model))
+        loaded = opening.load(full_name(model))
         with opening.progress(command.passes(tuning, data), "tuning") as advance:
             steps = command.Steps(advance, opening.say)
             made = command.tune(loaded, data, tuning, directory, force=force, command=command_line(), steps=steps)

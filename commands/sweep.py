@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.sources import is_path
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, PASS
 from ..patcher.recipe import is_recipe
@@ -56,16 +53,6 @@ def make_options(
     if calibrate_on is not None and not options.calibrates:
         raise UsageError("--calibrate-on goes with --methods top-theta: nothing else is calibrated")
     return options
-
-
-def default_dataset(model: str) -> str:
-    """What questions a person gets who names none."""
-    return "demo" if model in DEMO_MODELS else "squad"
-
-
-def full_name(model: str) -> str:
-    """A folder as recipes name it, so that `sparsify eval CELL` finds the answers of the sweep."""
-    return str(Path(model).resolve()) if os.path.isdir(model) else model
 
 
 def check_names(model: str, dataset: str, options: SweepOptions, processes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -50,7 +51,18 @@ class Target:
     @property
     def default_dataset(self) -> str:
         """What questions a person gets who names none."""
-        return "demo" if self.recipe.base_model.id in DEMO_MODELS else "squad"
+        return default_dataset(self.recipe.base_model.id)
+
+
+def default_dataset(model: str) -> str:
+    """What questions a person gets who names none."""
+    return "demo" if model in DEMO_MODELS else "squad"
+
+
+def full_name(model: str) -> str:
+    """A local folder by its full path, as recipes name it: answers of the dense model are known by that too."""
+    is_folder = model not in DEMO_MODELS and os.path.isdir(model)
+    return os.path.realpath(model) if is_folder else model
 
 
 def load_named(name: str, options: LoadOptions) -> LoadedModel:

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import SparsifyError, UsageError
-from ..evaluation.demo import DEMO_MODELS
 from ..evaluation.dense_cache import dense_key
 from ..evaluation.items import ItemSet
 from ..evaluation.prompts import read_template
@@ -89,12 +88,6 @@ def check_names(model: str, dataset: str, options: TuneOptions, processes: int) 
         )
     if processes > 1:
         raise UsageError("tune runs in one process: start it without a launcher")
-
-
-def full_name(model: str) -> str:
-    """A local folder by its full path, as recipes name it: answers of the dense model are known by that too."""
-    is_folder = model not in DEMO_MODELS and os.path.isdir(model)
-    return os.path.realpath(model) if is_folder else model
 
 
 def load_data(dataset: str, split: str | None, options: TuneOptions) -> TuneData:
