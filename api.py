@@ -104,8 +104,8 @@ def evaluate(
     """`sparsify eval` without files: the results of the unpatched and the patched model, with the verdict.
 
     target: a recipe directory, or a model (then with the plan of `sparsify patch MODEL`). dataset: see load_items.
-    asking: limit, seed, batch_size, max_new_tokens, prompt_template, shots, shots_from, distractors, as_top_k (see
-    EvalOptions). The dict is that of results.json without the names of the run and the hashes.
+    asking: limit, seed, batch_size, max_new_tokens, max_input_tokens, prompt_template, shots, shots_from, distractors,
+    as_top_k (see EvalOptions). The dict is that of results.json without the names of the run and the hashes.
     """
     asked = make_options(max_drop, min_recovery, **asking)
     opened = open_target(str(target), options or LoadOptions())

@@ -72,6 +72,7 @@ _ASKING: dict[str, tuple[Any, Any]] = {
     "seed": (o.Seed, 0),
     "batch_size": (o.BatchSize, 8),
     "max_new_tokens": (o.MaxNewTokens, 32),
+    "max_input_tokens": (o.MaxInputTokens, None),
     "prompt_template": (o.PromptTemplate, None),
     "shots": (o.Shots, 0),
     "shots_from": (o.ShotsFrom, None),

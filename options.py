@@ -66,6 +66,7 @@ Limit = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Items at a time.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, for models that generate.")]
+MaxInputTokens = Annotated[int | None, typer.Option(help="Cut longer prompts at their end (encoder-decoder models).")]
 PromptTemplate = Annotated[
     Path | None,
     typer.Option(help="A text file with {context}, {question} and the like in place of the built-in prompt."),

@@ -45,6 +45,7 @@ class EvalOptions:
     seed: int = 0
     batch_size: int = 8
     max_new_tokens: int = 32
+    max_input_tokens: int | None = None
     prompt_template: Path | None = None
     shots: int = 0
     shots_from: str | None = None
@@ -54,7 +55,8 @@ class EvalOptions:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        require_at_least_one(limit=self.limit, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+        require_at_least_one(limit=self.limit, batch_size=self.batch_size)
+        require_at_least_one(max_new_tokens=self.max_new_tokens, max_input_tokens=self.max_input_tokens)
         for name in ("seed", "shots", "distractors"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} must be at least 0, not {getattr(self, name)}")
@@ -95,7 +97,7 @@ def make_task(target: Target, items: ItemSet, options: EvalOptions) -> Task:
     return task_for(
         target.loaded,
         chosen,
-        TaskOptions(options.batch_size, options.max_new_tokens, template, shots),
+        TaskOptions(options.batch_size, options.max_new_tokens, template, shots, options.max_input_tokens),
     )
 
 
@@ -178,6 +180,7 @@ def describe(
                 "limit": options.limit,
                 "shots": [shot.id for shot in task.options.shots],
                 "template": task.options.template,
+                "max_input_tokens": options.max_input_tokens,
                 "distractors": options.distractors,
                 **summarize(evaluation, verdict, options.seed),
             }

@@ -20,6 +20,7 @@ from .target import Target
 # Options that say how our own data sets are asked: field of EvalOptions -> name on the command line.
 OF_OUR_DATA_SETS = {
     "max_new_tokens": "--max-new-tokens",
+    "max_input_tokens": "--max-input-tokens",
     "prompt_template": "--prompt-template",
     "shots_from": "--shots-from",
     "distractors": "--distractors",

@@ -22,7 +22,7 @@ def with_distractors(items: ItemSet, count: int, seed: int, pool: ItemSet) -> It
     if count < 0:
         raise UsageError(f"--distractors must be at least 0, not {count}")
     for asked in (items, pool):
-        if not all(isinstance(item, Question) for item in asked.items):
+        if not all(isinstance(item, Question) and item.context for item in asked.items):
             raise UsageError(
                 f"--distractors {count}: data set {asked.name} has no questions that are answered with words of a "
                 "passage; leave the option out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -11,11 +12,13 @@ from typing import Any
 
 from ..errors import DataError
 from .datasets import dataset_of, nearest_dataset
-from .datasets.base import ANSWERS, Dataset, Record
+from .datasets.base import ANSWERS, ENCODED, Dataset, Record
 from .datasets.squad import make_question_set
 from .fields import field, items_of, kind_of
 from .items import ItemSet, make_item_set
 from .tabular import read_table
+
+logger = logging.getLogger(__name__)
 
 
 def read_items(path: Path, name: str | None = None, split: str = "", dataset: Dataset | None = None) -> ItemSet:
@@ -29,6 +32,8 @@ def read_items(path: Path, name: str | None = None, split: str = "", dataset: Da
     if not os.path.exists(path):
         raise DataError(f"no such file: {name}")
     reader = READERS.get(path.suffix.lower())
+    if reader is _read_tsv and dataset is not None and dataset.task == ENCODED:
+        reader = _read_encoded
     if reader is None:
         raise DataError(f"{name}: cannot tell the format from the file name; it should end in {_suffix_list()}")
     try:
@@ -132,6 +137,25 @@ def _read_csv(path: Path, name: str) -> Iterator[Record]:
 
 def _read_tsv(path: Path, name: str) -> Iterator[Record]:
     return read_table(_read_text(path, name), name, "\t")
+
+
+def _read_encoded(path: Path, name: str) -> Iterator[Record]:
+    """UnifiedQA's TSV files: input and answer, without quotes or a first line of names. Where questions have several
+    answers, a list of them is on the same line of STEM_ans.jsonl. Some of the files have lines that hold no pair."""
+    lines = _read_text(path, name).rstrip("\n").split("\n")
+    beside = path.with_name(f"{path.stem}_ans.jsonl")
+    several = [answers for _, answers in _read_json_lines(beside, str(beside))] if beside.exists() else None
+    if several is not None and len(several) < len(lines):
+        raise DataError(f"{beside} has answers for {len(several)} lines, and {name} has {len(lines)}")
+    left_out = 0
+    for number, line in enumerate(lines):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) == 2 and all(cells):
+            yield f"line {number + 1}", {"input": cells[0], "answers": several[number] if several else cells[1:]}
+        else:
+            left_out += 1
+    if left_out:
+        logger.warning("warning: %s: %d of %d lines hold no pair and are left out", name, left_out, len(lines))
 
 
 def _read_plain_text(path: Path, name: str) -> Iterator[Record]:

@@ -67,7 +67,8 @@ def check_answer_fits(model: Any, max_new_tokens: int) -> None:
 class PromptEncoder:
     """Turns items into a generating model's inputs. style: see prompts.STYLES.
 
-    template: in place of the data set's prompt. shots: examples that precede every item.
+    template: in place of the data set's prompt. shots: examples that precede every item. max_tokens: where prompts are
+    cut at their end, None for nowhere.
     """
 
     tokenizer: Any
@@ -77,15 +78,27 @@ class PromptEncoder:
     device: torch.device
     template: str | None = None
     shots: tuple[Item, ...] = ()
+    max_tokens: int | None = None
 
     @classmethod
     def for_model(
-        cls, loaded: LoadedModel, dataset: Dataset, template: str | None = None, shots: tuple[Item, ...] = ()
+        cls,
+        loaded: LoadedModel,
+        dataset: Dataset,
+        template: str | None = None,
+        shots: tuple[Item, ...] = (),
+        max_tokens: int | None = None,
     ) -> PromptEncoder:
-        """The encoder with the prompt style that suits a model. UsageError for a task that generates no text."""
+        """The encoder with the prompt style that suits a model. UsageError for a task that generates no text, and for
+        prompts cut at the end where that is what the answer follows."""
         base = loaded.base
         style = choose_style(base.task, loaded.tokenizer, base.id)
-        return cls(loaded.tokenizer, base.task, style, dataset, input_device(loaded.model), template, shots)
+        if max_tokens is not None and base.task != "seq2seq-lm":
+            raise UsageError(
+                "--max-input-tokens cuts prompts at their end, where a decoder's question stands: leave it out"
+            )
+        device = input_device(loaded.model)
+        return cls(loaded.tokenizer, base.task, style, dataset, device, template, shots, max_tokens)
 
     @property
     def version_2(self) -> bool:
@@ -104,9 +117,12 @@ class PromptEncoder:
         return build_prompt(self.turn(item), self.style, self.tokenizer, examples)
 
     def token_ids(self, item: Any) -> list[int]:
-        """The prompt's tokens, without padding."""
-        prompt = self.prompt(item)
-        ids: list[int] = self.tokenizer(prompt.text, add_special_tokens=prompt.add_special_tokens)["input_ids"]
+        """The prompt's tokens, without padding; of one that is cut the end token stays."""
+        prompt, cut = self.prompt(item), self.max_tokens is not None
+        special = prompt.add_special_tokens
+        ids: list[int] = self.tokenizer(
+            prompt.text, add_special_tokens=special, truncation=cut, max_length=self.max_tokens
+        )["input_ids"]
         return ids
 
     def continuation_ids(self, item: Any, answer: str) -> list[int]:

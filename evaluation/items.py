@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Question:
     """One question about one passage; no gold answers means that the passage does not answer it (SQuAD v2).
 
-    passage: the passage without distractors, where some were put around it; else "".
+    context: "" where the question stands alone. passage: without distractors, where some were put around it; else "".
     """
 
     id: str
@@ -32,8 +32,8 @@ class Question:
 
     @property
     def group(self) -> str:
-        """Questions on one passage are no independent evidence."""
-        return self.passage or self.context
+        """Questions on one passage are no independent evidence; without a passage each stands alone."""
+        return self.passage or self.context or self.id
 
     def content(self) -> list[Any]:
         """What is asked and scored, without the id; titles and kinds do not count."""
@@ -173,7 +173,7 @@ def fingerprint(items: Iterable[Item]) -> str:
 def content_hash(item: Item) -> str:
     """16 hex digits that tell an item by what it asks, whatever its id and whatever distractors surround it."""
     if isinstance(item, Question):
-        item = replace(item, context=item.group, passage="")
+        item = replace(item, context=item.passage or item.context, passage="")
     return hashlib.sha256(_encoded(item.content())).hexdigest()[:16]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .arc import ARC_CHALLENGE, ARC_EASY, COMMONSENSE_QA, OPENBOOKQA
-from .base import ANSWERS, CHOICES, LABELS, TEXT, Dataset
+from .base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT, Dataset
 from .boolq import BOOLQ
 from .glue import GLUE
 from .hellaswag import HELLASWAG
 from .labels import ANY_LABELS
 from .squad import SQUAD, SQUAD_V2
 from .text import PLAIN_TEXT, WIKITEXT
+from .unifiedqa import UNIFIEDQA_FILE
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
@@ -19,6 +20,7 @@ DATASETS: dict[str, Dataset] = {
         *(SQUAD, SQUAD_V2),
         *(ARC_EASY, ARC_CHALLENGE, OPENBOOKQA, COMMONSENSE_QA, HELLASWAG, BOOLQ),
         *(*GLUE, ANY_LABELS),
+        UNIFIEDQA_FILE,
         *(WIKITEXT, PLAIN_TEXT),
     )
 }
@@ -26,11 +28,13 @@ DATASETS: dict[str, Dataset] = {
 TASKS = {
     ANSWERS: "question answering",
     CHOICES: "multiple choice",
+    ENCODED: "encoded questions",
     LABELS: "text classification",
     TEXT: "plain text",
 }
 METRICS = {
     "f1": "F1",
+    "exact_match": "EM",
     "accuracy": "accuracy",
     "accuracy_norm": "accuracy (norm.)",
     "top1_agreement": "top-1 agreement",

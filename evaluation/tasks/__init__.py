@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
-from ..datasets.base import ANSWERS, CHOICES, LABELS, TEXT
+from ..datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT
 from ..items import ItemSet
 from .base import Task, TaskOptions
 from .classification import Classification
@@ -20,6 +20,8 @@ TASKS: dict[tuple[str, str], type[Task]] = {
     (ANSWERS, "seq2seq-lm"): Generative,
     (ANSWERS, "question-answering"): Extractive,
     (ANSWERS, "encoder"): Retrieval,
+    (ENCODED, "causal-lm"): Generative,
+    (ENCODED, "seq2seq-lm"): Generative,
     (CHOICES, "causal-lm"): MultipleChoice,
     (CHOICES, "seq2seq-lm"): MultipleChoice,
     (LABELS, "causal-lm"): MultipleChoice,

@@ -32,16 +32,19 @@ class TaskOptions:
     """How a task asks. batch_size: the most items (or sequences) at once. max_new_tokens: the longest answer.
 
     template: a prompt template in place of the data set's own prompt. shots: answered examples before the question.
-    UsageError for a number below 1.
+    max_input_tokens: where prompts are cut, if anywhere. UsageError for a number below 1.
     """
 
     batch_size: int = 8
     max_new_tokens: int = 32
     template: str | None = None
     shots: tuple[Item, ...] = ()
+    max_input_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+        require_at_least_one(
+            batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, max_input_tokens=self.max_input_tokens
+        )
 
 
 @dataclass
@@ -116,8 +119,12 @@ class Task(ABC):
 
     def check(self) -> None:
         """UsageError or DataError if the options or the items cannot be evaluated; calibration does not ask."""
-        if not self.prompts and (self.options.shots or self.options.template is not None):
+        if self.prompts:
+            return
+        if self.options.shots or self.options.template is not None:
             raise UsageError(f"--shots and --prompt-template are for models that are told what to do: {self.style}")
+        if self.options.max_input_tokens is not None:
+            raise UsageError(f"--max-input-tokens is for models that are told what to do: {self.style}")
 
     def input_ids(self, item: Any) -> list[int] | None:
         """All tokens that the model reads for an item; None if they do not fit the model's positions."""

@@ -38,7 +38,9 @@ class Generative(AnswerTask):
 
     def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
         super().__init__(loaded, items, options)
-        self.encoder = PromptEncoder.for_model(loaded, items.dataset, options.template, options.shots)
+        self.encoder = PromptEncoder.for_model(
+            loaded, items.dataset, options.template, options.shots, options.max_input_tokens
+        )
         self.style = self.encoder.style
         self.max_new_tokens: int = options.max_new_tokens
 

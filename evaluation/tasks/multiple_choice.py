@@ -32,7 +32,9 @@ class MultipleChoice(Task):
 
     def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
         super().__init__(loaded, items, options)
-        self.encoder = PromptEncoder.for_model(loaded, items.dataset, options.template, options.shots)
+        self.encoder = PromptEncoder.for_model(
+            loaded, items.dataset, options.template, options.shots, options.max_input_tokens
+        )
         self.style = f"{self.encoder.style}, log-likelihood of every choice"
         self._parts: dict[str, tuple[list[int], list[list[int]]]] = {}
 
