@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +71,18 @@ def questions(name: str, data: Path | None) -> ItemSet:
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise UsageError(f"--data {data} has neither {name}/dev.tsv nor {name}/test.tsv")
-    return load_items(f"unifiedqa={found}")
+    return replace(load_items(f"unifiedqa={found}"), name=name)
 
 
-def default_datasets(model: str, paper: Mapping[str, Any], data: Path | None) -> list[str]:
-    """The paper's, so far as they can be had."""
+def default_datasets(model: str, data: Path | None) -> list[str]:
+    """The paper's for a model, or those that it has for all, so far as they can be had."""
     if model in DEMO_MODELS and data is None:
         return ["demo"]
-    everything = (
-        paper.get("datasets")
-        or next(iter(json.loads(PAPER.read_text(encoding="utf-8"))["models"].values()))["datasets"]
-    )
-    missing = [name for name in everything if data is None and name not in HUB]
+    wanted = paper_of(model).get("datasets") or paper_of("unifiedqa-t5-base")["datasets"]
+    missing = [name for name in wanted if data is None and name not in HUB]
     if missing:
-        print(f"without --data there is no {', '.join(missing)}", file=sys.stderr)
-    return [name for name in everything if name not in missing]
+        print(f"only with --data: {', '.join(missing)}", file=sys.stderr)
+    return [name for name in wanted if name not in missing]
 
 
 def recipes(loaded: LoadedModel, ks: Sequence[int], output: Path) -> list[Target]:
@@ -121,9 +120,11 @@ def score_table(
     for name in found:
         cells = [(ours[k][name], theirs.get(k, {}).get(name)) for k in ours]
         lines.append(_row(name, *(_beside(*cell, ".1f") for cell in cells)))
-    for label, pick in (("mean change", _mean), ("worst change", min)):
-        cells = [(pick(_changes(ours, k, found)), pick(_changes(theirs, k, found) or [None])) for k in ours]
-        lines.append(_row(label, *(_beside(*cell, "+.2f") for cell in cells)))
+    for label, pick in (("mean change", statistics.mean), ("worst change", min)):
+        changes = [(_changes(ours, k, found), _changes(theirs, k, found)) for k in ours]
+        lines.append(
+            _row(label, *(_beside(pick(own), pick(other) if other else None, "+.2f") for own, other in changes))
+        )
     return "\n".join(lines)
 
 
@@ -143,10 +144,6 @@ def verdict_table(found: Mapping[str, list[dict[str, Any]]], ks: Sequence[int]) 
 def _changes(figures: Figures, k: str, names: Any) -> list[float]:
     """Of the data sets that were run and have a figure."""
     return [figures[k][name] - figures["dense"][name] for name in names if name in figures.get(k, {})]
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    return None if values[0] is None else sum(values) / len(values)
 
 
 def _beside(ours: float, theirs: float | None, form: str) -> str:
@@ -190,7 +187,7 @@ def main() -> None:
     )
     found: dict[str, list[dict[str, Any]]] = {}
     with resumable():
-        for name in args.datasets or default_datasets(args.model, paper, args.data):
+        for name in args.datasets or default_datasets(args.model, args.data):
             items = questions(name, args.data)
             with tqdm(total=len(ks) * min(args.limit or len(items), len(items)), desc=name) as bar:
                 command = shlex.join(["python", *sys.argv])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,3 +109,19 @@ def test_positions(name: str, limit: int | None) -> None:
     else:
         with pytest.raises(UsageError, match="--max-new-tokens 64 is too many: the model has 64 positions"):
             check_answer_fits(model, 64)
+
+
+def test_long_prompts_are_cut_at_their_end() -> None:
+    made = replace(encoder("seq2seq-lm", T5), max_tokens=6)
+    whole = encoder("seq2seq-lm", T5).token_ids(QUESTION)
+    assert len(whole) > 6
+    assert made.token_ids(QUESTION) == [*whole[:5], 1], "the end token stays"
+    assert replace(made, max_tokens=len(whole)).token_ids(QUESTION) == whole
+
+
+def test_a_decoders_question_is_not_cut_off() -> None:
+    loaded = LoadedModel(
+        tiny_models.build("llama"), tiny_language_models.tokenizer(), BaseModel("any", "causal-lm", "any", "any")
+    )
+    with pytest.raises(UsageError, match="--max-input-tokens cuts prompts at their end"):
+        PromptEncoder.for_model(loaded, SQUAD, max_tokens=6)

@@ -32,6 +32,10 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
     "staged_kernel.py": ([*STAGED, "--k", "8"], r"\| pre-softmax, none \| 8 bits \| \d+ \| \d.* \| \d\.\de-0[678] \|"),
     "staged_scores.py": ([*STAGED, "--k", "8"], r"^\| 8 bits, then all 32 \| (.*\n)+\| score axes, 8\+8\+16 \| \d"),
+    "unifiedqa.py": (
+        ["demo-t5", "--limit", "2", "--k", "256", "64", "1"],
+        r"^\| EM \| dense \| k = 64 \| k = 1 \|(.*\n)+\| worst change (.*\n)+\| demo \| 2 \| .* NOT TESTED \|",
+    ),
     "tune_predictors.py": (["demo-llama", "--data", "demo", "--samples", "1"], r"\| 0\.05 \| -?\d\.\d\d \| "),
     "top_theta_error.py": (ON_DEMO, r"\| mean \| 0\.\d+ \(1\.00\) \| 0\.\d+ \("),
     "top_theta_shift.py": (

@@ -1,0 +1,83 @@
+"""The paper's figures beside examples/unifiedqa.py, and the script on a directory of UnifiedQA's files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODELS: dict[str, Any] = json.loads((EXAMPLES / "unifiedqa_paper.json").read_text(encoding="utf-8"))["models"]
+TEN = {
+    *("squad1_1", "squad2", "race_string", "mctest", "arc_easy", "arc_hard"),
+    *("boolq", "openbookqa", "narrativeqa", "commonsenseqa"),
+}
+
+
+def changes(model: str, k: int) -> list[float]:
+    """EM at k less EM of the dense model, by data set."""
+    table = MODELS[model]
+    rows = table["exact_match"]
+    return [sparse - dense for sparse, dense in zip(rows[str(k)], rows[str(table["d_ff"])], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("model", "k", "average", "worst"),
+    [
+        ("unifiedqa-t5-base", 1024, 0, 0),
+        ("unifiedqa-t5-base", 512, -0.04, -0.2),
+        ("unifiedqa-t5-base", 256, -0.12, -0.7),
+        ("unifiedqa-t5-base", 128, 0.08, -0.7),
+        ("unifiedqa-t5-base", 64, -0.02, -1.5),
+        ("unifiedqa-t5-base", 32, -1.47, -2.8),
+        ("unifiedqa-t5-base", 16, -3.68, -7.0),
+        ("unifiedqa-t5-3b", 256, -0.16, -1.6),
+        ("unifiedqa-t5-3b", 64, -1.92, -7.7),
+        ("unifiedqa-t5-3b", 16, -12.35, -18.4),
+        ("unifiedqa-t5-11b", 256, -0.33, -1.6),
+        ("unifiedqa-t5-11b", 64, -4.22, -9.0),
+    ],
+)
+def test_means_of_the_papers_figures(model: str, k: int, average: float, worst: float) -> None:
+    found = changes(model, k)
+    assert round(mean(found), 2) == pytest.approx(average)
+    assert min(found) == pytest.approx(worst)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_figures_are_whole(model: str) -> None:
+    table = MODELS[model]
+    assert TEN <= set(table["datasets"])
+    assert table["exact_match"].keys() == table["f1"].keys()
+    for em, f1 in zip(table["exact_match"].values(), table["f1"].values(), strict=True):
+        assert len(em) == len(f1) == len(table["datasets"])
+        assert all(0 < exact <= overlap < 100 for exact, overlap in zip(em, f1, strict=True))
+
+
+def run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "unifiedqa.py"), "demo-t5", "--k", "64", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_unifiedqas_own_files(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "mctest_corrected_the_separator"
+    folder.mkdir(parents=True)
+    (folder / "test.tsv").write_text("where is max? \\n max is at the pond.\tpond\n", encoding="utf-8")
+    done = run(tmp_path, "--data", "data", "--datasets", "mctest")
+    assert done.returncode == 0, done.stderr
+    assert "| mctest | 1 | " in done.stdout
+    (results,) = (tmp_path / "unifiedqa-results" / "k-64" / "eval").glob("mctest-*/results.json")
+    found = json.loads(results.read_text(encoding="utf-8"))
+    assert found["max_input_tokens"] == 512
+    assert found["primary"] == "exact_match"
+    again = run(tmp_path, "--data", "data", "--datasets", "mctest")
+    assert again.stdout == done.stdout
+    missing = run(tmp_path, "--data", "data", "--datasets", "boolq")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "error: --data data has neither boolq/dev.tsv nor boolq/test.tsv" in missing.stderr
