@@ -2,7 +2,7 @@
 
 python examples/unifiedqa.py demo-t5 --limit 60                            # offline
 python examples/unifiedqa.py allenai/unifiedqa-t5-base --data unifiedqa    # as in the paper, from UnifiedQA's files
-python examples/unifiedqa.py allenai/unifiedqa-t5-base                     # from the Hub: seven of the ten data sets
+python examples/unifiedqa.py allenai/unifiedqa-t5-base                     # from the Hub: all but MCTest
 
 Every k is a recipe in OUTPUT, and the dense model answers once for all of them. The same command goes on where it was
 stopped. See docs/experiments/unifiedqa.md; Gupta et al. 2021, arXiv 2106.06899.
@@ -38,13 +38,14 @@ from tqdm import tqdm
 PAPER = Path(__file__).with_name("unifiedqa_paper.json")
 # What the paper's script runs with: inputs of 512 tokens, and generate's own limit of 20 with the one it starts from.
 INPUT_TOKENS, ANSWER_TOKENS = 512, 19
-# The paper's names for what `sparsify datasets` lists; the others are in UnifiedQA's files alone.
+# The paper's names for what `sparsify datasets` lists; the rest is in UnifiedQA's files alone.
 HUB = {
     "squad1_1": "squad",
     "squad2": "squad_v2",
+    "race_string": "race",
     "arc_hard": "arc_challenge",
     "commonsenseqa": "commonsense_qa",
-    **{name: name for name in ("arc_easy", "boolq", "openbookqa")},
+    **{name: name for name in ("arc_easy", "boolq", "openbookqa", "narrativeqa")},
 }
 FOLDERS = {"mctest": "mctest_corrected_the_separator"}  # UnifiedQA's names that differ from the paper's
 

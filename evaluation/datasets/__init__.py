@@ -10,6 +10,8 @@ from .boolq import BOOLQ
 from .glue import GLUE
 from .hellaswag import HELLASWAG
 from .labels import ANY_LABELS
+from .narrativeqa import NARRATIVEQA
+from .race import RACE
 from .squad import SQUAD, SQUAD_V2
 from .text import PLAIN_TEXT, WIKITEXT
 from .unifiedqa import UNIFIEDQA_FILE
@@ -17,8 +19,8 @@ from .unifiedqa import UNIFIEDQA_FILE
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
-        *(SQUAD, SQUAD_V2),
-        *(ARC_EASY, ARC_CHALLENGE, OPENBOOKQA, COMMONSENSE_QA, HELLASWAG, BOOLQ),
+        *(SQUAD, SQUAD_V2, NARRATIVEQA),
+        *(ARC_EASY, ARC_CHALLENGE, OPENBOOKQA, COMMONSENSE_QA, HELLASWAG, BOOLQ, RACE),
         *(*GLUE, ANY_LABELS),
         UNIFIEDQA_FILE,
         *(WIKITEXT, PLAIN_TEXT),

@@ -48,13 +48,13 @@ def read(record: Any, where: str, default_id: str = "") -> Question:
         id=text_of(record, "id", where, blank=False),
         context=text_of(record, "context", where, blank=False),
         question=text_of(record, "question", where),
-        answers=_answers(record, where),
+        answers=answers_of(record, where),
         title=optional_text(record, "title", where),
         kind=optional_text(record, "kind", where),
     )
 
 
-def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
+def answers_of(record: dict[str, Any], where: str) -> tuple[str, ...]:
     """The distinct gold answers in order; none if the record says that there is no answer."""
     impossible = record.get("is_impossible")
     if impossible is not None and not isinstance(impossible, bool):

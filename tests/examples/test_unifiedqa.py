@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,11 +53,24 @@ def test_means_of_the_papers_figures(model: str, k: int, average: float, worst: 
 @pytest.mark.parametrize("model", MODELS)
 def test_figures_are_whole(model: str) -> None:
     table = MODELS[model]
-    assert TEN <= set(table["datasets"])
+    assert set(table["datasets"]) >= TEN
     assert table["exact_match"].keys() == table["f1"].keys()
     for em, f1 in zip(table["exact_match"].values(), table["f1"].values(), strict=True):
         assert len(em) == len(f1) == len(table["datasets"])
         assert all(0 < exact <= overlap < 100 for exact, overlap in zip(em, f1, strict=True))
+
+
+def test_the_documented_changes_are_those_of_the_figures() -> None:
+    page = (EXAMPLES.parent / "docs" / "experiments" / "unifiedqa.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split("|") for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0]) for row in rows] == [1024, 512, 256, 128, 64, 32, 16]
+    for k, *cells in rows:
+        for model, shown in zip(MODELS, zip(cells[::2], cells[1::2], strict=True), strict=False):
+            if k.strip() in MODELS[model]["exact_match"]:
+                found = changes(model, int(k))
+                assert [float(cell) for cell in shown] == pytest.approx([round(mean(found), 2), round(min(found), 1)])
+            else:
+                assert not "".join(shown).strip()
 
 
 def run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:

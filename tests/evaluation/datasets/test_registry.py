@@ -24,6 +24,8 @@ from hypothesis import strategies as st
         ("id question_stem choices answerKey", "openbookqa"),
         ("ind ctx ctx_a ctx_b endings label", "hellaswag"),
         ("question passage answer", "boolq"),
+        ("example_id article question options answer", "race"),
+        ("document question answers", "narrativeqa"),
         ("sentence label idx", "labels"),
         ("text label", "labels"),
         ("text", "text"),
@@ -100,6 +102,7 @@ FIELDS = (
     *("id", "idx", "context", "question", "answers", "choices", "answerKey", "question_stem", "question_concept"),
     *("ctx", "ctx_a", "ctx_b", "endings", "label", "activity_label", "passage", "answer", "text", "sentence"),
     *("sentence1", "sentence2", "premise", "hypothesis", "document", "kind", "title", "is_impossible", "input"),
+    *("article", "options", "summary"),
 )
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 4), st.floats(), st.text(max_size=3), st.just("1"))
 VALUES = st.one_of(
