@@ -67,12 +67,17 @@ def questions(name: str, data: Path | None) -> ItemSet:
     """A data set in UnifiedQA's encoding: its own file below `data`, or made of what --dataset takes."""
     if data is None:
         return encode(load_items(HUB.get(name, name)))
+    return replace(load_items(f"unifiedqa={file_of(name, data)}"), name=name)
+
+
+def file_of(name: str, data: Path) -> Path:
+    """The development set, or else the test set."""
     folders = [data / name, data / FOLDERS.get(name, name)]
     files = [folder / f"{split}.tsv" for split in ("dev", "test") for folder in folders]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         raise UsageError(f"--data {data} has neither {name}/dev.tsv nor {name}/test.tsv")
-    return replace(load_items(f"unifiedqa={found}"), name=name)
+    return found
 
 
 def default_datasets(model: str, data: Path | None) -> list[str]:
@@ -171,7 +176,9 @@ def arguments() -> argparse.Namespace:
 @exit_codes
 def main() -> None:
     args = arguments()
-    paper = paper_of(args.model)
+    paper, names = paper_of(args.model), args.datasets or default_datasets(args.model, args.data)
+    for name in names if args.data else ():
+        file_of(name, args.data)  # what is missing is said before anything runs
     loaded = load_named(full_name(args.model), LoadOptions())
     d_ff = getattr(loaded.model.config, "d_ff", None)
     if d_ff is None or loaded.base.task != "seq2seq-lm":
@@ -188,7 +195,7 @@ def main() -> None:
     )
     found: dict[str, list[dict[str, Any]]] = {}
     with resumable():
-        for name in args.datasets or default_datasets(args.model, args.data):
+        for name in names:
             items = questions(name, args.data)
             with tqdm(total=len(ks) * min(args.limit or len(items), len(items)), desc=name) as bar:
                 command = shlex.join(["python", *sys.argv])

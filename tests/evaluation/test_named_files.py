@@ -50,7 +50,9 @@ def test_name_before_a_file_is_checked(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UsageError) as caught:
         load_items("sst=films.jsonl")
     assert str(caught.value) == "--dataset sst=films.jsonl: no data set is called sst; there is sst2"
-    with pytest.raises(UsageError, match=r"no data set is called xyzzy; there is squad, squad_v2, narrativeqa, .*, text"):
+    with pytest.raises(
+        UsageError, match=r"no data set is called xyzzy; there is squad, squad_v2, narrativeqa, .*, text"
+    ):
         load_items("xyzzy=films.jsonl")
     with pytest.raises(UsageError, match="the file is missing behind sst2="):
         load_items("sst2=")

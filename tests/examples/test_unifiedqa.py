@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +12,8 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from hf_sparsify.errors import UsageError
+from hf_sparsify.evaluation.datasets import DATASETS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS: dict[str, Any] = json.loads((EXAMPLES / "unifiedqa_paper.json").read_text(encoding="utf-8"))["models"]
@@ -73,6 +76,34 @@ def test_the_documented_changes_are_those_of_the_figures() -> None:
                 assert not "".join(shown).strip()
 
 
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("unifiedqa_example", EXAMPLES / "unifiedqa.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_data_sets_of_the_paper(script: Any, tmp_path: Path) -> None:
+    assert set(script.HUB.values()) <= DATASETS.keys()
+    assert script.HUB.keys() == TEN - {"mctest"}
+    assert script.default_datasets("demo-t5", None) == ["demo"]
+    assert set(script.default_datasets("allenai/unifiedqa-t5-base", None)) == TEN - {"mctest"}
+    assert len(script.default_datasets("allenai/unifiedqa-t5-11b", tmp_path)) == 12
+    assert script.paper_of("allenai/unifiedqa-v2-t5-base-1251000") == {}
+
+
+def test_files_of_a_data_set(script: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has neither boolq/dev\.tsv nor boolq/test\.tsv"):
+        script.questions("boolq", tmp_path)
+    (tmp_path / "boolq").mkdir()
+    for split in ("test", "dev"):  # the development set is preferred
+        (tmp_path / "boolq" / f"{split}.tsv").write_text("is it up? \\n It is.\t" + split + "\n", encoding="utf-8")
+        items = script.questions("boolq", tmp_path)
+        assert (items.name, items.items[0].answers) == ("boolq", (split,))
+
+
 def run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / "unifiedqa.py"), "demo-t5", "--k", "64", *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
@@ -92,6 +123,3 @@ def test_unifiedqas_own_files(tmp_path: Path) -> None:
     assert found["primary"] == "exact_match"
     again = run(tmp_path, "--data", "data", "--datasets", "mctest")
     assert again.stdout == done.stdout
-    missing = run(tmp_path, "--data", "data", "--datasets", "boolq")
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "error: --data data has neither boolq/dev.tsv nor boolq/test.tsv" in missing.stderr
