@@ -64,6 +64,7 @@ WHOLE: dict[str, dict[str, tuple[str, ...]]] = {
         "--limit": ("0", "-1"),
         "--batch-size": ("0", "-1"),
         "--max-new-tokens": ("0", "-1", "513"),
+        "--max-input-tokens": ("0", "-1"),
         "--shots": ("-1",),
         "--distractors": ("-1",),
         "--seed": ("-1",),

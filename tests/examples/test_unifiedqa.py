@@ -79,7 +79,8 @@ def test_the_documented_changes_are_those_of_the_figures() -> None:
 @pytest.fixture(scope="module")
 def script() -> Any:
     spec = importlib.util.spec_from_file_location("unifiedqa_example", EXAMPLES / "unifiedqa.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
