@@ -84,6 +84,7 @@ def test_a_model_without_a_recipe_and_a_place_of_its_own(sparsify: Sparsify, wor
         ("--harness choosing.yaml --prompt-template q.jsonl", 2, "--prompt-template does not go with --harness"),
         ("--harness choosing.yaml --shots 1 --shots-from q.jsonl", 2, "--shots-from does not go with --harness"),
         ("--harness choosing.yaml --max-new-tokens 8", 2, "--max-new-tokens does not go with --harness"),
+        ("--harness choosing.yaml --max-input-tokens 8", 2, "--max-input-tokens does not go with --harness"),
         ("--harness choosing.yaml,writing.yaml -o here", 2, "-o names one directory, and every task"),
         ("--harness gone.yaml", 2, "--harness gone.yaml: there is no such file"),
         ("--harness code.yaml", 2, "pass --trust-remote-code to run it"),

@@ -112,6 +112,8 @@ def test_prompts_do_not_go_with_text(models: dict[str, LoadedModel], items: Item
         UsageError, match="--shots and --prompt-template are for models that are told what to do: text as it is"
     ):
         both_arms(models["llama"], items, TopK(k=2), template="{text}")
+    with pytest.raises(UsageError, match="--max-input-tokens is for models that are told what to do: text as it is"):
+        both_arms(models["llama"], items, TopK(k=2), max_input_tokens=4)
 
 
 def test_closed_form() -> None:

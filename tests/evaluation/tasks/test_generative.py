@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_language_models
 from hf_sparsify.errors import UsageError
-from hf_sparsify.evaluation.datasets.base import ANSWERS, CHOICES, LABELS, TEXT
+from hf_sparsify.evaluation.datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT
 from hf_sparsify.evaluation.formats import read_items
 from hf_sparsify.evaluation.items import ItemSet
 from hf_sparsify.evaluation.tasks import TASKS, TaskOptions, task_for
@@ -25,10 +25,11 @@ def questions(tmp_path: Path) -> ItemSet:
 
 def test_every_loadable_model_has_a_task() -> None:
     assert {model for _, model in TASKS} == set(AUTO_CLASSES) - WITHOUT_TEXT
-    assert {data for data, _ in TASKS} == {ANSWERS, CHOICES, LABELS, TEXT}
+    assert {data for data, _ in TASKS} == {ANSWERS, CHOICES, ENCODED, LABELS, TEXT}
     names = {data: {task.name for (kind, _), task in TASKS.items() if kind == data} for data, _ in TASKS}
     assert names == {
         ANSWERS: {"generative", "extractive", "retrieval"},
+        ENCODED: {"generative"},
         CHOICES: {"multiple-choice"},
         LABELS: {"multiple-choice", "classification"},
         TEXT: {"fidelity"},
@@ -65,3 +66,13 @@ def test_room_and_calibration_inputs(tmp_path: Path, questions: ItemSet) -> None
     assert task.calibration_inputs(long) == []
     with pytest.raises(UsageError, match="--max-new-tokens 96 is too many"):
         task_with(96).check()
+
+
+def test_an_encoders_prompts_are_cut_where_that_is_asked(tmp_path: Path, questions: ItemSet) -> None:
+    loaded = load_model(str(tiny_language_models.save("t5", tmp_path / "t5")))
+    whole = task_for(loaded, questions).input_ids(questions.items[0])
+    cut = task_for(loaded, questions, TaskOptions(max_input_tokens=4)).input_ids(questions.items[0])
+    assert whole is not None
+    assert cut == [*whole[:3], whole[-1]]
+    with pytest.raises(UsageError, match="--max-input-tokens must be at least 1, not 0"):
+        TaskOptions(max_input_tokens=0)
