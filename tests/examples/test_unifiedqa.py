@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from hf_sparsify.errors import UsageError
 from hf_sparsify.evaluation.datasets import DATASETS
+from hf_sparsify.evaluation.demo import demo_model_path
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS: dict[str, Any] = json.loads((EXAMPLES / "unifiedqa_paper.json").read_text(encoding="utf-8"))["models"]
@@ -106,17 +108,22 @@ def test_files_of_a_data_set(script: Any, tmp_path: Path) -> None:
 
 
 def run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / "unifiedqa.py"), "demo-t5", "--k", "64", *options]
+    command = [sys.executable, str(EXAMPLES / "unifiedqa.py"), "unifiedqa-t5-base", "--k", "64", *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
 
 
 @pytest.mark.slow
 def test_unifiedqas_own_files(tmp_path: Path) -> None:
+    shutil.copytree(demo_model_path("demo-t5"), tmp_path / "unifiedqa-t5-base")  # by its name a model of the paper
     folder = tmp_path / "data" / "mctest_corrected_the_separator"
     folder.mkdir(parents=True)
-    (folder / "test.tsv").write_text("where is max? \\n max is at the pond.\tpond\n", encoding="utf-8")
+    (folder / "test.tsv").write_text("where does anna live? \\n anna lives in rome.\trome\n", encoding="utf-8")
     done = run(tmp_path, "--data", "data", "--datasets", "mctest")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| mctest \| \d+\.\d \[85\.3\] \| \d+\.\d \[86\.2\] \|$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
+    assert "| mean change | +0.00 [+0.00] | " in done.stdout
     assert "| mctest | 1 | " in done.stdout
     (results,) = (tmp_path / "unifiedqa-results" / "k-64" / "eval").glob("mctest-*/results.json")
     found = json.loads(results.read_text(encoding="utf-8"))
