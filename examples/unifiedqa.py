@@ -173,19 +173,28 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def kept(asked: list[int] | None, paper: Mapping[str, Any], loaded: LoadedModel) -> list[int]:
+    """Every k to run, the largest first. UsageError if the model has no d_ff or no k is below it."""
+    d_ff = getattr(loaded.model.config, "d_ff", None)
+    if d_ff is None or loaded.base.task != "seq2seq-lm":
+        raise UsageError(f"{loaded.base.id} is no T5 model")
+    ks = asked or [int(k) for k in paper.get("exact_match", ())] or [max(1, d_ff // 2**power) for power in range(2, 9)]
+    if min(ks) >= d_ff:
+        raise UsageError(f"--k: {min(ks)} is no fewer than all, d_ff is {d_ff}")
+    return sorted({k for k in ks if k < d_ff}, reverse=True)
+
+
+def ask(targets: list[Target], items: ItemSet, options: EvalOptions) -> list[dict[str, Any]]:
+    """The results of every recipe on one data set."""
+    with tqdm(total=len(targets) * min(options.limit or len(items), len(items)), desc=items.name) as bar:
+        command = shlex.join(["python", *sys.argv])
+        outcomes = evaluate_targets(targets, items, options, command=command, advance=bar.update, correct=in_sequence)
+    return [outcome.results for outcome in outcomes]
+
+
 @exit_codes
 def main() -> None:
     args = arguments()
-    paper, names = paper_of(args.model), args.datasets or default_datasets(args.model, args.data)
-    for name in names if args.data else ():
-        file_of(name, args.data)  # what is missing is said before anything runs
-    loaded = load_named(full_name(args.model), LoadOptions())
-    d_ff = getattr(loaded.model.config, "d_ff", None)
-    if d_ff is None or loaded.base.task != "seq2seq-lm":
-        raise UsageError(f"{args.model} is no T5 model")
-    ks = args.k or [int(k) for k in paper.get("exact_match", ())] or [d_ff // 2**power for power in range(2, 9)]
-    ks = sorted({k for k in ks if k < d_ff}, reverse=True)
-    targets = recipes(loaded, ks, args.output)
     options = EvalOptions(
         args.limit,
         batch_size=args.batch_size,
@@ -193,21 +202,17 @@ def main() -> None:
         max_input_tokens=INPUT_TOKENS,
         gate=Gate(args.max_drop),
     )
-    found: dict[str, list[dict[str, Any]]] = {}
+    names = args.datasets or default_datasets(args.model, args.data)
+    sets = {name: questions(name, args.data) for name in names}  # what is missing is said before anything runs
+    loaded, paper = load_named(full_name(args.model), LoadOptions()), paper_of(args.model)
+    ks = kept(args.k, paper, loaded)
+    targets = recipes(loaded, ks, args.output)
     with resumable():
-        for name in names:
-            items = questions(name, args.data)
-            with tqdm(total=len(ks) * min(args.limit or len(items), len(items)), desc=name) as bar:
-                command = shlex.join(["python", *sys.argv])
-                outcomes = evaluate_targets(
-                    targets, items, options, command=command, advance=bar.update, correct=in_sequence
-                )
-            found[name] = [outcome.results for outcome in outcomes]
-    print(
-        f"{args.model}, d_ff = {d_ff}: top-k in all feed-forward layers" + (" [the paper's figures]" if paper else "")
-    )
-    print("", score_table("exact_match", "EM", found, ks, paper), "", sep="\n")
-    print(score_table("f1", "F1", found, ks, paper), "", verdict_table(found, ks), sep="\n")
+        found = {name: ask(targets, items, options) for name, items in sets.items()}
+    figures = " [the paper's figures]" if paper else ""
+    print(f"{args.model}, d_ff = {loaded.model.config.d_ff}: top-k in all feed-forward layers{figures}\n")
+    print(score_table("exact_match", "EM", found, ks, paper), "", score_table("f1", "F1", found, ks, paper), sep="\n")
+    print("", verdict_table(found, ks), sep="\n")
 
 
 if __name__ == "__main__":

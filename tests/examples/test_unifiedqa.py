@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +106,19 @@ def test_files_of_a_data_set(script: Any, tmp_path: Path) -> None:
         (tmp_path / "boolq" / f"{split}.tsv").write_text("is it up? \\n It is.\t" + split + "\n", encoding="utf-8")
         items = script.questions("boolq", tmp_path)
         assert (items.name, items.items[0].answers) == ("boolq", (split,))
+
+
+def test_k_is_fewer_than_all(script: Any) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(d_ff=256))
+    loaded: Any = SimpleNamespace(model=model, base=SimpleNamespace(id="any", task="seq2seq-lm"))
+    assert script.kept(None, {}, loaded) == [64, 32, 16, 8, 4, 2, 1]
+    assert script.kept([16, 256, 64, 16], {}, loaded) == [64, 16]
+    assert script.kept(None, script.paper_of("unifiedqa-t5-base"), loaded) == [128, 64, 32, 16]
+    with pytest.raises(UsageError, match="--k: 256 is no fewer than all, d_ff is 256"):
+        script.kept([256, 512], {}, loaded)
+    model.config = SimpleNamespace()
+    with pytest.raises(UsageError, match="any is no T5 model"):
+        script.kept([16], {}, loaded)
 
 
 def run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
