@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import bench_options as b
 from . import options as o
 from .opening import Opening, items_of
 from .option_groups import GATHERED, takes_asking, takes_benching, takes_opening
@@ -76,10 +77,10 @@ def evaluate(
 def bench(
     target: o.TargetArgument = None,
     benching: Any = GATHERED,
-    dataset: o.BenchDataset = None,
+    dataset: b.BenchDataset = None,
     split: o.Split = None,
     as_json: o.Json = False,
-    output: o.BenchOutput = None,
+    output: b.BenchOutput = None,
     opening: Opening = GATHERED,
 ) -> None:
     """Time the dense and the patched model on the same tokens, and say from which length on the patch pays.

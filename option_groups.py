@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from . import bench_options as b
 from . import options as o
 from . import search_options as so
 from .opening import Opening
@@ -83,13 +84,13 @@ _ASKING: dict[str, tuple[Any, Any]] = {
 }
 # The options of what `bench` measures: as in commands.bench.make_options.
 _BENCHING: dict[str, tuple[Any, Any]] = {
-    "lengths": (o.Lengths, None),
-    "new_tokens": (o.NewTokens, 64),
-    "batch_size": (o.Sequences, 1),
-    "repeats": (o.Repeats, 5),
-    "eager": (o.Eager, True),
-    "memory": (o.Memory, True),
-    "write": (o.Write, False),
+    "lengths": (b.Lengths, None),
+    "new_tokens": (b.NewTokens, 64),
+    "batch_size": (b.Sequences, 1),
+    "repeats": (b.Repeats, 5),
+    "eager": (b.Eager, True),
+    "memory": (b.Memory, True),
+    "write": (b.Write, False),
 }
 # The options of which cells `sweep` tries: as in commands.sweep.make_options. Those of `patch` hold for all cells.
 _SWEEPING: dict[str, tuple[Any, Any]] = {

@@ -38,7 +38,7 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama, bert-qa, q.jsonl and train.jsonl; plain, a top-k recipe; done, a calibrated one that was evaluated; tuned."""
+    """llama, bert-qa, q.jsonl and train.jsonl; plain, a top-k recipe; done, a calibrated one with results; tuned."""
     folder = tmp_path_factory.mktemp("world")
     for name in ("llama", "bert-qa"):
         tiny_language_models.save(name, folder / name)
@@ -48,13 +48,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(folder)
     try:
         for command in (
-            "patch llama --k 4 --no-verify -o plain".split(),
-            "patch llama --k 4 --no-verify -o done".split(),
-            "calibrate done -d q.jsonl".split(),
-            "eval done -d q.jsonl --max-new-tokens 2 --max-drop 100 --no-cache".split(),
-            (*TUNE, "--keep", "0.5", "-o", "tuned"),
+            "patch llama --k 4 --no-verify -o plain",
+            "patch llama --k 4 --no-verify -o done",
+            "calibrate done -d q.jsonl",
+            "eval done -d q.jsonl --max-new-tokens 2 --max-drop 100 --no-cache",
+            " ".join((*TUNE, "--keep", "0.5", "-o", "tuned")),
         ):
-            ended = run(*command)
+            ended = run(*command.split())
             assert ended.code == 0, ended
     finally:
         os.chdir(here)

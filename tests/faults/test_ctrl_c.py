@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a call to the file system: exit code 130, the old state or the new one, a second run works."""
+"""Ctrl-C in the middle of a call to the file system: exit code 130, the old state or the new, a second run works."""
 
 from __future__ import annotations
 
