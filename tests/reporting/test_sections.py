@@ -20,6 +20,8 @@ from hf_sparsify.reporting.reproduce import reproduce_section
 from made_up_cells import DESCRIBED, accuracy, cell, flip, found, searched, speed
 from sweep_directories import sensitivity
 
+pytestmark = pytest.mark.usefixtures("valid_charts")
+
 
 def values(chart: Any) -> list[dict[str, Any]]:
     made = spec(chart)
