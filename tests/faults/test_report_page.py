@@ -14,7 +14,7 @@ from faulty_disk import FaultyDisk, disk_full
 
 COMMAND = ("report", "done", "-o", "out.html")
 OLD = b"an older page"
-MOMENTS = 12  # calls of one report that fail
+MOMENTS = 8  # calls of one report that fail
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def measured(drill: Drill) -> Drill:
 
 
 def test_damaged_measurements(measured: Drill) -> None:
-    for case in bad_measurements.cases(random.Random(7), measured.folder, 12):
+    for case in bad_measurements.cases(random.Random(7), measured.folder, 6):
         measured.check("damaged measurements", case)
 
 
