@@ -15,6 +15,7 @@ from ..environment import describe_environment, package_versions
 from ..errors import DataError, SparsifyError, UsageError
 from ..evaluation.items import ItemSet
 from ..evaluation.journal import PREDICTIONS, RESULTS
+from ..evaluation.saved import SHARES, Saved, savings, weighted
 from ..evaluation.verdict.gate import LEVEL, PASS
 from ..files import cannot_write, read_file, write_file
 from ..patcher.binding.loading import LoadedModel
@@ -148,7 +149,8 @@ class TuneRecord:
             self.content["task"] = results["task"]
             entry["status"] = "done"
             entry["results"] = str((outcome.directory / RESULTS).relative_to(self.directory))
-            entry["saved"] = {"share": 1 - kept_share(results, one.cell, found, goal), "of": UNITS[goal]}
+            saved, beside = savings_of(results, one.cell, found, goal)
+            entry |= {"saved": asdict(saved), "also_saved": beside and asdict(beside)}
             entry["verdict"] = {name: verdict[name] for name in ("decision", "p", "reason", "needed")} | {
                 "level": LEVEL
             }
@@ -161,22 +163,15 @@ class TuneRecord:
         self.write()
 
 
-def kept_share(results: dict[str, Any], cell: Cell, found: SensitivityMap, goal: str) -> float:
-    """What a cell kept in the evaluation, as a share of what all modules of the map have when they are dense.
-
-    Modules are weighed as on tuning data; time was measured there alone.
-    """
+def savings_of(results: dict[str, Any], cell: Cell, found: SensitivityMap, goal: str) -> tuple[Saved, Saved | None]:
+    """What a cell saved in the evaluation of what all modules of the map have when they are dense, and of activations
+    beside attention. Modules are weighed as on tuning data; time was measured there alone."""
+    beside = next((one for one in savings(results)[1:] if not one.is_attention), None)
     if goal == "latency":
-        return cell.cost
-    name = "kept_share" if goal == "kept" else "decode_v_rows_share"
-    modules = results["kept"]["modules"]
-
-    def share(module: str) -> float:
-        counted = modules.get(module, {})
-        values = [counted.get(key) for key in ((name, "activations_kept_share") if goal == "kept" else (name,))]
-        return float(next((value for value in values if value is not None), 1.0))
-
-    return sum(weight * share(module) for module, weight in weights_of(found, goal).items())
+        return Saved(1 - cell.cost, UNITS[goal]), beside
+    keys = tuple(SHARES) if goal == "kept" else ("decode_v_rows_share",)
+    kept = weighted(results["kept"]["modules"], keys, weights_of(found, goal))
+    return Saved(1 - kept, UNITS[goal]), beside
 
 
 def comparison(tuned: dict[str, Any] | None, uniform: dict[str, Any] | None, goal: str) -> dict[str, Any]:
@@ -262,6 +257,7 @@ def _entry(one: Candidate, goal: str) -> dict[str, Any]:
         "recalibrated": False,
         "kept_per_k": one.moved.kept_per_k,
         "saved": None,
+        "also_saved": None,
         "verdict": None,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..evaluation.verdict.gate import PASS
-from .found import FEED_FORWARD, Cell, Found, feed_forward_saved
+from .found import Cell, Found
 
 NONE, NOT_ENDED = "NONE PASSED", "NOT ENDED"
 
@@ -35,10 +35,7 @@ def _called(found: Found, cell: Cell) -> str:
 
 
 def _saves(cell: Cell) -> str:
-    if not cell.saved:
-        return ""
-    said, activations = f"saves {100 * cell.saved[0]:.1f} % of {cell.saved[1]}", feed_forward_saved(cell)
-    return f"{said}; " if activations is None else f"{said} and {100 * activations:.1f} % of {FEED_FORWARD}; "
+    return f"saves {' and '.join(map(str, cell.saved))}; " if cell.saved else ""
 
 
 def _none(found: Found) -> str:

@@ -30,7 +30,7 @@ from ..processes import Processes
 from . import document as doc
 from .grid import Cell, chains_of, middle
 from .recipes import Calibrator, Fitted, plan_cells, read_cell, write_cell
-from .timing import same_lengths, time_cell
+from .timing import ratios, same_lengths, time_cell
 
 Advance = Callable[[int], None]
 
@@ -57,7 +57,6 @@ class Sweep:
             judged = self.items.sample(self.asking.limit, self.asking.seed)
             self.calibration_items = not_judged(self.calibration_items, judged, "calibrate")
         self.ready: dict[str, Fitted] = {}
-        self.outcomes: dict[str, Outcome] = {}
         self.document: doc.Document = {}
         self.planned, self.refused = plan_cells(self.loaded, self.options.cells)
         if not self.planned:
@@ -138,9 +137,7 @@ class Sweep:
                 doc.fail(self.entry(cell.name), lost[place])
             else:
                 self._take(cell, next(found))
-        totals = {name: outcome.results["kept"]["total"] for name, outcome in self.outcomes.items()}
-        self.document["recommended"] = doc.recommend(self.document, totals)
-        self._save()
+        self._recommend()
         return bool(lost) or not all(outcome.was_there for outcome in outcomes)
 
     def time(self, advance: Advance) -> bool:
@@ -155,6 +152,8 @@ class Sweep:
                 timed = True
                 self._save()
             advance(1)
+        if timed:
+            self._recommend()
         return timed
 
     def end(self) -> None:
@@ -233,9 +232,14 @@ class Sweep:
         return [verdict for chain in corrected for verdict in chain]
 
     def _take(self, cell: Cell, outcome: Outcome) -> None:
-        self.outcomes[cell.name] = outcome
         level = chain_level(len(chains_of(self.cells)))
         doc.take_results(self.entry(cell.name), outcome.results, self._below(outcome.directory / RESULTS), level)
+
+    def _recommend(self) -> None:
+        timed = {entry["name"]: entry["bench"] for entry in self.document["cells"] if entry["bench"]}
+        speeds = {name: ratios(self.directory / file) for name, file in timed.items()}
+        self.document["recommended"] = doc.recommend(self.document, speeds)
+        self._save()
 
     def _below(self, path: Path) -> str:
         return path.relative_to(self.directory).as_posix()

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from hf_sparsify.charts.files import spec, to_svg
+from hf_sparsify.evaluation.saved import ACTIVATIONS, ELEMENTS, Saved
 from hf_sparsify.reporting.bench_chart import MOST_CHARTS, bench_section
 from hf_sparsify.reporting.cells import HEADER, cells_section
 from hf_sparsify.reporting.csv_files import csv_bytes
 from hf_sparsify.reporting.flips import SHOWN, flips_section, marked
-from hf_sparsify.reporting.found import FEED_FORWARD, Kept, largest_saving, saved_of
+from hf_sparsify.reporting.found import Kept, largest_saving
 from hf_sparsify.reporting.headline import headline
 from hf_sparsify.reporting.heat_maps import kept_section, sensitivity_section
 from hf_sparsify.reporting.pareto import pareto_section
@@ -53,11 +54,11 @@ def test_pareto_charts_are_of_those_that_were_asked_the_same_and_timed() -> None
 
 
 def test_feed_forward_has_a_chart_of_its_own() -> None:
-    kept = {"attention elements": 0.25, FEED_FORWARD: 0.1}
+    attention = Saved(0.75, ELEMENTS)
     cells = [
         cell("a"),
-        cell("b", accuracy=accuracy(kept=kept)),
-        cell("c", accuracy=accuracy(kept={**kept, FEED_FORWARD: 0.2})),
+        replace(cell("b"), saved=(attention, Saved(0.9, ACTIVATIONS))),
+        replace(cell("c"), saved=(attention, Saved(0.8, ACTIVATIONS))),
     ]
     section = pareto_section(cells, cells[1])
     assert section is not None
@@ -72,9 +73,7 @@ def test_feed_forward_has_a_chart_of_its_own() -> None:
     column = HEADER.index("feed-forward saved, %")
     assert [row[column] for row in cells_section(cells, None).tables[0].rows] == [None, 90.0, 80.0]
     assert largest_saving(cells) == cells[1]
-    alone = cell("d", accuracy=accuracy(kept={FEED_FORWARD: 0.1}), saved=None)
-    alone = replace(alone, saved=saved_of(alone.accuracy))
-    section = pareto_section([alone], None)
+    section = pareto_section([replace(cell("d"), saved=(Saved(0.9, ACTIVATIONS),))], None)
     assert section is not None
     assert [figure.name for figure in section.figures] == ["pareto"]
 
