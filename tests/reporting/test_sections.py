@@ -57,8 +57,8 @@ def test_feed_forward_has_a_chart_of_its_own() -> None:
     attention = Saved(0.75, ELEMENTS)
     cells = [
         cell("a"),
-        replace(cell("b"), saved=(attention, Saved(0.9, ACTIVATIONS))),
-        replace(cell("c"), saved=(attention, Saved(0.8, ACTIVATIONS))),
+        replace(cell("b"), saved=(attention, Saved(0.875, ACTIVATIONS))),
+        replace(cell("c"), saved=(attention, Saved(0.75, ACTIVATIONS))),
     ]
     section = pareto_section(cells, cells[1])
     assert section is not None
@@ -66,12 +66,12 @@ def test_feed_forward_has_a_chart_of_its_own() -> None:
     assert (attention.name, activations.name) == ("pareto", "pareto-feed-forward")
     assert [row[2] for row in attention.table.rows] == [25.0] * 3
     assert activations.table.header[2] == "kept of feed-forward activations, %"
-    assert [(row[0], row[2]) for row in activations.table.rows] == [("top-k b", 10.0), ("top-k c", 20.0)]
+    assert [(row[0], row[2]) for row in activations.table.rows] == [("top-k b", 12.5), ("top-k c", 25.0)]
     assert activations.table.marked == 0
     assert "Attention and feed-forward layers have a chart each" in section.sentences[-1]
-    assert "elements and 90.0 % of feed-forward activations; " in headline(found(cells[1]))[1]
+    assert "elements and 87.5 % of feed-forward activations; " in headline(found(cells[1]))[1]
     column = HEADER.index("feed-forward saved, %")
-    assert [row[column] for row in cells_section(cells, None).tables[0].rows] == [None, 90.0, 80.0]
+    assert [row[column] for row in cells_section(cells, None).tables[0].rows] == [None, 87.5, 75.0]
     assert largest_saving(cells) == cells[1]
     section = pareto_section([replace(cell("d"), saved=(Saved(0.9, ACTIVATIONS),))], None)
     assert section is not None
