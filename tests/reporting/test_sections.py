@@ -24,7 +24,7 @@ from sweep_directories import sensitivity
 
 def values(chart: Any) -> list[dict[str, Any]]:
     made = spec(chart)
-    return [value for layer in made.get("layer", [made]) for value in layer.get("data", {}).get("values", [])]
+    return [value for part in (made, *made.get("layer", [])) for value in part.get("data", {}).get("values", [])]
 
 
 def test_pareto_by_hand() -> None:
@@ -104,9 +104,18 @@ def test_kept_maps_and_bars() -> None:
     assert (by_head.name, bars.name) == ("kept-enc-attn", "kept-dec-mlp")
     assert by_head.table.rows == ((0, 0, 25.0), (0, 1, 75.0), (1, 0, 25.0), (1, 1, 75.0))
     assert bars.table.rows == ((0, 10.0),)
-    assert len(values(by_head.chart)) == 4
+    assert [value["share"] for value in values(by_head.chart)] == [0.25, 0.75, 0.25, 0.75]
+    assert values(bars.chart) == [{"layer": "0", "share": 0.1}]
     assert kept_section(None) is None
     assert kept_section(cell(accuracy=accuracy(modules=()))) is None
+
+
+def test_kept_maps_of_one_page_can_be_compared() -> None:
+    modules = (Kept("enc.0.attn", 0.5, (0.25, 0.75)), Kept("dec.0.attn", 0.1, (0.125, 0.0625)))
+    section = kept_section(cell(accuracy=accuracy(modules=modules)))
+    assert section is not None
+    colours = [spec(figure.chart)["layer"][0]["encoding"]["color"] for figure in section.figures]
+    assert [colour["scale"]["domain"] for colour in colours] == [[0, 0.75]] * 2
 
 
 def test_sensitivity_map() -> None:
