@@ -14,8 +14,10 @@ from ..patcher.binding.modules import AttentionModule, attention_modules, unwrap
 def module_kinds(model: nn.Module, plan: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The attention modules and feed-forward layers of a model by kind ("decoder self", "encoder feed-forward"), for
     results.json: {kind: {"modules": how many, "patched": the names of those in the plan}}."""
-    planned, model, found = set(plan), unwrapped(model), dict[str, dict[str, Any]]()
-    for module in [*attention_modules(model), *feed_forward_modules(model)]:
+    planned, model = set(plan), unwrapped(model)
+    modules: list[AttentionModule | FeedForwardModule] = [*attention_modules(model), *feed_forward_modules(model)]
+    found: dict[str, dict[str, Any]] = {}
+    for module in modules:
         kind = found.setdefault(_kind(module), {"modules": 0, "patched": []})
         kind["modules"] += 1
         kind["patched"] += [module.name] if module.name in planned else []

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..commands.calibrator import CALIBRATION
 from ..errors import DataError, UsageError
 from ..evaluation.saved import Saved, savings, unbeaten
 from ..evaluation.verdict.gate import PASS
@@ -19,7 +20,7 @@ from ..strict_json import parse_json
 from .grid import Cell, chains_of
 
 SCHEMA_VERSION = 1  # of sweep.json
-FILE, RECIPES, CALIBRATION = "sweep.json", "recipes", "calibration"
+FILE, RECIPES = "sweep.json", "recipes"
 DEFAULT_DIRECTORY = "sparsified-sweep"
 MOST_BYTES = 2**26
 WAITING, DONE, REFUSED, FAILED = "waiting", "done", "refused", "failed"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..commands.calibrate import CalibrateOptions
+from ..commands.calibrator import CALIBRATION, Calibrator, describe_calibration
 from ..commands.evaluate import EvalOptions, Outcome, evaluate_targets, make_task
 from ..commands.sweep import SweepOptions
 from ..commands.target import Target
@@ -29,7 +30,7 @@ from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
 from . import document as doc
 from .grid import Cell, chains_of, middle
-from .recipes import Calibrator, Fitted, plan_cells, read_cell, write_cell
+from .recipes import Fitted, fit_cell, plan_cells, read_cell, write_cell
 from .timing import ratios, same_lengths, time_cell
 
 Advance = Callable[[int], None]
@@ -206,7 +207,7 @@ class Sweep:
         if cell is None or items is None:
             return None
         options = CalibrateOptions(self.options.samples, self.asking.seed, distractors=self.asking.distractors)
-        at, place = self.planned[cell.name].recipe, self.directory / doc.CALIBRATION
+        at, place = self.planned[cell.name].recipe, self.directory / CALIBRATION
         return Calibrator(self.loaded, items, options, at, place, self.processes, self.say)
 
     def _prepare(self, cell: Cell, calibrator: Calibrator | None) -> None:
@@ -214,7 +215,7 @@ class Sweep:
         fitted, entry = Fitted(self.planned[cell.name].recipe), self.entry(cell.name)
         if cell.setting.needs_thresholds and calibrator is not None:
             try:
-                fitted = calibrator.fit(self.planned[cell.name].recipe, self._place(cell))
+                fitted = fit_cell(calibrator, self.planned[cell.name].recipe, self._place(cell))
             except FAILURES as error:
                 doc.fail(entry, one_sentence(error))
                 return
@@ -250,18 +251,12 @@ class Sweep:
 
     def _about(self) -> dict[str, Any]:
         """What sweep.json says of the command, the model and the data."""
-        items, gate, at, calibrated = self.items, self.asking.gate, middle(self.cells), self.calibration_items
+        gate, at, calibrated = self.asking.gate, middle(self.cells), self.calibration_items
         return {
             "command": self.command,
             "base_model": asdict(self.loaded.base),
             "task": self.task.name,
-            "dataset": {
-                "name": items.name,
-                "split": items.split,
-                "schema": items.dataset.name,
-                "fingerprint": items.fingerprint,
-                "items": len(self.task.items),
-            },
+            "dataset": self.task.items.describe(),
             "gate": {**asdict(gate), "margin": gate.margin},
             "seed": self.asking.seed,
             "limit": self.asking.limit,
@@ -269,14 +264,7 @@ class Sweep:
             "environment": describe_environment(),
             "calibration": None
             if at is None or calibrated is None
-            else {
-                "dataset": calibrated.name,
-                "split": calibrated.split,
-                "samples": self.samples,
-                "seed": self.asking.seed,
-                "at": at.setting.budget,
-                "recipe": doc.CALIBRATION,
-            },
+            else describe_calibration(calibrated, self.samples, self.asking.seed, at.setting.budget),
         }
 
     def _run_key(self) -> str:

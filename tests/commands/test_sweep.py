@@ -229,7 +229,7 @@ def test_calibration_that_fails(sparsify: Sparsify, monkeypatch: pytest.MonkeyPa
         raise DataError("no row sees more keys than its k")
 
     with monkeypatch.context() as patching:
-        patching.setattr("hf_sparsify.sweeping.recipes.calibrate_target", failing)
+        patching.setattr("hf_sparsify.commands.calibrator.calibrate_target", failing)
         assert sparsify(*ASK).code == 0
     assert statuses() == ["done", "done", "done", "done", "failed", "failed"]
     assert cells()["top-theta-keep-0.2"]["error"] == "calibration failed: no row sees more keys than its k"
@@ -247,7 +247,7 @@ def test_no_cell_could_be_made(sparsify: Sparsify) -> None:
 
 
 def test_thresholds_that_keep_too_much_are_fitted_anew(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_sparsify.sweeping.recipes.OFF", -1.0)
+    monkeypatch.setattr("hf_sparsify.commands.calibrator.OFF", -1.0)
     assert sparsify(*ASK, "--methods", "top-theta").code == 0
     assert [entry["recalibrated"] for entry in cells().values()] == [False, False, True]
     record = content("sparsified-sweep/recipes/top-theta-keep-0.2")["calibration"]

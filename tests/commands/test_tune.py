@@ -108,7 +108,7 @@ def test_the_same_command_runs_nothing_again(tune: Any, monkeypatch: pytest.Monk
         raise AssertionError("it was run again")
 
     monkeypatch.setattr("hf_sparsify.commands.tune.measure", never)
-    monkeypatch.setattr("hf_sparsify.commands.tune.measure_cells", never)
+    monkeypatch.setattr("hf_sparsify.commands.tune_cells.measure_cells", never)
     monkeypatch.setattr("hf_sparsify.evaluation.run._Run", never)
     done = tune()
     assert done.code == 0, done.err
@@ -120,7 +120,7 @@ def test_the_same_command_runs_nothing_again(tune: Any, monkeypatch: pytest.Monk
     "where",
     [
         "hf_sparsify.commands.tune.measure",
-        "hf_sparsify.commands.tune.measure_cells",
+        "hf_sparsify.commands.tune_cells.measure_cells",
         "hf_sparsify.evaluation.run.Record",
     ],
 )
