@@ -47,8 +47,9 @@ def _search(directory: Path, place: Path, kind: str) -> Found:
     try:
         cells = tuple(_cell(entry, base, notes) for entry in search["cells"])
         best = search["recommended"] and str(search["recommended"]["cell"])
+        others = tuple(map(str, search["recommended"].get("others", ()))) if best else ()
         sensitivity = _sensitivity(base, search.get("sensitivity"), notes)
-        found = Found(kind, directory, model_of(search), cells, best, search, sensitivity)
+        found = Found(kind, directory, model_of(search), cells, best, search, sensitivity, others=others)
         described(search)
         str(search["command"]), str(search["gate"]["margin"]), str(search["dataset"]["name"]), bool(search["ended"])
     except MALFORMED as error:

@@ -118,7 +118,8 @@ class Cell:
 class Found:
     """What one directory holds. kind: "sweep", "tune" or "recipe".
 
-    search: sweep.json or tune.json. sensitivity: sensitivity.json. notes: a sentence for each file that was left out.
+    others: the cells of a sweep that save most of something else than the recommended one. search: sweep.json or
+    tune.json. sensitivity: sensitivity.json. notes: a sentence for each file that was left out.
     """
 
     kind: str
@@ -129,6 +130,7 @@ class Found:
     search: dict[str, Any] = field(default_factory=dict)
     sensitivity: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def best(self) -> Cell | None:

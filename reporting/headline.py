@@ -27,7 +27,14 @@ def _recommended(found: Found, best: Cell) -> str:
     said = str(comparison.get("sentence") or "").rstrip(".") if isinstance(comparison, dict) else ""
     more = f" {said[:1].upper()}{said[1:]}." if said else ""
     reason = best.reason or str(found.search["recommended"].get("reason") or "")
-    return f"{_called(found, best)}: {_saves(best)}{reason.rstrip('.')}.{more}"
+    return f"{_called(found, best)}: {_saves(best)}{reason.rstrip('.')}.{more}{_others(found)}"
+
+
+def _others(found: Found) -> str:
+    """Those that pass too and save most of something else."""
+    cells = [cell for cell in found.cells if cell.name in found.others]
+    said = "; ".join(f"{cell.label} saves {' and '.join(map(str, cell.saved))}" for cell in cells)
+    return f" Not to be compared with that: {said}." if said else ""
 
 
 def _called(found: Found, cell: Cell) -> str:

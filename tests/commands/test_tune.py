@@ -213,9 +213,32 @@ def test_top_theta_is_calibrated_once_for_all_candidates(tune: Any, sparsify: Sp
     assert best.thresholds
     assert best.calibration is not None
     assert best.calibration.samples == 3
+    assert {method.name for method in (best.before_calibration or {}).values()} == {"top-k"}
     assert all(cell["kept_per_k"] > 0.5 for cell in found["cells"])
     assert sparsify("validate", "sparsified-tuned", "--no-verify").code == 0
     assert "x k" in done.out
+
+
+def test_thresholds_that_keep_too_much_are_fitted_at_the_allocation(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    theta = ("--attention", "top-theta", "--keep", "0.5,0.2", "--skip-layers", "none")
+    with monkeypatch.context() as patching:
+        patching.setattr("hf_sparsify.commands.calibrator.OFF", -1.0)
+        assert tune(*theta).code == 0
+    found = {cell["name"]: cell for cell in record()["cells"]}
+    assert [found[f"uniform-keep-{keep}"]["recalibrated"] for keep in (0.5, 0.2)] == [True, False], "0.2 is the middle"
+    assert found[record()["recommended"]["cell"]]["recalibrated"]
+    calibration = load_recipe("sparsified-tuned").calibration
+    assert calibration is not None
+    assert "calibrated at" not in calibration.budget
+    with monkeypatch.context() as patching:
+        patching.setattr("hf_sparsify.commands.calibrator.calibrate_target", None)
+        assert tune(*theta).code == 0, "what was calibrated is there"
+    assert {cell["name"]: cell for cell in record()["cells"]} == found
+    assert tune(*theta, "--samples", "2", "--force").code == 0
+    assert not any(cell["recalibrated"] for cell in record()["cells"] if abs(cell["kept_per_k"] - 1) <= 0.1)
+    calibration = load_recipe("sparsified-tuned/tune/calibration").calibration
+    assert calibration is not None
+    assert calibration.samples == 2, "that of the tuning before is gone"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hf_sparsify.charts.files import spec, to_svg
-from hf_sparsify.evaluation.saved import ACTIVATIONS, ELEMENTS, Saved
+from hf_sparsify.evaluation.saved import ACTIVATIONS, ELEMENTS, SCORES, Saved
 from hf_sparsify.reporting.bench_chart import MOST_CHARTS, bench_section
 from hf_sparsify.reporting.cells import HEADER, cells_section
 from hf_sparsify.reporting.csv_files import csv_bytes
@@ -76,6 +76,13 @@ def test_feed_forward_has_a_chart_of_its_own() -> None:
     section = pareto_section([replace(cell("d"), saved=(Saved(0.9, ACTIVATIONS),))], None)
     assert section is not None
     assert [figure.name for figure in section.figures] == ["pareto"]
+
+
+def test_what_cannot_be_compared_is_in_the_sentence_too() -> None:
+    other = replace(cell("b"), saved=(Saved(0.5, SCORES),))
+    sentence = headline(replace(searched(cell(), other, recommended="a"), others=("b",)))[1]
+    assert sentence.endswith("Not to be compared with that: top-k b saves 50.0 % of attention scores.")
+    assert "compared" not in headline(searched(cell(), other, recommended="a"))[1]
 
 
 def test_points_have_one_decimal_on_the_page_alone() -> None:
