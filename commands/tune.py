@@ -200,13 +200,12 @@ class Tuning:
         """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level; for one
         that fails the reason, and the sequence goes on without it; empty on all processes but the first. SparsifyError
         if all of them fail."""
-        targets = []
-        for one in candidates:
-            place = self.inside / RECIPES / one.cell.name
-            if self.processes.is_main:
-                save_recipe(one.recipe, place, force=True)
-            targets.append(Target(self.loaded, one.recipe, place))
-        self.processes.wait()
+        places = [self.inside / RECIPES / one.cell.name for one in candidates]
+        with self.processes.together():
+            for one, place in zip(candidates, places, strict=True):
+                if self.processes.is_main:
+                    save_recipe(one.recipe, place, force=True)
+        targets = [Target(self.loaded, one.recipe, place) for one, place in zip(candidates, places, strict=True)]
         lost: Lost = {}
 
         def corrected(verdicts: list[Verdict]) -> list[Verdict]:

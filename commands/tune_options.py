@@ -7,9 +7,10 @@ from typing import Any
 
 from ..errors import UsageError, require_at_least_one
 from ..evaluation.items import ItemSet
+from ..evaluation.saved import ACTIVATIONS
 from ..patcher.methods import TopK, TopKFeedForward
 from ..patcher.plan import check_selection
-from ..tuning.ladder import GOALS, RUNGS, check_rungs
+from ..tuning.ladder import BOTH, GOALS, RUNGS, UNITS, check_rungs
 from .evaluate import EvalOptions
 from .evaluate import make_options as make_asking
 from .patch import NO_LAYERS, make_feed_forward, make_method
@@ -68,6 +69,13 @@ class TuneOptions:
         check_rungs(self.keeps)
         check_selection(layers=self.layers, skip_layers=self.skipped, kind=self.kind, stack=self.stack)
         self.methods()
+
+    @property
+    def unit(self) -> str:
+        """What the shares that are kept and saved are of."""
+        if self.goal != "kept" or self.ffn == "none":
+            return UNITS[self.goal]
+        return ACTIVATIONS if self.attention == "none" else BOTH
 
     @property
     def calibrates(self) -> bool:

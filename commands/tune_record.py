@@ -14,6 +14,7 @@ from typing import Any
 from ..environment import describe_environment, package_versions
 from ..errors import DataError, SparsifyError, UsageError
 from ..evaluation.journal import RESULTS
+from ..evaluation.saved import Saved
 from ..evaluation.verdict.gate import LEVEL
 from ..files import cannot_write, read_file, write_file
 from ..patcher.binding.loading import LoadedModel
@@ -26,7 +27,7 @@ from ..tuning.sensitivity_file import SENSITIVITY_FILE
 from .calibrator import CALIBRATION, describe_calibration
 from .evaluate import Outcome
 from .tune_options import TuneData, TuneOptions
-from .tune_result import best_of, comparison, savings_of
+from .tune_result import best_of, comparison, kept_share
 
 TUNE_FILE = "tune.json"
 SCHEMA_VERSION = 1
@@ -100,6 +101,7 @@ class TuneRecord:
             "base_model": asdict(loaded.base),
             "task": None,
             "goal": options.goal,
+            "unit": options.unit,
             "dataset": data.evaluation.describe(),
             "tuned_on": data.tuning.describe(),
             "gate": {"max_drop": gate.max_drop, "min_recovery": gate.min_recovery, "margin": gate.margin},
@@ -172,8 +174,8 @@ class TuneRecord:
             self.content["task"] = results["task"]
             entry["status"] = "done"
             entry["results"] = str((outcome.directory / RESULTS).relative_to(self.directory))
-            saved, beside = savings_of(results, one.cell, found, goal)
-            entry |= {"saved": asdict(saved), "also_saved": beside and asdict(beside)}
+            share = 1 - kept_share(results, one.cell, found, goal)
+            entry["saved"] = asdict(Saved(share, self.content["unit"]))
             entry["verdict"] = {name: verdict[name] for name in ("decision", "p", "reason", "needed")} | {
                 "level": LEVEL
             }
@@ -181,7 +183,7 @@ class TuneRecord:
         if (chosen := best[TUNED]) is not None:
             reason = f"the sparsest tuned allocation that passes: {chosen['verdict']['reason']}"
             self.content["recommended"] = {"cell": chosen["name"], "reason": reason}
-        self.content["comparison"] = comparison(best[TUNED], best[UNIFORM], goal)
+        self.content["comparison"] = comparison(best[TUNED], best[UNIFORM], self.content["unit"])
         self.content["ended"] = True
         self.write()
 
@@ -214,7 +216,6 @@ def _entry(one: Candidate, goal: str) -> dict[str, Any]:
         "recalibrated": one.moved.recalibrated,
         "kept_per_k": one.moved.kept_per_k,
         "saved": None,
-        "also_saved": None,
         "verdict": None,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..calibration.histogram_file import HISTOGRAMS_FILE
 from ..evaluation.journal import PREDICTIONS, RESULTS
-from ..evaluation.saved import SHARES, Saved, savings, weighted
+from ..evaluation.saved import SHARES, weighted
 from ..evaluation.verdict.gate import PASS
 from ..files import cannot_write, write_file
 from ..patcher.recipe import RECIPE_FILE, THRESHOLDS_FILE, Recipe, save_recipe
@@ -16,31 +16,32 @@ from ..tuning.ladder import UNITS, Cell, weights_of
 from ..tuning.sensitivity import SensitivityMap
 
 
-def savings_of(results: dict[str, Any], cell: Cell, found: SensitivityMap, goal: str) -> tuple[Saved, Saved | None]:
-    """What a cell saved in the evaluation of what all modules of the map have when they are dense, and of activations
-    beside attention. Modules are weighed as on tuning data; time was measured there alone."""
-    beside = next((one for one in savings(results)[1:] if not one.is_attention), None)
+def kept_share(results: dict[str, Any], cell: Cell, found: SensitivityMap, goal: str) -> float:
+    """What a cell kept in the evaluation, as a share of what all modules of the map have when they are dense.
+
+    Modules are weighed as on tuning data; time was measured there alone.
+    """
     if goal == "latency":
-        return Saved(1 - cell.cost, UNITS[goal]), beside
+        return cell.cost
     keys = tuple(SHARES) if goal == "kept" else ("decode_v_rows_share",)
-    kept = weighted(results["kept"]["modules"], keys, weights_of(found, goal))
-    return Saved(1 - kept, UNITS[goal]), beside
+    return weighted(results["kept"]["modules"], keys, weights_of(found, goal))
 
 
-def comparison(tuned: dict[str, Any] | None, uniform: dict[str, Any] | None, goal: str) -> dict[str, Any]:
-    """What the best tuned and the best uniform candidate that pass save, side by side, for JSON."""
+def comparison(tuned: dict[str, Any] | None, uniform: dict[str, Any] | None, unit: str) -> dict[str, Any]:
+    """What the best tuned and the best uniform candidate that pass save, side by side, for JSON. unit: what the
+    shares are of."""
     saved = [None if one is None else one["saved"]["share"] for one in (tuned, uniform)]
     kept = [None if share is None else f"{100 * (1 - share):.1f} %" for share in saved]
     rate = "" if uniform is None else f" (keep = {uniform['setting']['keep']:g})"
-    verb = "takes" if goal == "latency" else "keeps"
+    verb = "takes" if unit == UNITS["latency"] else "keeps"
     if tuned is None and uniform is None:
         sentence = "neither a tuned allocation nor a uniform keep passes"
     elif uniform is None:
-        sentence = f"tuned {verb} {kept[0]} of {UNITS[goal]} at PASS, and no uniform keep passes"
+        sentence = f"tuned {verb} {kept[0]} of {unit} at PASS, and no uniform keep passes"
     elif tuned is None:
-        sentence = f"no tuned allocation passes, and the best uniform keep {verb} {kept[1]} of {UNITS[goal]}{rate}"
+        sentence = f"no tuned allocation passes, and the best uniform keep {verb} {kept[1]} of {unit}{rate}"
     else:
-        sentence = f"tuned {verb} {kept[0]} of {UNITS[goal]} at PASS, the best uniform keep {kept[1]}{rate}"
+        sentence = f"tuned {verb} {kept[0]} of {unit} at PASS, the best uniform keep {kept[1]}{rate}"
     return {
         "tuned": None if tuned is None else tuned["name"],
         "uniform": None if uniform is None else uniform["name"],

@@ -242,9 +242,14 @@ def test_thresholds_that_keep_too_much_are_fitted_at_the_allocation(tune: Any, m
 
 
 @pytest.mark.parametrize(
-    "options", [("--ffn", "top-k"), ("--goal", "v-rows"), ("--ffn", "top-k", "--attention", "none")]
+    ("options", "unit"),
+    [
+        (("--ffn", "top-k"), "multiply-adds of attention and feed-forward layers"),
+        (("--goal", "v-rows"), "V rows in decoding"),
+        (("--ffn", "top-k", "--attention", "none"), "feed-forward activations"),
+    ],
 )
-def test_other_goals_and_feed_forward_layers(options: tuple[str, ...], tune: Any) -> None:
+def test_other_goals_and_feed_forward_layers(options: tuple[str, ...], unit: str, tune: Any) -> None:
     done = tune(*options, "--quiet", "--json", model="t5")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -254,7 +259,8 @@ def test_other_goals_and_feed_forward_layers(options: tuple[str, ...], tune: Any
     assert feed_forward == ("--ffn" in options)
     if "v-rows" in options:
         assert not any(name.startswith("encoder") for name in plan)
-    assert found["cells"][0]["saved"]["of"]
+    assert (found["unit"], found["cells"][0]["saved"]["of"]) == (unit, unit)
+    assert unit in found["comparison"]["sentence"]
 
 
 def test_time_is_measured_where_it_is_the_goal(tune: Any) -> None:
