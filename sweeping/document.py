@@ -131,7 +131,7 @@ def recommend(document: Document, speeds: Mapping[str, Mapping[str, float]]) -> 
     times, if all of them have some; those that are still left are all named, "others" after the first. speeds: dense
     time / patched time in each phase, of the cells that were timed.
     """
-    passed = [cell for cell in sparse_cells(document) if decision(cell) == PASS]
+    passed = [cell for cell in sparse_cells(document) if decision(cell) == PASS and cell["saved"]]
     best = [passed[place] for place in unbeaten([_shares(cell) for cell in passed])]
     if not best:
         return None
