@@ -16,6 +16,7 @@ from ..evaluation.dense_cache import DenseCache, dense_key, has_offloaded_weight
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.journal import RESULTS, RUN, SCHEMA_VERSION, Journal, ended_run, predictions_of
+from ..evaluation.module_kinds import module_kinds
 from ..evaluation.prompts import read_template
 from ..evaluation.results import Correction, judge, prediction_lines, summarize
 from ..evaluation.run import Contender, Evaluation, Lost, evaluate, fitting_items
@@ -172,6 +173,7 @@ def describe(
             {
                 "schema_version": SCHEMA_VERSION,
                 **describe_target(target, recipe),
+                "module_kinds": module_kinds(target.loaded.model, recipe.plan),
                 "calibration": calibration and {key: value for key, value in calibration.items() if key != "items"},
                 "seen_in_calibration": len(_seen(recipe, task)),
                 "seed": options.seed,

@@ -141,6 +141,16 @@ class ItemSet:
     def __len__(self) -> int:
         return len(self.items)
 
+    def describe(self) -> dict[str, Any]:
+        """Which items, for JSON."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "schema": self.dataset.name,
+            "fingerprint": self.fingerprint,
+            "items": len(self),
+        }
+
     def sample(self, limit: int | None, seed: int) -> ItemSet:
         """A random subset of `limit` items in their original order; everything if there are no more than that.
 

@@ -43,10 +43,7 @@ def summarize(evaluation: Evaluation, verdict: Verdict, seed: int) -> dict[str, 
     return {
         "task": task.name,
         "dataset": {
-            "name": items.name,
-            "split": items.split,
-            "schema": items.dataset.name,
-            "fingerprint": items.fingerprint,
+            **items.describe(),
             "items": len(records),
             "groups": len(set(groups)),
             "left_out_too_long": evaluation.left_out,
