@@ -152,7 +152,9 @@ class Tuning:
         if self.processes.is_main:
             record.finish(candidates, outcomes, found)
             recipes = {one.cell.name: one.recipe for one in candidates}
+            # Before the record says that all has ended: whoever reads that may trust the recipe.
             write_recommended(self.directory, self.inside, record.content, recipes)
+            record.write()
         return Tuned(record.content, found, self.directory)
 
     def _map(self, plan: dict[str, Method], read: list[list[dict[str, Tensor]]], key: str) -> SensitivityMap:

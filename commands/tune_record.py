@@ -164,7 +164,8 @@ class TuneRecord:
         self.write()
 
     def finish(self, candidates: Sequence[Candidate], outcomes: Sequence[Outcome | str], found: SensitivityMap) -> None:
-        """The verdicts, what is recommended, and the comparison. outcomes: of a candidate that failed, why."""
+        """Takes the verdicts, what is recommended, and the comparison, and does not write them yet. outcomes: of a
+        candidate that failed, why."""
         goal = self.content["goal"]
         for entry, one, outcome in zip(self.content["cells"], candidates, outcomes, strict=True):
             if isinstance(outcome, str):
@@ -185,7 +186,6 @@ class TuneRecord:
             self.content["recommended"] = {"cell": chosen["name"], "reason": reason}
         self.content["comparison"] = comparison(best[TUNED], best[UNIFORM], self.content["unit"])
         self.content["ended"] = True
-        self.write()
 
 
 def _entry(one: Candidate, goal: str) -> dict[str, Any]:

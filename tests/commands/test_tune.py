@@ -122,6 +122,7 @@ def test_the_same_command_runs_nothing_again(tune: Any, monkeypatch: pytest.Monk
         "hf_sparsify.commands.tune.measure",
         "hf_sparsify.commands.tune_cells.measure_cells",
         "hf_sparsify.evaluation.run.Record",
+        "hf_sparsify.commands.tune.write_recommended",
     ],
 )
 def test_ctrl_c_is_gone_on_from(where: str, tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
