@@ -115,7 +115,7 @@ FRACTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "patch": (
         *("--attention", "--compensation", "--v-mean", "--placement", "--ffn", "--kind", "--stack", "--layers"),
-        *("--skip-layers", "--set", "--dtype", "--device", "--device-map", "--denominator"),
+        *("--skip-layers", "--set", "--dtype", "--device", "--device-map", "--denominator", "--clustering"),
     ),
     "inspect": ("--lengths", "--dtype"),
     "validate": ("--dtype", "--device"),
@@ -139,6 +139,8 @@ COMBINATIONS = (
     "patch llama --attention clustered --keep 0.5 -o out",
     "patch llama --attention clustered-plain --k 4 -o out",
     "patch llama --attention top-theta --clusters 4 -o out",
+    "patch llama --attention top-k --clustering hamming -o out",
+    "patch llama --set model.layers.0.self_attn=clustered,bits=32 -o out",
     "patch llama --attention top-k --placement post-softmax -o out",
     "patch llama --v-mean dropped --compensation none -o out",
     "patch llama --compensation sdc --v-mean visible -o out",
