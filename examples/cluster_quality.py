@@ -4,8 +4,8 @@
     python examples/cluster_quality.py --model models/all-MiniLM-L6-v2 --dataset squad.json --tokens 512
 
 The distance is the L1 norm of the difference of two attention rows (0 to 2), mean over all modules, heads and tokens.
-"row space" is what the package does by default: k-means in the metric of the score rows. "query space" is k-means on the
-queries themselves, seeded and updated alike. "hamming" is the paper's: k-means over hash codes of the queries.
+"row space" is what the package does by default: k-means in the metric of the score rows. "query space" is k-means on
+the queries themselves, seeded and updated alike. "hamming" is the paper's: k-means over hash codes of the queries.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ class Compare(Clustered):
 
     def clusters_in(self, space: str, inputs: AttentionInputs, clusters: int) -> Tensor:
         """The cluster of each query."""
-        if space != "query space":
-            return replace(self, clusters=clusters, clustering="hamming" if space == "hamming" else "rows").group(
-                inputs
-            )
-        generator = torch.Generator().manual_seed(self.seed)
-        return k_means(inputs.query, min(clusters, inputs.query.shape[2]), self.iterations, generator)
+        if space == "query space":
+            generator = torch.Generator().manual_seed(self.seed)
+            return k_means(inputs.query, min(clusters, inputs.query.shape[2]), self.iterations, generator)
+        clustering = "hamming" if space == "hamming" else "rows"
+        return replace(self, clusters=clusters, clustering=clustering).group(inputs)
 
 
 def main() -> None:

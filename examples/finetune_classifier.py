@@ -4,7 +4,7 @@
     python examples/finetune_classifier.py --model models/all-MiniLM-L6-v2 --output classifier
     sparsify eval classifier --dataset classifier/validation.jsonl
 
-A pair is a generated story of about 250 words and a statement: "the job of anna is baker." Half of the statements stand
+A pair is a generated story of about 220 words and a statement: "the job of anna is baker." Half of the statements stand
 in the story. The others name the same person, and a value that the story does not have at all. OUTPUT is an ordinary
 model folder; its validation.jsonl holds pairs that training has not seen.
 """
@@ -23,12 +23,14 @@ from hf_sparsify.evaluation.demo.stories import LOOKUP_SENTENCES, LOOKUP_VALUES,
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 LABELS = ("entailment", "not_entailment")
-SHAPE = Shape(mentions=(12, 14))  # about 250 words
+SHORT = Shape(facts=1, mentions=(2, 3), fillers=(0, 1), names=3)  # about 50 words, which training starts with
+LONG = Shape(mentions=(12, 14))  # about 220 words
+SHORT_SHARE = 0.75  # of the steps
 
 
-def make_pair(rng: random.Random) -> dict[str, str]:
+def make_pair(rng: random.Random, shape: Shape = LONG) -> dict[str, str]:
     """A story, a statement on one of its facts, and whether it is true."""
-    story = make_story(rng, SHAPE)
+    story = make_story(rng, shape)
     fact = rng.choice([question for question in story.questions if question.name])
     label, value = rng.choice(LABELS), fact.answer
     if label == "not_entailment":
@@ -53,7 +55,8 @@ def train(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
     model.train()
     losses, right = [], []
     for step in range(1, args.steps + 1):
-        inputs = encode(tokenizer, [make_pair(rng) for _ in range(args.batch_size)])
+        shape = SHORT if step <= SHORT_SHARE * args.steps else LONG
+        inputs = encode(tokenizer, [make_pair(rng, shape) for _ in range(args.batch_size)])
         out = model(**inputs)
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -75,9 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo-bert", help="an encoder: demo-bert, a folder or a Hub name")
     parser.add_argument("--output", type=Path, required=True, help="the new model's folder")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--items", type=int, default=400, help="pairs in validation.jsonl")
     parser.add_argument("--seed", type=int, default=0, help="of training; the validation pairs are always the same")
     args = parser.parse_args()
