@@ -26,7 +26,7 @@ KIND = "time"
 LABELS = POOL_VALUES[KIND]
 SHORT = Shape(facts=1, mentions=(2, 5), fillers=(0, 1), names=3)
 LONG = Shape(mentions=(12, 14))
-SHORT_SHARE = 0.6  # of the steps
+SHORT_SHARE = 0.8  # of the steps
 
 
 def make_example(rng: random.Random, shape: Shape = LONG) -> dict[str, str]:
