@@ -4,8 +4,8 @@
     python examples/finetune_classifier.py --model models/all-MiniLM-L6-v2 --learning-rate 1e-4 --output classifier
     sparsify eval classifier --dataset classifier/validation.jsonl
 
-A generated story of about 220 words mentions some thirteen animals, each at one of six times; the label is the time that
-is named most often, by two mentions or more. OUTPUT is an ordinary model folder; its validation.jsonl holds stories
+A generated story of about 220 words mentions some thirteen animals, each at one of six times; the label is the time
+that is named most often, by two mentions or more. OUTPUT is an ordinary model folder; its validation.jsonl holds stories
 that training has not seen. Training starts with shorter stories, which cost less.
 """
 
