@@ -5,8 +5,8 @@
     sparsify eval classifier --dataset classifier/validation.jsonl
 
 A generated story of about 220 words mentions some thirteen animals, each at one of six times; the label is the time
-that is named most often, by two mentions or more. OUTPUT is an ordinary model folder; its validation.jsonl holds stories
-that training has not seen. Training starts with shorter stories, which cost less.
+that is named most often, by two mentions or more. OUTPUT is an ordinary model folder; its validation.jsonl holds
+stories that training has not seen. Training starts with shorter stories, which cost less.
 """
 
 from __future__ import annotations
