@@ -41,6 +41,7 @@ _PATCHING: dict[str, tuple[Any, Any]] = {
     "placement": (o.Placement, None),
     "denominator": (o.Denominator, None),
     "clusters": (o.Clusters, None),
+    "clustering": (o.Clustering, None),
     "min_length": (o.MinLength, None),
     "ffn": (o.Ffn, "none"),
     "ffn_k": (o.FfnK, None),
@@ -103,7 +104,7 @@ _SWEEPING: dict[str, tuple[Any, Any]] = {
         name: _PATCHING[name]
         for name in ("layers", "skip_layers", "kind", "stack", "compensation", "v_mean", "placement", "denominator")
     },
-    **{name: _PATCHING[name] for name in ("min_keep", "min_length", "protect_first", "protect_recent")},
+    **{name: _PATCHING[name] for name in ("clustering", "min_keep", "min_length", "protect_first", "protect_recent")},
     "samples": (so.CalibrationSamples, 128),
     "calibrate_on": (so.CalibrateOn, None),
     "bench": (so.TimeCells, False),

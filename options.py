@@ -210,6 +210,14 @@ OtherDenominator = Annotated[
 Clusters = Annotated[
     int | None, typer.Option(help="Clusters of queries per head (default: 100).", rich_help_panel=METHOD)
 ]
+Clustering = Annotated[
+    str | None,
+    typer.Option(
+        help="How queries are clustered: by the distance of their score rows (rows, default), or by that of their hash "
+        "codes, as in the paper (hamming).",
+        rich_help_panel=METHOD,
+    ),
+]
 MinLength = Annotated[
     int | None,
     typer.Option(

@@ -15,6 +15,8 @@ COMBINATIONS = (
     "patch llama --attention clustered --keep 0.5 -o out",
     "patch llama --attention clustered-plain --k 4 -o out",
     "patch llama --attention top-theta --clusters 4 -o out",
+    "patch llama --attention top-k --clustering hamming -o out",
+    "patch llama --set model.layers.0.self_attn=clustered,bits=32 -o out",
     "patch llama --attention top-k --placement post-softmax -o out",
     "patch llama --v-mean dropped --compensation none -o out",
     "patch llama --compensation sdc --v-mean visible -o out",

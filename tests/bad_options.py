@@ -115,7 +115,7 @@ FRACTIONS: dict[str, dict[str, tuple[str, ...]]] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "patch": (
         *("--attention", "--compensation", "--v-mean", "--placement", "--ffn", "--kind", "--stack", "--layers"),
-        *("--skip-layers", "--set", "--dtype", "--device", "--device-map", "--denominator"),
+        *("--skip-layers", "--set", "--dtype", "--device", "--device-map", "--denominator", "--clustering"),
     ),
     "inspect": ("--lengths", "--dtype"),
     "validate": ("--dtype", "--device"),

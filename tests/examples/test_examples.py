@@ -21,6 +21,14 @@ STAGED = ["demo-llama", "--calibration", "demo", "--evaluation", "demo", "--toke
 SCRIPTS: dict[str, tuple[list[str], str]] = {
     "calibrate_in_python.py": ([], r"top-theta, thresholds for 4 heads(.*\n)+kept on new texts: \d\.\d\d x k"),
     "cluster_quality.py": (["--texts", "1", "--tokens", "64", "--clusters", "4"], r"\| 4 \| row space \| 0\.\d+"),
+    "clustered_paper.py": (
+        ["--rows", str(Path(__file__).with_name("rows.json")), "--limit", "4", "--clusters", "8"],
+        r"^\| stories, f1, 4 items \| hamming \| \d(.*\n)\|  \| rows \| \d",
+    ),
+    "finetune_classifier.py": (
+        ["--output", "classifier", "--steps", "1", "--batch-size", "2", "--items", "4"],
+        r"^step 1: loss \d.*\nwrote classifier with 4 stories",
+    ),
     "compile.py": ([], r"k = 2 +norm .* uncompiled 0\.0e\+00\ndense +norm"),
     "demo_curve.py": (["--models", "demo-bert", "--kept", "4", "--limit", "8"], r"\| demo-bert, all \| +\d"),
     "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
