@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from ...errors import NotPatchableError
+from ..methods.distance_bias import DistanceBias
 from ..methods.visibility import FullMask, RowRanges, Visibility
 
 # Additive masks mean "hidden" by -inf, the smallest float, or, in older models, -1e4 (-9984 in bfloat16).
@@ -169,12 +170,18 @@ def visible_and_added(mask: Tensor, queries: int, keys: int) -> tuple[Tensor, Te
     return visible.expand(-1, -1, queries, keys), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
 
 
-def bias_of(position_bias: Tensor | None, added: Tensor | None, queries: int, keys: int) -> Tensor | None:
-    """All that is added to the scores, [B or 1, H or 1, queries, keys]: a model's position bias and a mask's own."""
+def bias_of(
+    position_bias: Tensor | None, added: Tensor | None, queries: int, keys: int
+) -> Tensor | DistanceBias | None:
+    """All that is added to the scores, [B or 1, H or 1, queries, keys] or by distance: a model's position bias (see
+    distances.py for one of three dimensions) and a mask's own."""
     if position_bias is None:
         return added
-    bias = position_bias[..., :keys].expand(-1, -1, queries, -1)
-    return bias if added is None else bias + added
+    if position_bias.ndim == 3:
+        bias = DistanceBias(position_bias[..., : queries + keys - 1], queries)
+        return bias if added is None else bias.whole() + added
+    whole = position_bias[..., :keys].expand(-1, -1, queries, -1)
+    return whole if added is None else whole + added
 
 
 def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, bool | None]:
