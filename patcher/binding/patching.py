@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -91,7 +91,7 @@ class Patch:
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
         for module in self.biased:
-            keep_distances(module)
+            self.hooks += keep_distances(module)
         for layer in self.feed_forward:
             layer.install()
         self._after_interception()
@@ -181,13 +181,7 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
         raise UsageError(
             "a model that shares its configuration or modules with this one is already patched: unpatch that one first"
         )
-    switched = {id(config) for config, _ in configs}
-    biased = [
-        target.module
-        for target in found.values()
-        if isinstance(target, AttentionModule) and knows_distances(target.module) and id(target.module.config) in switched
-    ]
-    patch = Patch(model, [], [], configs, biased)
+    patch = Patch(model, [], [], configs, _biased(found.values(), configs))
     told: set[str] = set()
     for name, method in plan.items():
         module = found[name].module
@@ -222,6 +216,13 @@ def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
     owners = [target.module for target in targets]
     owners += [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return list({id(owner.config): owner.config for owner in owners}.values())
+
+
+def _biased(found: Iterable[PatchableModule], configs: list[tuple[Any, str | None]]) -> list[nn.Module]:
+    """The modules that read one of these configs and whose position bias is to stay by distance."""
+    switched = {id(config) for config, _ in configs}
+    modules = [target.module for target in found if isinstance(target, AttentionModule) and target.route == INTERFACE]
+    return [module for module in modules if id(module.config) in switched and knows_distances(module)]
 
 
 def current_patch(model: nn.Module) -> Patch:
