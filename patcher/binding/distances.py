@@ -25,6 +25,9 @@ ARGUMENTS = ["self", "query_length", "key_length", "device", "past_seen_tokens"]
 # A module that stays dense gets the whole bias for torch's SDPA up to so many elements (64 MB in float32).
 WHOLE_ELEMENTS = 2**24
 
+# The attribute of a position bias that holds it.
+WHOLE = "_hf_sparsify_whole"
+
 
 def knows_distances(module: nn.Module) -> bool:
     """Whether an attention module makes a position bias that knows distances only."""
@@ -75,11 +78,20 @@ def read_bias(position_bias: Tensor | None, queries: int, keys: int) -> Tensor |
 
 
 def spelled_out(position_bias: Tensor | None, queries: int, keys: int) -> Tensor | None:
-    """A position bias as torch's SDPA takes it."""
+    """A position bias as torch's SDPA takes it. That of a forward pass is kept on the tensor for the layers that follow,
+    where nothing is trained."""
     if position_bias is None or position_bias.ndim == 4:
         return position_bias
+    made: Tensor | None = getattr(position_bias, WHOLE, None)
+    if made is not None:
+        return made
     bias = read_bias(position_bias, queries, keys)
-    return bias.whole() if isinstance(bias, DistanceBias) else bias
+    if not isinstance(bias, DistanceBias):
+        return bias
+    made = bias.whole()
+    if not (position_bias.requires_grad or torch.compiler.is_compiling()):
+        setattr(position_bias, WHOLE, made)
+    return made
 
 
 def is_long(position_bias: Tensor | None, query: Tensor, key: Tensor) -> bool:
