@@ -78,8 +78,8 @@ def read_bias(position_bias: Tensor | None, queries: int, keys: int) -> Tensor |
 
 
 def spelled_out(position_bias: Tensor | None, queries: int, keys: int) -> Tensor | None:
-    """A position bias as torch's SDPA takes it. That of a forward pass is kept on the tensor for the layers that follow,
-    where nothing is trained."""
+    """A position bias as torch's SDPA takes it. Where nothing is trained it is kept on the tensor for the layers that
+    follow."""
     if position_bias is None or position_bias.ndim == 4:
         return position_bias
     made: Tensor | None = getattr(position_bias, WHOLE, None)

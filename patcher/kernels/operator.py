@@ -110,8 +110,9 @@ def attention(
 ) -> Tensor:
     """Attention [B, q, H, E] in the dtype of value, contiguous; tensors and numbers as in AttentionInputs.
 
-    bias: of three dimensions where it is by distance. first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [], whether `visible`, bool [B or 1, H or 1, q, n], says
-    what the ranges cannot; both None where the ranges say it all. table: see table_tensors. call: see call_text.
+    bias: by distance where it has three dimensions. first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [],
+    whether `visible`, bool [B or 1, H or 1, q, n], says what the ranges cannot; both None where the ranges say it all.
+    table: see table_tensors. call: see call_text.
     Nothing is carried from step to step here, as a graph has no memory: V-mean compensation reads the whole cache, and
     the rounded denominator rounds all keys anew. There is no backward pass. Raises NotPatchableError and
     RecipeMismatchError as the method does.

@@ -96,7 +96,7 @@ def attend(
     value, value_at = located(value)
     first, last = contiguous(first), contiguous(last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
-    bias, bias_at = _located_bias(inputs.bias, batch, heads, queries, keys)
+    _bias, bias_at = _located_bias(inputs.bias, batch, heads, queries, keys)
     value_sum = inputs.value_sum
     if value_sum is not None:
         value_sum = contiguous(value_sum if value_sum.dtype is torch.float64 else value_sum.double())

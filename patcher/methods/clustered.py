@@ -212,7 +212,8 @@ def sequence_at(inputs: AttentionInputs, index: int, positions: Tensor) -> Atten
     picked = (tensor[index : index + 1, :, positions] for tensor in (inputs.query, inputs.key, inputs.value))
     query, key, value = picked
     visibility = RowRanges.all_keys(len(positions), len(positions), query.device)
-    return replace(inputs, query=query, key=key, value=value, visibility=visibility, bias=_bias_at(inputs.bias, index, positions))
+    bias = _bias_at(inputs.bias, index, positions)
+    return replace(inputs, query=query, key=key, value=value, visibility=visibility, bias=bias)
 
 
 def _bias_at(bias: Tensor | DistanceBias | None, index: int, positions: Tensor) -> Tensor | DistanceBias | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from hf_sparsify.patcher.methods import (
     Clustered,
     ClusteredPlain,
     FullMask,
-    RowRanges,
     TopK,
     TopTheta,
     attend_rows,
@@ -53,7 +51,7 @@ def near(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_all_that_is_made_of_it_is_the_matrix(shape: tuple[int, int, int, int]) -> None:
-    batch, heads, queries, keys = shape
+    _, heads, queries, keys = shape
     bias = bias_of(*shape)
     whole = matrix(bias)
     assert bias.keys == keys
@@ -101,9 +99,7 @@ def test_gradients_by_distance() -> None:
 @pytest.mark.parametrize("method", ROWS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (4, 9), (1, 9)])
-def test_rows_are_those_of_the_matrix(
-    queries: int, keys: int, layout: str, method: AttentionMethod | None
-) -> None:
+def test_rows_are_those_of_the_matrix(queries: int, keys: int, layout: str, method: AttentionMethod | None) -> None:
     """Padding on both sides, windows, masks of a model's own and queries that go on from a cache."""
     call, bias = attention_inputs(layout, queries=queries, keys=keys, softcap=3.0), bias_of(1, 4, queries, keys)
     out, expected = attend(method, replace(call, bias=bias)), attend(method, replace(call, bias=matrix(bias)))
@@ -140,8 +136,8 @@ def test_no_operation_makes_the_matrix(method: AttentionMethod | None, monkeypat
     monkeypatch.setattr("hf_sparsify.patcher.methods.rows.CHUNK_ELEMENTS", 2**16)
     largest = []
     for length in (600, 1200):
-        call: Any = self_attention(batch=1, length=length, heads=2, groups=2, dtype=torch.float32)
-        call = replace(call, bias=bias_of(1, 2, length, length, torch.float32), visibility=RowRanges.all_keys(length, length))
+        call = self_attention(batch=1, length=length, heads=2, groups=2, dtype=torch.float32)
+        call = replace(call, bias=bias_of(1, 2, length, length, torch.float32))
         with TensorSizes() as sizes:
             attend(method, call)
         largest.append(sizes.largest)
