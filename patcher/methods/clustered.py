@@ -19,6 +19,7 @@ from ...errors import NotPatchableError, UsageError
 from .budget import require_choice, require_count
 from .chunk import AttentionInputs, Observer
 from .cluster_rows import attend_clusters, working
+from .distance_bias import DistanceBias
 from .hamming import MOST_BITS, hamming_k_means, hash_codes
 from .k_means import k_means, training_points
 from .rows import attend_rows
@@ -232,13 +233,23 @@ def _shared_by_mask(mask: FullMask) -> tuple[Tensor, Tensor]:
 
 def sequence_at(inputs: AttentionInputs, index: int, positions: Tensor) -> AttentionInputs:
     """The tokens at `positions` of one sequence, all of which see each other."""
-    bias = inputs.bias
-    if bias is not None:
-        bias = bias[min(index, len(bias) - 1)][:, positions][:, :, positions].unsqueeze(0)
     picked = (tensor[index : index + 1, :, positions] for tensor in (inputs.query, inputs.key, inputs.value))
     query, key, value = picked
     visibility = RowRanges.all_keys(len(positions), len(positions), query.device)
+    bias = _bias_at(inputs.bias, index, positions)
     return replace(inputs, query=query, key=key, value=value, visibility=visibility, bias=bias)
+
+
+def _bias_at(bias: Tensor | DistanceBias | None, index: int, positions: Tensor) -> Tensor | DistanceBias | None:
+    if bias is None:
+        return None
+    if isinstance(bias, DistanceBias):
+        first, last = int(positions[0]), int(positions[-1])
+        bias = bias.between(index, first, last + 1)
+        if len(positions) == bias.queries:
+            return bias
+        bias, positions = bias.whole(), positions - first  # padding with holes
+    return bias[min(index, len(bias) - 1)][:, positions][:, :, positions].unsqueeze(0)
 
 
 @torch.no_grad()
@@ -262,4 +273,6 @@ def score_space(inputs: AttentionInputs, generator: torch.Generator) -> Tensor:
         return points
     directions = torch.randn(length, BIAS_DIRECTIONS, generator=generator, dtype=torch.float32).to(points)
     directions = (directions - directions.mean(0)) / (length * BIAS_DIRECTIONS) ** 0.5
-    return torch.cat([points, (inputs.bias.to(points) @ directions).expand(len(points), heads, -1, -1)], -1)
+    bias = inputs.bias
+    rows = bias.times(directions) if isinstance(bias, DistanceBias) else bias.to(points) @ directions
+    return torch.cat([points, rows.expand(len(points), heads, -1, -1)], -1)

@@ -34,6 +34,10 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
     "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
     "long_encoder.py": (["long-encoder", "--positions", "64", "--layers", "1"], r"^[\d,]+ parameters in long-encoder"),
+    "long_t5.py": (
+        ["--tokens", "64", "--layers", "1"],
+        r"\| demo-t5 \| 64 \| \d.*\n(.*\n)*demo-t5, k = all of 64 .* \d\.\de-0[678] ",
+    ),
     "patch_in_python.py": ([], r"a plan +\w+\n  encoder\.block\.1\.layer\.0\.SelfAttention kept 25%"),
     "peft_adapter.py": ([], r"merged, sparse: +loss \d|^skipped"),
     "questions_needed.py": ([], r"^\| answers flipped \| 0\.5 points .*\n\|---.*\n\| 0 % (\| [\d,]+ ){4}\|\n"),
