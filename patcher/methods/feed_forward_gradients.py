@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from .top_k_feed_forward import largest
@@ -98,8 +97,9 @@ class _Kept(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("top-k feed-forward layers have no second derivatives: train without create_graph=True")
         with torch.autocast(out_grad.device.type, enabled=False):
             return (None, None, None, *_gradients(ctx, out_grad))
 
