@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import NotPatchableError
 from .budget import require_count
@@ -45,7 +46,8 @@ class ClusteredPlain:
 
     clusters: groups per head, at most the number of tokens. iterations: k-means updates. min_length: shorter sequences
     stay dense. seed: of the generator that seeds k-means. Raises UsageError for values outside their range.
-    Bidirectional self-attention only: later queries would move earlier rows.
+    Bidirectional self-attention only: later queries would move earlier rows. Gradients take the clusters and the choice
+    of keys as constants, and reach queries also through their cluster's mean.
     """
 
     clusters: int = 100
@@ -131,7 +133,20 @@ class ClusteredPlain:
         clusters, refined = min(self.clusters, length), min(self.refined, length)
         generator = torch.Generator().manual_seed(self.seed)
         assigned = k_means(score_space(inputs, generator), clusters, self.iterations, generator)
-        return attend_clusters(inputs, assigned, clusters, refined), counts
+        trained = any(part.requires_grad for part in (inputs.query, inputs.key, inputs.value))
+        if not trained or not torch.is_grad_enabled():
+            return attend_clusters(inputs, assigned, clusters, refined), counts
+        # Rows and weights of every cluster are many times the inputs: the backward pass makes them anew.
+        out: Tensor = checkpoint(
+            attend_clusters,
+            inputs,
+            assigned,
+            clusters,
+            refined,
+            use_reentrant=False,
+            preserve_rng_state=bool(inputs.dropout),
+        )
+        return out, counts
 
     def counts_of(self, heads: int, length: int) -> ClusterCounts:
         """What so many heads compute for a sequence without padding."""
