@@ -123,7 +123,8 @@ def test_under_checkpointing(method: ClusteredPlain, reentrant: bool) -> None:
     (expected,) = torch.autograd.grad(attend(call.query).square().sum(), call.query)
     torch.manual_seed(0)
     checkpoint(attend, call.query, use_reentrant=reentrant).square().sum().backward()
-    assert call.query.grad is not None and torch.equal(call.query.grad, expected)
+    assert call.query.grad is not None
+    assert torch.equal(call.query.grad, expected)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -139,7 +140,7 @@ def test_two_backward_passes_and_gradients_of_the_values_alone(method: Clustered
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_what_stays_for_the_backward_pass_is_linear_in_length(method: ClusteredPlain) -> None:
-    def alive(length: int) -> tuple[int, int]:
+    def alive(length: int) -> tuple[float, float]:
         call = self_attention(length)
         leaves(call)
         with LiveStorage() as storage:
@@ -149,5 +150,5 @@ def test_what_stays_for_the_backward_pass_is_linear_in_length(method: ClusteredP
         return live / call.query.nbytes, storage.peak / call.query.nbytes
 
     (short, short_peak), (long, long_peak) = alive(512), alive(1024)
-    assert short < 2 and long < 2  # the output, and a number for each query
+    assert max(short, long) < 2  # the output, and a number for each query
     assert long_peak < 1.2 * short_peak
