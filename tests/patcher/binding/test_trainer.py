@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import hf_sparsify
 import pytest
 import torch
+from command_line import runner
+from hf_sparsify.evaluation.demo import demo_model_path
 from hf_sparsify.patcher.binding.patching import call_paths
 from hf_sparsify.patcher.methods import TopK, TopKFeedForward
 from tiny_models import build
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, Trainer, TrainingArguments
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Trainer, TrainingArguments
 
 STEPS = 4
 LENGTHS = {"input_ids": 10, "labels": 3}
@@ -95,6 +98,20 @@ def test_what_is_saved_loads_as_the_dense_model(whole_run: Trainer) -> None:
         assert (model(**batch).logits - sparse).abs().max() > 1e-3
         hf_sparsify.patch(model, ATTENTION, FEED_FORWARD)
         assert torch.equal(model(**batch).logits, sparse)
+
+
+def test_a_recipe_for_what_is_saved_gives_what_was_trained(
+    whole_run: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole_run.args.output_dir, "trained")
+    AutoTokenizer.from_pretrained(demo_model_path("demo-t5")).save_pretrained("trained")
+    options = ["--k", "3", "--compensation", "none", "--ffn", "top-k", "--ffn-k", "5", "--no-verify"]
+    assert runner(capsys, monkeypatch)("patch", "trained", *options).code == 0
+    model = hf_sparsify.load("sparsified").model.eval()
+    batch = {key: value[None] for key, value in data()[0].items()}
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, whole_run.model.eval()(**batch).logits)
 
 
 @pytest.mark.parametrize(
