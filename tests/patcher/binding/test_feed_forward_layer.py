@@ -190,6 +190,7 @@ def dense_copy(model: nn.Module) -> nn.Module:
     return other
 
 
+@pytest.mark.slow
 def test_compiled_models_train_as_uncompiled_ones() -> None:
     model, call = make("llama"), call_of("llama")
     patch = apply_plan(model, every_layer(model, SOME))
