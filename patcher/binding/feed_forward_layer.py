@@ -73,7 +73,7 @@ class LayerPatch:
     def install(self) -> None:
         """Takes the place of the module's forward, unless something else did."""
         if "forward" not in vars(self.module):
-            self.module.forward = self  # type: ignore[assignment]
+            self.module.forward = self
 
     def uninstall(self) -> None:
         """Puts the module's own forward back."""

@@ -62,7 +62,7 @@ def feed_forward_kept(
         chunk_size = max(SMALLEST_CHUNK, CHUNK_ELEMENTS // max(1, d_ff))
     tokens = hidden.reshape(-1, hidden.shape[-1])
     parameters = [tensor for projection in (down, *up) for tensor in projection]
-    out: Tensor = _Kept.apply(inner, min(k, d_ff), chunk_size, tokens, *parameters)  # type: ignore[no-untyped-call]
+    out: Tensor = _Kept.apply(inner, min(k, d_ff), chunk_size, tokens, *parameters)
     return out.view(*hidden.shape[:-1], out.shape[-1])
 
 
@@ -97,7 +97,7 @@ class _Kept(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("top-k feed-forward layers have no second derivatives: train without create_graph=True")
         with torch.autocast(out_grad.device.type, enabled=False):
