@@ -43,6 +43,7 @@ HARMLESS = frozenset(
         "deterministic",
         "encoder_hidden_states",
         "logits_to_keep",
+        "num_items_in_batch",  # what Trainer divides the loss by
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",

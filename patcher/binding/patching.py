@@ -21,6 +21,7 @@ from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
 from .carried import carried_for
 from .distances import keep_distances, knows_distances, make_whole
 from .feed_forward import FeedForwardPatch, is_patched
+from .feed_forward_layer import layer_patch
 from .interception import forget_graphs, intercept, leave_interrupted
 from .modules import INTERCEPTION, INTERFACE, AttentionModule, unwrapped
 from .patchable import PatchableModule, check_module, check_name, patchable_modules
@@ -186,7 +187,9 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
     for name, method in plan.items():
         module = found[name].module
         if isinstance(method, TopKFeedForward):
-            patch.feed_forward.append(FeedForwardPatch(name, module, method))
+            layer = FeedForwardPatch(name, module, method)
+            layer.layer = layer_patch(model.get_submodule(name.rpartition(".")[0]), layer)
+            patch.feed_forward.append(layer)
         else:
             patch.attention.append((module, _attention_patch(found[name], method, tables.get(name), told)))
     patch.activate()

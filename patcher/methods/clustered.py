@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import NotPatchableError, UsageError
 from .budget import require_choice, require_count
@@ -22,6 +23,7 @@ from .cluster_rows import attend_clusters, working
 from .distance_bias import DistanceBias
 from .hamming import MOST_BITS, hamming_k_means, hash_codes
 from .k_means import k_means, training_points
+from .row_gradients import needs_gradients
 from .rows import attend_rows
 from .visibility import FullMask, RowRanges, Visibility
 
@@ -51,7 +53,8 @@ class ClusteredPlain:
     stay dense. seed: of the generator that seeds k-means. clustering: k-means by the distance of score "rows", or by
     "hamming", the paper's: by that of codes of `bits` bits (1 to 63), which hash queries, whatever their position bias.
     Raises UsageError for values outside their range, and for other bits where there are no codes.
-    Bidirectional self-attention only: later queries would move earlier rows.
+    Bidirectional self-attention only: later queries would move earlier rows. Gradients take the clusters and the choice
+    of keys as constants, and reach queries also through their cluster's mean.
     """
 
     clusters: int = 100
@@ -147,7 +150,20 @@ class ClusteredPlain:
             whole = replace(inputs, visibility=RowRanges.all_keys(length, length, inputs.query.device))
             return attend_rows(whole)[0], counts
         clusters, refined = min(self.clusters, length), min(self.refined, length)
-        return attend_clusters(inputs, self.group(inputs), clusters, refined), counts
+        assigned = self.group(inputs)
+        if not needs_gradients(inputs):
+            return attend_clusters(inputs, assigned, clusters, refined), counts
+        # Rows and weights of every cluster are many times the inputs: the backward pass makes them anew.
+        out: Tensor = checkpoint(
+            attend_clusters,
+            inputs,
+            assigned,
+            clusters,
+            refined,
+            use_reentrant=False,
+            preserve_rng_state=bool(inputs.dropout),
+        )
+        return out, counts
 
     def group(self, inputs: AttentionInputs) -> Tensor:
         """The cluster of each query of sequences without padding, int64 [B, H, N]."""

@@ -33,6 +33,10 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "demo_curve.py": (["--models", "demo-bert", "--kept", "4", "--limit", "8"], r"\| demo-bert, all \| +\d"),
     "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
     "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
+    "finetune.py": (
+        ["--k", "2", "--seeds", "0", "--steps", "2"],
+        r"trained for \d+ s\n(.*\n)+\| k = 2 \| \d+\.\d ± 0\.0 \|",
+    ),
     "long_encoder.py": (["long-encoder", "--positions", "64", "--layers", "1"], r"^[\d,]+ parameters in long-encoder"),
     "long_t5.py": (
         ["--tokens", "64", "--layers", "1"],
