@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +22,9 @@ OPERATION_SHARE = 0.25
 OPERATIONS: dict[str, Callable[[list[int]], int]] = {
     "[MAX": max,
     "[MIN": min,
-    "[MED": lambda values: int(statistics.median(values)),  # of an even number: the mean of the middle two, rounded down
+    "[MED": lambda values: int(
+        statistics.median(values)
+    ),  # of an even number: the mean of the middle two, rounded down
     "[SM": lambda values: sum(values) % DIGITS,
 }
 # A token's place is its number; expressions begin after the first.

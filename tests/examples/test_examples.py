@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py")  # no scripts: what others import
+# No scripts: what others import.
+SHARED = (
+    "demo_training.py",
+    "fidelity_lab.py",
+    "listops_data.py",
+    "listops_rules.py",
+    "listops_training.py",
+    "staged_lab.py",
+)
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
 DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]
 ON_DEMO = [*DEMO, "--evaluation", "demo", "--calibration-distractors", "0"]
@@ -25,6 +33,10 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "demo_curve.py": (["--models", "demo-bert", "--kept", "4", "--limit", "8"], r"\| demo-bert, all \| +\d"),
     "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
     "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
+    "listops.py": (
+        ["--length", "8-16", "--batch-size", "4", "--steps", "2", "--seeds", "2", "--methods", "dense,clustered"],
+        r"bag of tokens \| \d(.*\n)+\| clustered \| \d+\.\d \+- \d+\.\d \| 2 \| 2 \| \d+ \| \d\.\d{3} \|$",
+    ),
     "long_encoder.py": (["long-encoder", "--positions", "64", "--layers", "1"], r"^[\d,]+ parameters in long-encoder"),
     "patch_in_python.py": ([], r"a plan +\w+\n  encoder\.block\.1\.layer\.0\.SelfAttention kept 25%"),
     "peft_adapter.py": ([], r"merged, sparse: +loss \d|^skipped"),
