@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
-from listops_data import DIGITS, VOCABULARY, Example
+from listops_data import DIGITS, END, FIRST_OPERATION, VOCABULARY, Example
 from torch import Tensor, nn
 
 RIDGE = 1e-4
@@ -32,6 +32,20 @@ def _commonest(training: Sequence[Example], test: Sequence[Example], kind: Calla
 
 def bag_of_tokens(training: Sequence[Example], test: Sequence[Example]) -> float:
     """Logistic regression on how often each token occurs, wherever it stands."""
+    return sum(_bag_hits(training, test)) / len(test)
+
+
+def bag_by_operation(training: Sequence[Example], test: Sequence[Example]) -> float:
+    """One such regression for each outermost operation."""
+    parts = ([_of(number, training), _of(number, test)] for number in range(FIRST_OPERATION, END))
+    return sum(hit for part in parts if all(part) for hit in _bag_hits(*part)) / len(test)
+
+
+def _of(number: int, examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.tokens[1] == number]
+
+
+def _bag_hits(training: Sequence[Example], test: Sequence[Example]) -> list[bool]:
     counts, values = _counted(training)
     mean, spread = counts.mean(0), counts.std(0).clamp_min(1e-6)
     layer = nn.Linear(len(VOCABULARY), DIGITS)
@@ -49,7 +63,7 @@ def bag_of_tokens(training: Sequence[Example], test: Sequence[Example]) -> float
     optimizer.step(closure)
     seen, wanted = _counted(test)
     with torch.no_grad():
-        return (layer((seen - mean) / spread).argmax(-1) == wanted).float().mean().item()
+        return (layer((seen - mean) / spread).argmax(-1) == wanted).tolist()
 
 
 def _counted(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -62,6 +76,7 @@ def _counted(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
 # Each gives the share of test examples whose value it finds.
 RULES: dict[str, Callable[[Sequence[Example], Sequence[Example]], float]] = {
     "rule: the commonest value": commonest_value,
-    "rule: the commonest of the outermost operation": commonest_by_operation,
+    "rule: the commonest value, by outermost operation": commonest_by_operation,
     "rule: bag of tokens": bag_of_tokens,
+    "rule: bag of tokens, by outermost operation": bag_by_operation,
 }
