@@ -1,6 +1,6 @@
 """ListOps of Long Range Arena: a BERT trained from scratch with dense, top-k and clustered attention; prints a table.
 
-    python examples/listops.py --output listops.json                         # small: minutes on a CPU
+    python examples/listops.py --output listops.json                         # small: some ten minutes of a CPU core
     python examples/listops.py --size published --device cuda --output published.json
     python examples/listops.py --size published --measure --batch-size 1     # memory and time of a step, no training
     python examples/listops.py --size published --methods ''                 # what rules without structure find

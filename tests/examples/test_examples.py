@@ -34,7 +34,7 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
     "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
     "listops.py": (
-        ["--length", "8-16", "--batch-size", "4", "--steps", "2", "--seeds", "2", "--methods", "dense,clustered"],
+        ["--length", "8-16", "--batch-size", "4", "--steps", "2", "--seeds", "2", "--methods", "clustered"],
         r"bag of tokens \| \d(.*\n)+\| clustered \| \d+\.\d \+- \d+\.\d \| 2 \| 2 \| \d+ \| \d\.\d{3} \|$",
     ),
     "long_encoder.py": (["long-encoder", "--positions", "64", "--layers", "1"], r"^[\d,]+ parameters in long-encoder"),
