@@ -39,7 +39,7 @@ def main() -> None:
     settings = {**asdict(size), "device": str(arguments.device), "data_seed": DATA_SEED}
     try:
         results = Results(settings, arguments.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(f"--output {arguments.output}: {error}")
     status = 0
     try:
@@ -101,10 +101,12 @@ def sized(arguments: argparse.Namespace) -> Size:
 
 
 class Results:
-    """What is finished, and its file. ValueError for a file that is something else, or of other settings."""
+    """What is finished, and its file. ValueError for one of other settings or in no folder, OSError as open()."""
 
     def __init__(self, settings: dict[str, Any], path: Path | None) -> None:
         self.path = path
+        if path is not None and not path.parent.is_dir():
+            raise ValueError("its folder is not there; make it first")
         self.document: dict[str, Any] = {
             "settings": settings,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

@@ -176,7 +176,11 @@ def test_what_is_finished_is_not_run_again(
     assert made == [0, 1]
 
 
-@pytest.mark.parametrize("options", [["--length", "9-8"], ["--seeds", "0"], ["--methods", "dense,none"]], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [["--length", "9-8"], ["--seeds", "0"], ["--methods", "dense,none"], ["--output", "."], ["--output", "no/such"]],
+    ids=str,
+)
 def test_what_is_no_experiment_is_refused(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["listops.py", *options])
     with pytest.raises(SystemExit) as stop:
