@@ -97,7 +97,7 @@ def batches(
 ) -> Iterator[list[Example]]:
     """Batches in random order, each of expressions of one length, so that nothing is padded.
 
-    whole: leaves out what does not fill a batch, other examples each time.
+    whole: leaves out what does not fill a batch, other examples each time; ValueError if nothing fills one.
     """
     of_length: dict[int, list[Example]] = defaultdict(list)
     for example in rng.sample(examples, len(examples)):
@@ -105,5 +105,7 @@ def batches(
     parts = [some[start : start + size] for some in of_length.values() for start in range(0, len(some), size)]
     if whole:
         parts = [part for part in parts if len(part) == size]
+        if not parts:
+            raise ValueError(f"no {size} expressions have the same length: make batches smaller")
     rng.shuffle(parts)
     yield from parts

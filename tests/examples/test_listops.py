@@ -115,6 +115,8 @@ def test_batches_are_of_one_length_and_hold_every_example_once() -> None:
     assert all(len({len(example.tokens) for example in batch}) == 1 for batch in [*whole, *rest])
     assert whole == list(listops_data.batches(examples, 8, random.Random(0)))
     assert whole != list(listops_data.batches(examples, 8, random.Random(1)))
+    with pytest.raises(ValueError, match="smaller"):
+        list(listops_data.batches(examples, 500, random.Random(0)))
 
 
 def of(operation: str, digits: str, value: int) -> Example:
