@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py")  # no scripts: what others import
+# No scripts: what others import.
+SHARED = (
+    "demo_training.py",
+    "fidelity_lab.py",
+    "listops_data.py",
+    "listops_rules.py",
+    "listops_training.py",
+    "staged_lab.py",
+)
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
 DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]
 ON_DEMO = [*DEMO, "--evaluation", "demo", "--calibration-distractors", "0"]
@@ -36,6 +44,10 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "finetune.py": (
         ["--k", "2", "--seeds", "0", "--steps", "2"],
         r"trained for \d+ s\n(.*\n)+\| k = 2 \| \d+\.\d ± 0\.0 \|",
+    ),
+    "listops.py": (
+        ["--length", "8-16", "--batch-size", "4", "--steps", "2", "--seeds", "2", "--methods", "clustered"],
+        r"bag of tokens \| \d(.*\n)+\| clustered \| \d+\.\d \+- \d+\.\d \| 2 \| 2 \| \d+ \| \d\.\d{3} \|$",
     ),
     "long_encoder.py": (["long-encoder", "--positions", "64", "--layers", "1"], r"^[\d,]+ parameters in long-encoder"),
     "long_t5.py": (
