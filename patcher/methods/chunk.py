@@ -78,10 +78,9 @@ class Chunk:
         if self.sinks is None:
             highest = self.weights.amax(-1, keepdim=True)
             return self.row_max - highest.masked_fill(highest == 0, 1).log()
-        total = torch.logaddexp(
-            self.scores.logsumexp(-1, keepdim=True), self.sinks.to(self.scores.dtype).view(1, -1, 1, 1)
-        )
-        return total.masked_fill(self.lengths.unsqueeze(-1) == 0, 0)
+        empty = self.scores.detach().amax(-1, keepdim=True) == -torch.inf
+        total = self.scores.masked_fill(empty, 0).logsumexp(-1, keepdim=True)  # not of -inf alone: see softmax
+        return torch.logaddexp(total, self.sinks.to(total.dtype).view(1, -1, 1, 1)).masked_fill(empty, 0)
 
     @cached_property
     def denominator(self) -> Tensor:

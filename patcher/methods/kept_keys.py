@@ -15,20 +15,20 @@ BITS = 8
 def pack(keep: Tensor) -> tuple[Tensor, ...]:
     """bool [..., m] as its columns and the number of them in each row, or as its bits alone."""
     width = keep.shape[-1]
-    small = smallest_integer(width)
+    small, eighth = smallest_integer(width), -(-width // BITS)
     counts = keep.sum(-1)
-    if (int(counts.sum()) + counts.numel()) * small.itemsize < counts.numel() * (width // BITS):
+    if (int(counts.sum()) + counts.numel()) * small.itemsize < counts.numel() * eighth:
         return (keep.flatten().nonzero().squeeze(-1) % width).to(small), counts.to(small)
-    spare = -width % BITS
-    eights = torch.nn.functional.pad(keep, (0, spare)).unflatten(-1, (-1, BITS))
-    return (torch.sum(eights * _places(keep.device), -1, dtype=torch.uint8),)
+    # Byte j has the keys j, j + eighth, j + 2 eighth ...: whole blocks are shifted.
+    blocks = torch.nn.functional.pad(keep, (0, BITS * eighth - width)).view(torch.uint8).unflatten(-1, (BITS, eighth))
+    return ((blocks << _places(keep.device)).sum(-2, dtype=torch.uint8),)
 
 
 def unpack(packed: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
     """What `pack` was given, of this shape."""
     if len(packed) == 1:
-        eights = (packed[0].unsqueeze(-1) & _places(packed[0].device)) != 0
-        return eights.flatten(-2)[..., : shape[-1]]
+        blocks = (packed[0].unsqueeze(-2) >> _places(packed[0].device)) & 1
+        return blocks.flatten(-2)[..., : shape[-1]].view(torch.bool)
     columns, counts = packed
     starts = torch.arange(counts.numel(), device=counts.device) * shape[-1]
     keep = torch.zeros(shape.numel(), dtype=torch.bool, device=columns.device)
@@ -42,4 +42,5 @@ def smallest_integer(most: int) -> torch.dtype:
 
 
 def _places(device: torch.device) -> Tensor:
-    return 2 ** torch.arange(BITS, dtype=torch.uint8, device=device)
+    """0..7, one to a block."""
+    return torch.arange(BITS, dtype=torch.uint8, device=device).unsqueeze(-1)

@@ -44,21 +44,27 @@ def by_group(rows: Tensor, groups: int) -> Tensor:
     return rows.reshape(batch, groups, heads // groups * count, width)
 
 
-def chunk_of(inputs: AttentionInputs, span: Span, scores: Tensor, lengths: Tensor, coarse: Tensor | None) -> Chunk:
-    """A chunk as a selection sees it. scores, and coarse of rounded keys: as scores_of gives them. lengths: int64
-    [B or 1, H or 1, q], of all rows."""
+def chunk_of(
+    inputs: AttentionInputs,
+    span: Span,
+    scores: Tensor,
+    hidden: Tensor | None,
+    lengths: Tensor,
+    coarse: Tensor | None = None,
+) -> Chunk:
+    """A chunk as a selection sees it. scores, and coarse of rounded keys: as scores_of gives them. hidden: bool like
+    scores, or broadcast. lengths: int64 [B or 1, H or 1, q], of all rows."""
     lengths = lengths[..., span.start : span.stop]
-    scores = _masked(inputs, span, scores)
+    scores = _masked(inputs, scores, hidden)
     if coarse is not None:
-        coarse = _masked(inputs, span, coarse)
+        coarse = _masked(inputs, coarse, hidden)
         scores = scores.masked_fill(coarse.isnan(), torch.nan)  # a key that is not finite spoils its rows
     return Chunk(scores, lengths, inputs.visibility, *span, inputs.sinks, inputs.scale, coarse)
 
 
-def _masked(inputs: AttentionInputs, span: Span, scores: Tensor) -> Tensor:
+def _masked(inputs: AttentionInputs, scores: Tensor, hidden: Tensor | None) -> Tensor:
     if inputs.softcap is not None:
         scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
-    hidden = inputs.visibility.hidden(*span)
     return scores if hidden is None else torch.where(hidden, -torch.inf, scores)
 
 

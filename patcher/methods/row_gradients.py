@@ -125,13 +125,8 @@ class _Gradients:
 
     def add_chunk(self, span: Span, selection: Selection, grad: Tensor) -> None:
         """Adds what a chunk gives. grad: of its output, [B, H, c, E]."""
-        groups = self.inputs.key.shape[1]
-        scores = scores_of(self.inputs, span, self.inputs.key[:, :, span.low : span.high]).requires_grad_()
-        sinks = None if self.inputs.sinks is None else self.inputs.sinks.detach().requires_grad_()
-        with torch.enable_grad():
-            chunk = chunk_of(replace(self.inputs, sinks=sinks), span, scores, self.lengths, None)
-            weights = weights_of(chunk, selection, self.work.compensation, self.work.v_mean)
-        mask = None
+        leaves, weights = self._weights(span, selection)
+        groups, mask = self.inputs.key.shape[1], None
         if self.generator is not None:
             mask = dropout_mask(weights, self.inputs.dropout, self.generator)
         rows, used = by_group(grad.to(weights.dtype), groups), weights.detach()
@@ -142,16 +137,33 @@ class _Gradients:
         of_weights = self._of_weights(span, used, rows)
         if mask is not None:
             of_weights *= mask
-        visible = None if self.inputs.bias is None and self.inputs.softcap is None else chunk.visible
-        del chunk, used, mask
-        wanted = [scores] if sinks is None else [scores, sinks]
-        of_scores, *of_sinks = torch.autograd.grad(weights, wanted, of_weights)
+        del used, mask
+        of_scores, *of_sinks = torch.autograd.grad(weights, leaves, of_weights)
         del weights, of_weights
-        if visible is not None:
-            of_scores = torch.where(visible, of_scores, 0)  # a hidden score may be NaN before it is hidden
         self._add_scores(span, of_scores)
         if self.sinks is not None:
             self.sinks += of_sinks[0]
+
+    def _weights(self, span: Span, selection: Selection) -> tuple[list[Tensor], Tensor]:
+        """The leaves, scores and sinks, and what weights they give under a selection."""
+        inputs = self.inputs
+        if selection.keep is not None and self.work.compensation == "none":
+            hidden, selection = ~selection.keep, Selection(None)  # dropped keys matter as little as hidden ones
+        else:
+            hidden = inputs.visibility.hidden(*span)
+        leaves = [] if inputs.sinks is None else [inputs.sinks.detach().requires_grad_()]
+        inputs = replace(inputs, sinks=leaves[0] if leaves else None)
+        scores = scores_of(inputs, span, inputs.key[:, :, span.low : span.high])
+        capped = inputs.softcap is not None
+        if capped and hidden is not None:
+            scores = scores.masked_fill(hidden, 0)  # a NaN that is hidden would be one in the gradient
+        with torch.set_grad_enabled(capped):
+            chunk = chunk_of(inputs, span, scores.requires_grad_(capped), hidden, self.lengths)
+        if not capped:
+            scores = chunk.scores.requires_grad_()  # the gradient is 0 where they are hidden
+        with torch.enable_grad():
+            weights = weights_of(chunk, selection, self.work.compensation, self.work.v_mean)
+        return [scores, *leaves], weights
 
     def _of_weights(self, span: Span, weights: Tensor, rows: Tensor) -> Tensor:
         """The gradient of weights, alike, from that of the output rows [B, G, H / G x c, E]."""

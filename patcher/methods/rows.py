@@ -99,7 +99,8 @@ class RowWork:
         key, coarse = inputs.key[:, :, span.low : span.high], None
         if self.denominator == "rounded" and inputs.query.shape[2] == 1:
             coarse = scores_of(inputs, span, rounded(key))
-        chunk = chunk_of(inputs, span, scores_of(inputs, span, key), lengths, coarse)
+        hidden = inputs.visibility.hidden(*span)
+        chunk = chunk_of(inputs, span, scores_of(inputs, span, key), hidden, lengths, coarse)
         if self.observer is not None:
             self.observer(chunk)
         nothing = start == stop or span.low == span.high
