@@ -23,7 +23,7 @@ class Span(NamedTuple):
 
 
 def scores_of(inputs: AttentionInputs, span: Span, key: Tensor) -> Tensor:
-    """Scaled scores with bias [B, H, c, m] of a chunk with key [B, G, m, D], which is not expanded for grouped queries."""
+    """Scaled scores and bias [B, H, c, m] of a chunk with key [B, G, m, D], not expanded for grouped queries."""
     query = grouped_query(inputs, span)
     batch, heads = inputs.query.shape[:2]
     scores = torch.matmul(query, key.to(query.dtype).transpose(2, 3))

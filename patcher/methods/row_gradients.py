@@ -117,6 +117,7 @@ class _Gradients:
         self.lengths, self.generator = inputs.visibility.lengths(), work.generator(inputs.query.device)
         # What a row does not see has a weight or a gradient of 0 there, and 0 * NaN would be NaN.
         self.finite = replace(inputs, query=_finite(inputs.query), key=_finite(inputs.key), value=_finite(inputs.value))
+        self.broken = self.finite.value is not inputs.value
 
     def found(self, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Of query, key, value, bias and sinks, in their dtypes."""
@@ -167,13 +168,13 @@ class _Gradients:
 
     def _of_weights(self, span: Span, weights: Tensor, rows: Tensor) -> Tensor:
         """The gradient of weights, alike, from that of the output rows [B, G, H / G x c, E]."""
-        value, finite = (x.value[:, :, span.low : span.high] for x in (self.inputs, self.finite))
-        of_weights = torch.matmul(rows, finite.to(rows.dtype).mT).view(weights.shape)
-        if finite is not value and self.inputs.value is not self.finite.value:
-            broken = (~value.isfinite()).any(-1, keepdim=True).to(rows.dtype)
-            reached = torch.matmul(by_group((weights != 0).to(rows.dtype), value.shape[1]), broken) > 0
-            of_weights = of_weights.masked_fill(reached.view(*weights.shape[:-1], 1), torch.nan)
-        return of_weights
+        value = self.finite.value[:, :, span.low : span.high]
+        of_weights = torch.matmul(rows, value.to(rows.dtype).mT).view(weights.shape)
+        if not self.broken:
+            return of_weights
+        broken = (~self.inputs.value[:, :, span.low : span.high].isfinite()).any(-1, keepdim=True)
+        reached = torch.matmul(by_group((weights != 0).to(rows.dtype), value.shape[1]), broken.to(rows.dtype)) > 0
+        return of_weights.masked_fill(reached.view(*weights.shape[:-1], 1), torch.nan)
 
     def _add_scores(self, span: Span, of_scores: Tensor) -> None:
         """Adds what the gradient of the scores [B, H, c, m] gives to query, key and bias."""
