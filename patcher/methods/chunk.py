@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .distance_bias import DistanceBias
 from .rounded_keys import RoundedKeys
 from .visibility import Visibility
 
@@ -20,8 +19,7 @@ class AttentionInputs:
     """What one attention call works on.
 
     query [B, H, q, D]; key [B, G, n, D]; value [B, G, n, E], with H a multiple of G (grouped-query attention).
-    scale: factor on query . key. bias: [B or 1, H or 1, q, n], or by distance; added after scaling. softcap: c in
-    c * tanh(score / c).
+    scale: factor on query . key. bias: [B or 1, H or 1, q, n], added after scaling. softcap: c in c * tanh(score / c).
     sinks: [H], learned logits that take part in the softmax and carry no value. dropout: probability, on the weights.
     value_sum: [B, G, E], the sum of the visible value rows of a single query, where the caller keeps it and there is no
     dropout; V-mean compensation then reads no dropped value row. rounded: the keys rounded to 8 bits, where the caller
@@ -33,7 +31,7 @@ class AttentionInputs:
     value: Tensor
     visibility: Visibility
     scale: float = 1.0
-    bias: Tensor | DistanceBias | None = None
+    bias: Tensor | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
     dropout: float = 0.0

@@ -40,7 +40,8 @@ def needs_gradients(inputs: AttentionInputs) -> bool:
 def attend_with_gradients(inputs: AttentionInputs, work: RowWork, watch: Watch) -> Tensor:
     """As work.attend, differentiable in query, key, value, bias and sinks."""
     bare = _with_tensors(inputs, (None,) * 5)
-    return _Rows.apply(*_tensors(inputs), bare, work, watch)  # type: ignore[no-any-return, no-untyped-call]
+    out: Tensor = _Rows.apply(*_tensors(inputs), bare, work, watch)
+    return out
 
 
 def _tensors(inputs: AttentionInputs) -> tuple[Tensor | None, ...]:
@@ -91,7 +92,7 @@ class _Rows(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = list(ctx.saved_tensors)
         tensors, packed = tuple(saved[:5]), saved[5:]
@@ -110,7 +111,7 @@ class _Gradients:
     def __init__(self, inputs: AttentionInputs, work: RowWork, needed: tuple[bool, ...]) -> None:
         self.inputs, self.work = inputs, work
         self.query, self.key, self.value, self.bias, self.sinks = (
-            torch.zeros_like(part, dtype=_wide(part), memory_format=torch.contiguous_format) if wanted else None
+            None if part is None or not wanted else _wide_zeros(part)
             for part, wanted in zip(_tensors(inputs), needed, strict=True)
         )
         self.through_scores = any(needed[:2]) or any(needed[3:])
@@ -197,8 +198,9 @@ class _Gradients:
             part += of_scores.sum_to_size(part.shape)
 
 
-def _wide(tensor: Tensor | None) -> torch.dtype | None:
-    return None if tensor is None else torch.promote_types(tensor.dtype, torch.float32)
+def _wide_zeros(tensor: Tensor) -> Tensor:
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _finite(tensor: Tensor) -> Tensor:

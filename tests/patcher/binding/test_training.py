@@ -129,7 +129,7 @@ def recall(generator: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
     return torch.cat([pairs, LETTERS * DIGITS + asked], 1), digit_of.gather(1, asked).squeeze(1)
 
 
-def learnt(k: int | None, seed: int, steps: int = 150) -> float:
+def learnt(k: int | None, seed: int, steps: int = 250) -> float:
     """How often a tiny decoder that was trained from scratch gives the right digit on new sequences."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
