@@ -148,11 +148,9 @@ class _Gradients:
 
     def _weights(self, span: Span, selection: Selection) -> tuple[list[Tensor], Tensor]:
         """The leaves, scores and sinks, and what weights they give under a selection."""
-        inputs = self.inputs
+        inputs, hidden = self.inputs, self.inputs.visibility.hidden(*span)
         if selection.keep is not None and self.work.compensation == "none":
             hidden, selection = ~selection.keep, Selection(None)  # dropped keys matter as little as hidden ones
-        else:
-            hidden = inputs.visibility.hidden(*span)
         leaves = [] if inputs.sinks is None else [inputs.sinks.detach().requires_grad_()]
         inputs = replace(inputs, sinks=leaves[0] if leaves else None)
         scores = scores_of(inputs, span, inputs.key[:, :, span.low : span.high])
