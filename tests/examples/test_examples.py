@@ -70,6 +70,7 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
         [*ON_DEMO, "--questions", "2", "--compensations", "sdc+vmc", "--last", "8", "--workers", "1"],
         r"\| 4 \| sdc\+vmc \| top-k \| (.*\n)+\| 4 \| sdc\+vmc \| pre-softmax \| \d",
     ),
+    "training_memory.py": (["--lengths", "256", "--ways", "top-k"], r"^\| 256 \| \d+ MiB, \d+\.\d s \|"),
     **{name: (["--minutes", "0.02"], r"^dev 0\.\d+") for name in TRAINING},
 }
 
