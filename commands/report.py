@@ -52,7 +52,7 @@ def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], wri
     else:
         takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values()) and not calibrated
         if loaded.base.task in TRANSCRIBING:
-            parts.append(f"wrote {written}; next: {_command('eval', written)} --dataset RECORDINGS")
+            parts.append(f"wrote {written}; next: {_evaluation(planned.recipe, written)}")
         elif loaded.base.task in WITHOUT_TEXT:
             parts.append(f"wrote {written}; calibrate and eval have no data for a model that does not read text alone")
         else:
@@ -85,6 +85,12 @@ def _proof(checks: list[Check]) -> list[RenderableType]:
         titled("Proof of patch", grid(["", "check", "relative difference"], _check_rows(checks), text_columns=2)),
         "",
     ]
+
+
+def _evaluation(recipe: Recipe, directory: Path) -> str:
+    """The command that comes next; for models of speech there are no recordings to go by default."""
+    command = _command("eval", directory)
+    return f"{command} --dataset RECORDINGS" if recipe.base_model.task in TRANSCRIBING else command
 
 
 def _command(name: str, recipe: Path) -> str:
@@ -151,7 +157,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
         _kept_table(calibrated),
         "",
         *said,
-        f"wrote {directory}; next: {_command('eval', directory)}",
+        f"wrote {directory}; next: {_evaluation(recipe, directory)}",
     )
 
 

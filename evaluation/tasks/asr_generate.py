@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.binding.modules import input_device
 from ...patcher.meter import Meter
 from ..generation import TopMargins, answer_mask, decoder_start, kl_divergence, padded_answers, transcribe_greedy
-from ..inputs import check_answer_fits
 from ..items import ItemSet
 from .asr import Transcription
 from .base import Answer, TaskOptions
+
+START = 4  # tokens that Whisper's decoder is given: start, language, task, no timestamps
 
 
 class GeneratedTranscription(Transcription):
@@ -38,8 +40,12 @@ class GeneratedTranscription(Transcription):
 
     def check(self) -> None:
         super().check()
-        if self.limit is not None:
-            check_answer_fits(self.model, self.limit)
+        positions = getattr(self.model.config, "max_target_positions", None)
+        if None not in (self.limit, positions) and self.limit + START > positions:
+            raise UsageError(
+                f"--max-new-tokens {self.limit} is too many: the model has {positions} positions, {START} of them for "
+                "what says language and task"
+            )
 
     def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
         margins = TopMargins()
