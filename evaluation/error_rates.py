@@ -24,9 +24,7 @@ def normalizer_for(model: Any, tokenizer: Any) -> tuple[str, Normalizer]:
         return "Whisper's basic normalizer", lambda text: " ".join(tokenizer.basic_normalize(text).split())
     import jiwer
 
-    plain = jiwer.Compose(
-        [jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()]
-    )
+    plain = jiwer.Compose([jiwer.ToLowerCase(), jiwer.RemovePunctuation(), jiwer.RemoveMultipleSpaces(), jiwer.Strip()])
     return "lower case, no punctuation", lambda text: str(plain(text))
 
 

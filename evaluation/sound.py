@@ -7,14 +7,14 @@ import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy
-from scipy.signal import resample_poly
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .fields import kind_of
 from .speech_extra import require_speech
+
+if TYPE_CHECKING:
+    import numpy
 
 LOWEST_RATE = 2000  # samples per second; below it there is no speech left
 
@@ -41,6 +41,7 @@ class Sound:
 
         DataError if the file cannot be read any more or holds NaN.
         """
+        import numpy
         import soundfile
 
         try:
@@ -53,6 +54,8 @@ class Sound:
         if not numpy.isfinite(mono).all():
             raise DataError(f"{self.name} holds samples that are no finite numbers")
         if rate != self.rate:
+            from scipy.signal import resample_poly
+
             shared = math.gcd(rate, self.rate)
             mono = resample_poly(mono, rate // shared, self.rate // shared)
         return mono.astype(numpy.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy
@@ -38,7 +39,7 @@ def lexicon() -> list[str]:
     rng, words = random.Random(1), set[str]()
     while len(words) < WORDS:
         word = "".join(rng.choices(LETTERS, k=rng.randint(2, 5)))
-        if all(first != second for first, second in zip(word, word[1:], strict=False)):
+        if all(first != second for first, second in pairwise(word)):
             words.add(word)
     return sorted(words)
 

@@ -14,7 +14,7 @@ import transformers
 
 RATE = 16000
 LETTERS = "abcdefgh"
-VOCABULARY = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, **{letter: 5 + i for i, letter in enumerate(LETTERS)}}
+VOCABULARY = {token: place for place, token in enumerate(("<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS))}
 _LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 _WAVE: dict[str, Any] = {
     **_LAYERS,

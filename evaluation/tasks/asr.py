@@ -38,8 +38,8 @@ class Transcription(Task):
         super().__init__(loaded, items, options)
         if loaded.extractor is None or loaded.tokenizer is None:
             raise SparsifyError(
-                f"{loaded.base.id} has no processor that can be loaded: its folder needs a preprocessor_config.json (or "
-                "processor_config.json) and the files of its tokenizer"
+                f"{loaded.base.id} has no processor that can be loaded: its folder needs a preprocessor_config.json or "
+                "processor_config.json, and the files of its tokenizer"
             )
         self.extractor = loaded.extractor
         self.rate: int = self.extractor.sampling_rate
@@ -70,8 +70,8 @@ class Transcription(Task):
         return sorted(items, key=lambda item: item.sound.samples_at(self.rate), reverse=True)
 
     def inputs(self, batch: Sequence[Any]) -> dict[str, Tensor]:
-        """What the model hears: input_values [B, n] or input_features [B, ...], and a mask where its extractor makes one
-        that the model takes. The last batch is remembered, because both arms hear it."""
+        """What the model hears: input_values [B, n] or input_features [B, ...], and a mask where its extractor makes
+        one. The last batch is remembered, because both arms hear it."""
         names = [item.id for item in batch]
         if self._inputs[0] != names:
             self._inputs = (names, self._extracted(batch))

@@ -32,8 +32,7 @@ Answer = dict[str, Any]
 class TaskOptions:
     """How a task asks. batch_size: the most items (or sequences) at once.
 
-    max_new_tokens: the longest answer; None is DEFAULT_NEW_TOKENS, for speech as many as the model's own settings allow.
-
+    max_new_tokens: the longest answer; None is DEFAULT_NEW_TOKENS, for speech what the model's own settings allow.
     template: a prompt template in place of the data set's own prompt. shots: answered examples before the question.
     UsageError for a number below 1.
     """

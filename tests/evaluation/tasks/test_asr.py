@@ -160,9 +160,7 @@ def test_refusals(models: dict[str, LoadedModel], items: ItemSet) -> None:
 
 
 @pytest.mark.parametrize("name", ["ctc", "whisper"])
-def test_calibration_sees_one_recording_and_its_text(
-    name: str, models: dict[str, LoadedModel], items: ItemSet
-) -> None:
+def test_calibration_sees_one_recording_and_its_text(name: str, models: dict[str, LoadedModel], items: ItemSet) -> None:
     (sample,) = task_for(models[name], items, TaskOptions()).calibration_inputs(items.items[1])
     if name == "ctc":
         assert sample["input_values"].shape == (1, 0.45 * tiny_speech.RATE)
