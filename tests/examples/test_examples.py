@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py")  # no scripts: what others import
+SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py", "synthetic_speech.py")  # no scripts: what others import
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
+FEW = ["--steps", "2", "--batch", "2", "--layers", "1", "--validation", "1", "--output", "speech"]
 DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]
 ON_DEMO = [*DEMO, "--evaluation", "demo", "--calibration-distractors", "0"]
 STAGED = ["demo-llama", "--calibration", "demo", "--evaluation", "demo", "--tokens", "256", "--queries", "4"]
@@ -32,6 +33,7 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
     "staged_kernel.py": ([*STAGED, "--k", "8"], r"\| pre-softmax, none \| 8 bits \| \d+ \| \d.* \| \d\.\de-0[678] \|"),
     "staged_scores.py": ([*STAGED, "--k", "8"], r"^\| 8 bits, then all 32 \| (.*\n)+\| score axes, 8\+8\+16 \| \d"),
+    "train_ctc.py": (FEW, r"step 1  ctc \d+\.\d+  frame \d"),
     "tune_predictors.py": (["demo-llama", "--data", "demo", "--samples", "1"], r"\| 0\.05 \| -?\d\.\d\d \| "),
     "top_theta_error.py": (ON_DEMO, r"\| mean \| 0\.\d+ \(1\.00\) \| 0\.\d+ \("),
     "top_theta_shift.py": (
