@@ -117,10 +117,10 @@ def train(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, args: argparse.Na
         (ctc * min(1.0, 2 * progress) + frame * max(0.0, 1.2 - progress)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0 or step + 1 == args.steps:
+        if step % 25 == 0 or step + 1 == args.steps:
             minutes = (time.monotonic() - start) / 60
             print(f"{minutes:5.1f} min  step {step}  ctc {ctc.item():.3f}  frame {frame.item():.3f}", flush=True)
-        if step % 300 == 299:
+        if step % 100 == 99:
             save(model, processor, args.output)
 
 
@@ -137,15 +137,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--batch", type=int, default=8, help="utterances per step")
+    parser.add_argument("--resume", action="store_true", help="go on with the model in OUTPUT; the rate rises again")
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--validation", type=int, default=100, help="utterances to write for `sparsify eval`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    rng = random.Random(10_000 + args.seed)
-    write_folder(args.output / "validation", [make_utterance(rng, VALIDATION_WORDS) for _ in range(args.validation)])
-    processor = build_processor(args.output / "model")
-    model = build_model(args.layers)
+    if args.resume:
+        model = Wav2Vec2ForCTC.from_pretrained(args.output / "model").train()
+        processor = Wav2Vec2Processor.from_pretrained(args.output / "model")
+    else:
+        rng = random.Random(10_000)
+        utterances = [make_utterance(rng, VALIDATION_WORDS) for _ in range(args.validation)]
+        write_folder(args.output / "validation", utterances)
+        model, processor = build_model(args.layers), build_processor(args.output / "model")
     train(model, processor, args)
     save(model.eval(), processor, args.output)
 

@@ -54,12 +54,13 @@ def save_recordings(folder: Path, count: int = 4, *, rate: int = RATE, suffix: s
     return folder / "speech.jsonl"
 
 
-def save_ctc(folder: Path, *, norm: str = "layer", mask: bool = True) -> Path:
-    """A Wav2Vec2ForCTC of about 100 frames a second; norm: feat_extract_norm; mask: whether batches may be padded."""
+def save_ctc(folder: Path, *, family: str = "Wav2Vec2", norm: str = "layer", mask: bool = True) -> Path:
+    """A CTC model of about 100 frames a second; norm: feat_extract_norm; mask: whether its extractor makes one."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    config = transformers.Wav2Vec2Config(**_WAVE, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
-    transformers.Wav2Vec2ForCTC(config).save_pretrained(folder)
+    model_class = getattr(transformers, f"{family}ForCTC")
+    config = model_class.config_class(**_WAVE, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    model_class(config).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(VOCABULARY))
     tokenizer = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
     extractor = transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE, return_attention_mask=mask)

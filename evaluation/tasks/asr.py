@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy
 from torch import Tensor
 
 from ...errors import DataError, SparsifyError
@@ -78,9 +79,11 @@ class Transcription(Task):
         return self._inputs[1]
 
     def _extracted(self, batch: Sequence[Any]) -> dict[str, Tensor]:
-        sounds = [item.sound.decoded(self.rate) for item in batch]
+        return self._features([item.sound.decoded(self.rate) for item in batch])
+
+    def _features(self, sounds: Sequence[numpy.ndarray]) -> dict[str, Tensor]:
         # Whisper pads to its one length by itself; padding to the longest would undo that.
-        padding = {} if hasattr(self.extractor, "n_samples") else {"padding": len(batch) > 1}
+        padding = {} if hasattr(self.extractor, "n_samples") else {"padding": len(sounds) > 1}
         made = self.extractor(sounds, sampling_rate=self.rate, return_tensors="pt", **padding)
         device, dtype = input_device(self.model), self.model.dtype
         return {

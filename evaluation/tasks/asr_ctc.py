@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from ...errors import DataError
 from ...patcher.binding.loading import LoadedModel
+from ...patcher.differences import TOLERANCE, difference
 from ...patcher.meter import Meter
 from ..generation import kl_divergence
 from ..items import ItemSet
 from .asr import Transcription
 from .base import Answer, TaskOptions
 
+NOISE_FRAMES = 64
+
 
 class CTC(Transcription):
     """The likeliest token of every frame, repeats and blanks removed; the KL divergence runs over the frames.
 
-    Graves et al. 2006. Recordings are padded into batches only where the model takes a mask and counts frames by it: a
+    Graves et al. 2006. Recordings are padded into batches only where that changes nothing, which is tried on noise: a
     model whose first normalisation runs over the whole sound (feat_extract_norm "group") hears them one by one.
     """
 
@@ -30,7 +35,7 @@ class CTC(Transcription):
 
     def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
         super().__init__(loaded, items, options)
-        if not self._takes_padding():
+        if self.batch_size > 1 and not self._heeds_no_padding():
             self.batch_size = 1
         # log p of the batch that `predict` saw last, so that `observe` need not run the model again.
         self._seen: tuple[list[str], list[Tensor]] | None = None
@@ -79,10 +84,15 @@ class CTC(Transcription):
         """Whether the model says how many frames it makes of samples."""
         return self.model.main_input_name == "input_values" and hasattr(self.model, "_get_feat_extract_output_lengths")
 
-    def _takes_padding(self) -> bool:
-        return (
-            self._counts_frames()
-            and getattr(self.model.config, "feat_extract_norm", None) == "layer"
-            and getattr(self.extractor, "return_attention_mask", False)
-            and "attention_mask" in inspect.signature(self.model.forward).parameters
-        )
+    def _heeds_no_padding(self) -> bool:
+        """Whether the model says the same of noise alone and padded behind, beside longer noise."""
+        takes_mask = "attention_mask" in inspect.signature(self.model.forward).parameters
+        if not (takes_mask and self._counts_frames() and getattr(self.extractor, "return_attention_mask", False)):
+            return False
+        draw = numpy.random.default_rng(0)
+        long = draw.standard_normal(math.prod(self.model.config.conv_stride) * NOISE_FRAMES).astype(numpy.float32)
+        short = long[: 3 * len(long) // 4]
+        with torch.inference_mode():
+            alone = self.model(**self._features([short])).logits
+            padded = self.model(**self._features([short, long])).logits[:1, : alone.shape[1]]
+        return difference(padded, alone) <= TOLERANCE[self.model.dtype]

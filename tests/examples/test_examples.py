@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py", "synthetic_speech.py")  # no scripts: what others import
+# No scripts: what others import.
+SHARED = ("demo_training.py", "fidelity_lab.py", "staged_lab.py", "synthetic_speech.py")
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
 FEW = ["--steps", "2", "--batch", "2", "--layers", "1", "--validation", "1", "--output", "speech"]
 DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,14 @@ def test_transcripts_are_those_of_the_pipeline_alone_and_in_batches(
     assert [patched for _, patched in answers(alone)] == [heard(loaded, item) for item in items.items]
     remove_patch(loaded.model)
     assert alone.records[1].tokens == 0.45 * tiny_speech.RATE
+
+
+def test_a_model_that_padding_moves_hears_one_by_one(tmp_path: Path, items: ItemSet) -> None:
+    """Data2Vec's convolutions over positions reach from the padding into the sound."""
+    moved = load_model(str(tiny_speech.save_ctc(tmp_path / "data2vec", family="Data2VecAudio")))
+    assert task_for(moved, items, TaskOptions(batch_size=4)).batch_size == 1
+    other = load_model(str(tiny_speech.save_ctc(tmp_path / "hubert", family="Hubert")))
+    assert task_for(other, items, TaskOptions(batch_size=4)).batch_size == 4
 
 
 @pytest.mark.parametrize("name", KINDS)
