@@ -164,7 +164,7 @@ def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "the verdict goes by", f"{_primary(results)[1]}, {results['verdict']['margin']}"
     dataset = results["dataset"]
     if dataset["groups"] < dataset["items"]:
-        alike = "recordings of one speaker" if results["task"] == "asr" else "items on one passage"
+        alike = "recordings of one speaker" if results.get("task") == "asr" else "items on one passage"
         yield "intervals", f"from resampling {dataset['groups']} groups: {alike} are not independent"
     if (flips := results["flips"]) is not None:
         lost, won = len(flips["right_to_wrong"]), len(flips["wrong_to_right"])

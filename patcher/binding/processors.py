@@ -11,12 +11,15 @@ logger = logging.getLogger(__name__)
 
 
 def load_processor(name: str, common: dict[str, Any]) -> tuple[Any, Any]:
-    """The feature extractor and the tokenizer of a model of sound, each None if it has none that can be loaded.
+    """The feature extractor and the tokenizer of a model of sound; None for both if one of them cannot be loaded.
 
-    Patching needs neither, so it is for whoever needs one to refuse. common: the arguments of every from_pretrained.
+    Patching needs neither, so it is for whoever needs them to refuse. common: the arguments of every from_pretrained.
     Not AutoProcessor, which for some models also wants a language model and its decoder.
     """
-    return _loaded(AutoFeatureExtractor, name, common), _loaded(AutoTokenizer, name, common)
+    extractor = _loaded(AutoFeatureExtractor, name, common)
+    # Without files Whisper's tokenizer is one of no words, and no error.
+    tokenizer = None if extractor is None else _loaded(AutoTokenizer, name, common)
+    return (None, None) if tokenizer is None else (extractor, tokenizer)
 
 
 def _loaded(auto_class: Any, name: str, common: dict[str, Any]) -> Any:
