@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="utterances per step")
     parser.add_argument("--resume", action="store_true", help="go on with the model in OUTPUT; the rate rises again")
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--validation", type=int, default=100, help="utterances to write for `sparsify eval`")
+    parser.add_argument("--validation", type=int, default=400, help="utterances to write for `sparsify eval`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)

@@ -41,7 +41,7 @@ class GeneratedTranscription(Transcription):
     def check(self) -> None:
         super().check()
         positions = getattr(self.model.config, "max_target_positions", None)
-        if None not in (self.limit, positions) and self.limit + START > positions:
+        if self.limit is not None and positions is not None and self.limit + START > positions:
             raise UsageError(
                 f"--max-new-tokens {self.limit} is too many: the model has {positions} positions, {START} of them for "
                 "what says language and task"
