@@ -73,7 +73,7 @@ _ASKING: dict[str, tuple[Any, Any]] = {
     "limit": (o.Limit, None),
     "seed": (o.Seed, 0),
     "batch_size": (o.BatchSize, 8),
-    "max_new_tokens": (o.MaxNewTokens, 32),
+    "max_new_tokens": (o.MaxNewTokens, None),
     "prompt_template": (o.PromptTemplate, None),
     "shots": (o.Shots, 0),
     "shots_from": (o.ShotsFrom, None),

@@ -65,7 +65,9 @@ Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Random subset of so many items; with --harness the first ones.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Items at a time.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, for models that generate.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="Longest answer, for models that generate (default: 32; of speech: the model's own).")
+]
 PromptTemplate = Annotated[
     Path | None,
     typer.Option(help="A text file with {context}, {question} and the like in place of the built-in prompt."),

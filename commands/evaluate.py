@@ -23,7 +23,6 @@ from ..evaluation.run import Contender, Evaluation, Lost, evaluate, fitting_item
 from ..evaluation.shots import draw_shots
 from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
-from ..evaluation.tasks.base import input_hash
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, Gate
 from ..patcher.recipe import Recipe, check_place
 from ..patcher.thresholds import ModuleThresholds
@@ -45,7 +44,7 @@ class EvalOptions:
     limit: int | None = None
     seed: int = 0
     batch_size: int = 8
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = None
     prompt_template: Path | None = None
     shots: int = 0
     shots_from: str | None = None
@@ -125,7 +124,7 @@ def evaluate_targets(
     task = make_task(targets[0], items, options)
     fitting = fitting_items(task)  # refuses what cannot be asked before anything is written
     key = dense_key(loaded, task)
-    inputs = [input_hash(task.input_ids(item) or []) for item in fitting]
+    inputs = [task.read(item)[0] for item in fitting]
     runs = [run_key(key, recipe, task, inputs) for recipe in recipes]
     places = [output or _place(target, task, run) for target, run in zip(targets, runs, strict=True)]
     if processes.is_main:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .arc import ARC_CHALLENGE, ARC_EASY, COMMONSENSE_QA, OPENBOOKQA
-from .base import ANSWERS, CHOICES, LABELS, TEXT, Dataset
+from .base import ANSWERS, CHOICES, LABELS, SPEECH, TEXT, Dataset
 from .boolq import BOOLQ
 from .glue import GLUE
 from .hellaswag import HELLASWAG
 from .labels import ANY_LABELS
+from .speech import ANY_SPEECH, LIBRISPEECH
 from .squad import SQUAD, SQUAD_V2
 from .text import PLAIN_TEXT, WIKITEXT
 
@@ -18,6 +19,7 @@ DATASETS: dict[str, Dataset] = {
     for dataset in (
         *(SQUAD, SQUAD_V2),
         *(ARC_EASY, ARC_CHALLENGE, OPENBOOKQA, COMMONSENSE_QA, HELLASWAG, BOOLQ),
+        *(LIBRISPEECH, ANY_SPEECH),
         *(*GLUE, ANY_LABELS),
         *(WIKITEXT, PLAIN_TEXT),
     )
@@ -28,12 +30,14 @@ TASKS = {
     CHOICES: "multiple choice",
     LABELS: "text classification",
     TEXT: "plain text",
+    SPEECH: "speech recognition",
 }
 METRICS = {
     "f1": "F1",
     "accuracy": "accuracy",
     "accuracy_norm": "accuracy (norm.)",
     "top1_agreement": "top-1 agreement",
+    "word_accuracy": "word accuracy",
 }
 
 

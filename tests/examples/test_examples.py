@@ -19,8 +19,10 @@ SHARED = (
     "listops_rules.py",
     "listops_training.py",
     "staged_lab.py",
+    "synthetic_speech.py",
 )
 TRAINING = ("train_demo_bert.py", "train_demo_llama.py", "train_demo_t5.py")
+FEW = ["--steps", "2", "--batch", "2", "--layers", "1", "--validation", "1", "--output", "speech"]
 DEMO = ["demo-llama", "--calibration", "demo", "--distractors", "0", "--samples", "2", "--k", "4"]
 ON_DEMO = [*DEMO, "--evaluation", "demo", "--calibration-distractors", "0"]
 STAGED = ["demo-llama", "--calibration", "demo", "--evaluation", "demo", "--tokens", "256", "--queries", "4"]
@@ -60,6 +62,7 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "speed.py": (["--rounds", "1", "--lengths", "256", "--tokens", "1"], r"\| 256 \| \d(.*\n)+.*2048 / 8192 \| 1/8"),
     "staged_kernel.py": ([*STAGED, "--k", "8"], r"\| pre-softmax, none \| 8 bits \| \d+ \| \d.* \| \d\.\de-0[678] \|"),
     "staged_scores.py": ([*STAGED, "--k", "8"], r"^\| 8 bits, then all 32 \| (.*\n)+\| score axes, 8\+8\+16 \| \d"),
+    "train_ctc.py": (FEW, r"step 1  ctc \d+\.\d+  frame \d"),
     "tune_predictors.py": (["demo-llama", "--data", "demo", "--samples", "1"], r"\| 0\.05 \| -?\d\.\d\d \| "),
     "top_theta_error.py": (ON_DEMO, r"\| mean \| 0\.\d+ \(1\.00\) \| 0\.\d+ \("),
     "top_theta_shift.py": (
