@@ -21,6 +21,7 @@ def evaluate(
     targets: o.Targets = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
+    task: o.Task = None,
     asking: Any = GATHERED,
     harness: o.Harness = None,
     require_conclusion: o.RequireConclusion = False,
@@ -39,21 +40,28 @@ def evaluate(
     """
     from .commands.evaluate import as_plain, check_output, evaluate_targets, exit_code
     from .commands.report import evaluation_report
+    from .evaluation.datasets import kind_named, require_kind
     from .processes import Processes
 
+    kind = kind_named(task)
     check_output(output, targets or [])
     opening.start(targets[0] if targets else None)
     if harness is not None:
         from .commands.harness import evaluate_harness, open_harness
 
-        tasks = open_harness(harness, asking, dataset=dataset, split=split, trusted=opening.loading.trust_remote_code)
+        given = {"dataset": dataset, "split": split, "task": task}
+        tasks = open_harness(harness, asking, **given, trusted=opening.loading.trust_remote_code)
         opened = opening.targets(targets or [])
         with opening.progress(tasks.total(len(opened)), "evaluating") as advance:
             outcomes = evaluate_harness(opened, tasks, asking, output=output, command=command_line(), advance=advance)
     else:
-        given = items_of(dataset, split, "validation") if dataset is not None else None
+        items = items_of(dataset, split, "validation") if dataset is not None else None
+        if items is not None:
+            require_kind(items.name, items.dataset, kind)
         opened = opening.targets(targets or [])
-        items = given or items_of(opened[0].default_dataset, split, "validation")
+        if items is None:
+            items = items_of(opened[0].default_dataset, split, "validation")
+            require_kind(items.name, items.dataset, kind)
         total, processes = len(opened) * min(asking.limit or len(items), len(items)), Processes.join()
         with opening.progress(total, "evaluating", processes=processes.count) as advance, resumable():
             outcomes = evaluate_targets(

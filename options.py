@@ -61,6 +61,12 @@ Dataset = Annotated[
         "NAME=FILE for a file in a listed schema.",
     ),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="What the data must be for: qa, multiple-choice, classification, text or asr (default: as the data are)."
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Random subset of so many items; with --harness the first ones.")
 ]

@@ -86,6 +86,8 @@ COMBINATIONS = (
     "calibrate plain -d squad= -o out",
     "calibrate plain done -d q.jsonl",
     "eval plain -d q.jsonl --as-top-k -o out",
+    "eval plain -d q.jsonl --task asr -o out",
+    "eval plain --harness anything --task qa -o out",
     "eval plain plain -d q.jsonl",
     "eval plain ./plain -d q.jsonl",
     "eval plain done -d q.jsonl -o out",

@@ -120,7 +120,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "inspect": ("--lengths", "--dtype"),
     "validate": ("--dtype", "--device"),
     "calibrate": ("--compensation", "--placement", "--estimator", "--activations", "--denominator", "--dtype"),
-    "eval": ("--dtype", "--device", "--split", "--harness"),
+    "eval": ("--dtype", "--device", "--split", "--harness", "--task"),
     "sweep": ("--methods", "--compensation", "--clusters", "--layers", "--kind", "--stack", "--dtype", "--split"),
     "bench": ("--lengths", "--dtype"),
     "generate": ("--device", "--dtype"),

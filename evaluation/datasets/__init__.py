@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import UsageError
 from .arc import ARC_CHALLENGE, ARC_EASY, COMMONSENSE_QA, OPENBOOKQA
 from .base import ANSWERS, CHOICES, LABELS, SPEECH, TEXT, Dataset
 from .boolq import BOOLQ
@@ -32,6 +33,8 @@ TASKS = {
     TEXT: "plain text",
     SPEECH: "speech recognition",
 }
+# What a person calls these: eval --task.
+NAMES = {"qa": ANSWERS, "multiple-choice": CHOICES, "classification": LABELS, "text": TEXT, "asr": SPEECH}
 METRICS = {
     "f1": "F1",
     "accuracy": "accuracy",
@@ -39,6 +42,23 @@ METRICS = {
     "top1_agreement": "top-1 agreement",
     "word_accuracy": "word accuracy",
 }
+
+
+def kind_named(task: str | None) -> str | None:
+    """What a data set for a task has (ANSWERS ... SPEECH); None for None. UsageError for another name."""
+    if task is not None and task not in NAMES:
+        raise UsageError(f"--task {task}: there are {', '.join(NAMES)}; what fits model and data is found without it")
+    return None if task is None else NAMES[task]
+
+
+def require_kind(name: str, dataset: Dataset, kind: str | None) -> None:
+    """UsageError if a data set, called `name`, is not for what was asked for. kind: see kind_named."""
+    if kind not in (None, dataset.task):
+        asked = next(task for task, its in NAMES.items() if its == kind)
+        raise UsageError(
+            f"{name} is for {TASKS[dataset.task]}, and --task {asked} asks for {TASKS[kind]}: name other data with "
+            "--dataset, or leave --task out"
+        )
 
 
 def dataset_of(record: Any) -> Dataset | None:

@@ -36,7 +36,7 @@ def test_clustered_on_a_ctc_model(sparsify: Sparsify, work: Path) -> None:
     assert done.code == 0
     assert "wrote sparsified; next: sparsify eval --dataset RECORDINGS" in done.out
     assert "ok padding and batching do not matter" in " ".join(done.out.split())
-    done = sparsify("eval", "-d", "sound/speech.jsonl")
+    done = sparsify("eval", "--task", "asr", "-d", "sound/speech.jsonl")
     assert done.code in (0, 3)
     rows = [" ".join(line.split()) for line in done.out.splitlines()]
     assert any(row.startswith("WER, all words ") for row in rows)
@@ -92,5 +92,10 @@ def test_refusals(sparsify: Sparsify, work: Path) -> None:
     wrong = "recordings need a model for speech-ctc or speech-seq2seq"
     refused(sparsify("eval", "llama", "-d", "sound/speech.jsonl"), 2, wrong)
     refused(sparsify("eval", "-d", "sound/speech.jsonl", "--distractors", "2"), 2, "has no questions")
+    refused(
+        sparsify("eval", "-d", "sound/speech.jsonl", "--task", "qa"), 2, "is for speech recognition, and --task qa asks"
+    )
+    refused(sparsify("eval", "-d", "q.jsonl", "--task", "asr"), 2, "is for question answering, and --task asr asks")
+    refused(sparsify("eval", "-d", "q.jsonl", "--task", "hearing"), 2, "--task hearing: there are qa, ")
     (work / "silent.jsonl").write_text(json.dumps({"audio": "sound/r0.wav", "text": "?!"}))
     refused(sparsify("eval", "-d", "silent.jsonl"), 1, "the text of 0 has no words")
