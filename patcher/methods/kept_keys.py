@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 BITS = 8
+ALIGNED = 8  # bytes, of the widest integer
 
 
 def pack(keep: Tensor) -> tuple[Tensor, ...]:
@@ -34,6 +35,35 @@ def unpack(packed: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
     keep = torch.zeros(shape.numel(), dtype=torch.bool, device=columns.device)
     keep[starts.repeat_interleave(counts.flatten().long(), output_size=len(columns)) + columns] = True
     return keep.view(shape)
+
+
+class Store:
+    """Tensors one after the other in one growing block. Many small ones that stay, among large ones that go, would keep
+    an allocator from using that room again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.block = torch.empty(0, dtype=torch.uint8, device=device)
+        self.used = 0
+
+    def add(self, tensor: Tensor) -> tuple[int, torch.dtype, torch.Size]:
+        """Puts a copy in the store; gives its place, for `taken`."""
+        place, end = self.used, self.used + tensor.nbytes
+        if end > len(self.block):
+            enlarged = self.block.new_empty(2 * end)
+            enlarged[: len(self.block)] = self.block
+            self.block = enlarged
+        self.block[place:end] = tensor.flatten().view(torch.uint8)
+        self.used = -(-end // ALIGNED) * ALIGNED
+        return place, tensor.dtype, tensor.shape
+
+    def whole(self) -> Tensor:
+        """All that is in it, uint8."""
+        return self.block[: self.used].clone()
+
+
+def taken(block: Tensor, place: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """One of the tensors in a block that a store gave."""
+    return block[place : place + shape.numel() * dtype.itemsize].view(dtype).view(shape)
 
 
 def smallest_integer(most: int) -> torch.dtype:

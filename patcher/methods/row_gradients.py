@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from .chunk import AttentionInputs, Chunk, Selection
 from .distance_bias import DistanceBias, bias_rows
 from .dropout import dropout_mask
-from .kept_keys import pack, unpack
+from .kept_keys import Store, pack, taken, unpack
 from .row_chunk import Span, by_group, chunk_of, grouped_query, scores_of, weights_of
 
 if TYPE_CHECKING:
@@ -59,16 +59,16 @@ def _with_tensors(inputs: AttentionInputs, tensors: tuple[Any, ...]) -> Attentio
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a chunk kept, but for the packed tensors. parts: how many these are, 0 where all was kept."""
+    """What a chunk kept. places: of what is packed, in the block that all chunks share; none where all was kept."""
 
     span: Span
-    parts: int
+    places: list[tuple[int, torch.dtype, torch.Size]]
     shape: torch.Size
     dropped_mass: Callable[[Chunk, Tensor], Tensor | None] | None
 
-    def selection(self, packed: list[Tensor]) -> Selection:
-        """The selection again; takes its tensors from the front of packed."""
-        parts = tuple(packed.pop(0) for _ in range(self.parts))
+    def selection(self, block: Tensor) -> Selection:
+        """The selection again."""
+        parts = tuple(taken(block, *place) for place in self.places)
         return Selection(unpack(parts, self.shape) if parts else None, dropped_mass=self.dropped_mass)
 
 
@@ -77,32 +77,30 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> Tensor:
         *tensors, bare, work, watch = given
         ctx.bare, ctx.work, ctx.kept = bare, work, []
-        packed: list[Tensor] = []
+        store = Store(tensors[0].device)
 
         def keep(chunk: Chunk, selection: Selection) -> None:
             watch(chunk, selection)
             parts = () if selection.keep is None else pack(selection.keep)
             span = Span(chunk.start, chunk.stop, chunk.low, chunk.high)
             shape = chunk.scores.shape if selection.keep is None else selection.keep.shape
-            ctx.kept.append(_Kept(span, len(parts), shape, selection.dropped_mass))
-            packed.extend(parts)
+            ctx.kept.append(_Kept(span, [store.add(part) for part in parts], shape, selection.dropped_mass))
 
         out: Tensor = work.attend(_with_tensors(bare, tuple(tensors)), keep)
-        ctx.save_for_backward(*tensors, *packed)
+        ctx.save_for_backward(*tensors, store.whole())
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        tensors, packed = tuple(saved[:5]), saved[5:]
+        *tensors, block = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            gradients = _Gradients(_with_tensors(ctx.bare, tensors), ctx.work, ctx.needs_input_grad[:5])
+            gradients = _Gradients(_with_tensors(ctx.bare, tuple(tensors)), ctx.work, ctx.needs_input_grad[:5])
             for kept in ctx.kept:
-                selection = kept.selection(packed)
+                selection = kept.selection(block)
                 if kept.span.low < kept.span.high:
                     gradients.add_chunk(kept.span, selection, grad[:, :, kept.span.start : kept.span.stop])
-            return *gradients.found(tensors), None, None, None
+            return *gradients.found(tuple(tensors)), None, None, None
 
 
 class _Gradients:

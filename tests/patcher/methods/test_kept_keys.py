@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hf_sparsify.patcher.methods.kept_keys import pack, smallest_integer, unpack
+from hf_sparsify.patcher.methods.kept_keys import Store, pack, smallest_integer, taken, unpack
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 1.0])
@@ -34,3 +34,14 @@ def test_integers_hold_what_they_are_for() -> None:
         torch.int32,
         torch.int64,
     ]
+
+
+def test_a_store_gives_back_what_was_put_in() -> None:
+    store = Store(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    kinds = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    parts = [torch.randint(100, (n % 13, 3), generator=generator).to(kinds[n % 4]) for n in range(200)]
+    places = [store.add(part) for part in parts]
+    block = store.whole()
+    assert all(torch.equal(taken(block, *place), part) for place, part in zip(places, parts, strict=True))
+    assert block.nbytes <= sum(part.nbytes for part in parts) + 8 * len(parts)
