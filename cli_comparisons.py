@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import bench_options as b
 from . import options as o
 from .opening import Opening, items_of
 from .option_groups import GATHERED, takes_asking, takes_benching, takes_opening
@@ -20,6 +21,7 @@ def evaluate(
     targets: o.Targets = None,
     dataset: o.Dataset = None,
     split: o.Split = None,
+    task: o.Task = None,
     asking: Any = GATHERED,
     harness: o.Harness = None,
     require_conclusion: o.RequireConclusion = False,
@@ -38,21 +40,28 @@ def evaluate(
     """
     from .commands.evaluate import as_plain, check_output, evaluate_targets, exit_code
     from .commands.report import evaluation_report
+    from .evaluation.datasets import check_task, require_task
     from .processes import Processes
 
+    check_task(task)
     check_output(output, targets or [])
     opening.start(targets[0] if targets else None)
     if harness is not None:
         from .commands.harness import evaluate_harness, open_harness
 
-        tasks = open_harness(harness, asking, dataset=dataset, split=split, trusted=opening.loading.trust_remote_code)
+        given = {"dataset": dataset, "split": split, "task": task}
+        tasks = open_harness(harness, asking, **given, trusted=opening.loading.trust_remote_code)
         opened = opening.targets(targets or [])
         with opening.progress(tasks.total(len(opened)), "evaluating") as advance:
             outcomes = evaluate_harness(opened, tasks, asking, output=output, command=command_line(), advance=advance)
     else:
-        given = items_of(dataset, split, "validation") if dataset is not None else None
+        items = items_of(dataset, split, "validation") if dataset is not None else None
+        if items is not None:
+            require_task(task, items.name, items.dataset)
         opened = opening.targets(targets or [])
-        items = given or items_of(opened[0].default_dataset, split, "validation")
+        if items is None:
+            items = items_of(opened[0].default_dataset, split, "validation")
+            require_task(task, items.name, items.dataset)
         total, processes = len(opened) * min(asking.limit or len(items), len(items)), Processes.join()
         with opening.progress(total, "evaluating", processes=processes.count) as advance, resumable():
             outcomes = evaluate_targets(
@@ -76,10 +85,10 @@ def evaluate(
 def bench(
     target: o.TargetArgument = None,
     benching: Any = GATHERED,
-    dataset: o.BenchDataset = None,
+    dataset: b.BenchDataset = None,
     split: o.Split = None,
     as_json: o.Json = False,
-    output: o.BenchOutput = None,
+    output: b.BenchOutput = None,
     opening: Opening = GATHERED,
 ) -> None:
     """Time the dense and the patched model on the same tokens, and say from which length on the patch pays.

@@ -106,15 +106,20 @@ def tune(
 
     directory = output or Path(command.DEFAULT_DIRECTORY)
     dataset = default_dataset(model) if dataset is None else dataset
-    command.check_names(model, dataset, tuning, Processes.join().count)
+    processes = Processes.join()
+    command.check_names(model, dataset, tuning)
     command.check_directory(directory, force=force)
     opening.start(model)
     with warned_once(), resumable():
         data = command.load_data(dataset, split, tuning)
         loaded = opening.load(full_name(model))
-        with opening.progress(command.passes(tuning, data), "tuning") as advance:
+        total = command.passes(tuning, data, processes)
+        with opening.progress(total, "tuning", processes=processes.count) as advance:
             steps = command.Steps(advance, opening.say)
-            made = command.tune(loaded, data, tuning, directory, force=force, command=command_line(), steps=steps)
+            tuned = command.Tuning(loaded, data, tuning, directory, command_line(), steps, processes)
+            made = tuned.run(force=force)
+        if not processes.is_main:
+            return
     if as_json:
         print(json.dumps(made.record, indent=2))
     else:

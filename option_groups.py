@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from . import bench_options as b
 from . import options as o
 from . import search_options as so
 from .opening import Opening
@@ -40,6 +41,7 @@ _PATCHING: dict[str, tuple[Any, Any]] = {
     "placement": (o.Placement, None),
     "denominator": (o.Denominator, None),
     "clusters": (o.Clusters, None),
+    "clustering": (o.Clustering, None),
     "min_length": (o.MinLength, None),
     "ffn": (o.Ffn, "none"),
     "ffn_k": (o.FfnK, None),
@@ -71,7 +73,7 @@ _ASKING: dict[str, tuple[Any, Any]] = {
     "limit": (o.Limit, None),
     "seed": (o.Seed, 0),
     "batch_size": (o.BatchSize, 8),
-    "max_new_tokens": (o.MaxNewTokens, 32),
+    "max_new_tokens": (o.MaxNewTokens, None),
     "max_input_tokens": (o.MaxInputTokens, None),
     "prompt_template": (o.PromptTemplate, None),
     "shots": (o.Shots, 0),
@@ -84,13 +86,13 @@ _ASKING: dict[str, tuple[Any, Any]] = {
 }
 # The options of what `bench` measures: as in commands.bench.make_options.
 _BENCHING: dict[str, tuple[Any, Any]] = {
-    "lengths": (o.Lengths, None),
-    "new_tokens": (o.NewTokens, 64),
-    "batch_size": (o.Sequences, 1),
-    "repeats": (o.Repeats, 5),
-    "eager": (o.Eager, True),
-    "memory": (o.Memory, True),
-    "write": (o.Write, False),
+    "lengths": (b.Lengths, None),
+    "new_tokens": (b.NewTokens, 64),
+    "batch_size": (b.Sequences, 1),
+    "repeats": (b.Repeats, 5),
+    "eager": (b.Eager, True),
+    "memory": (b.Memory, True),
+    "write": (b.Write, False),
 }
 # The options of which cells `sweep` tries: as in commands.sweep.make_options. Those of `patch` hold for all cells.
 _SWEEPING: dict[str, tuple[Any, Any]] = {
@@ -103,7 +105,7 @@ _SWEEPING: dict[str, tuple[Any, Any]] = {
         name: _PATCHING[name]
         for name in ("layers", "skip_layers", "kind", "stack", "compensation", "v_mean", "placement", "denominator")
     },
-    **{name: _PATCHING[name] for name in ("min_keep", "min_length", "protect_first", "protect_recent")},
+    **{name: _PATCHING[name] for name in ("clustering", "min_keep", "min_length", "protect_first", "protect_recent")},
     "samples": (so.CalibrationSamples, 128),
     "calibrate_on": (so.CalibrateOn, None),
     "bench": (so.TimeCells, False),

@@ -61,11 +61,19 @@ Dataset = Annotated[
         "NAME=FILE for a file in a listed schema.",
     ),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="What the data must be for: qa, multiple-choice, classification, text or asr (default: as the data are)."
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", "-L", help="Random subset of so many items; with --harness the first ones.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Items at a time.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, for models that generate.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(help="Longest answer, for models that generate (default: 32; of speech: the model's own).")
+]
 MaxInputTokens = Annotated[int | None, typer.Option(help="Cut longer prompts at their end (encoder-decoder models).")]
 PromptTemplate = Annotated[
     Path | None,
@@ -211,6 +219,14 @@ OtherDenominator = Annotated[
 Clusters = Annotated[
     int | None, typer.Option(help="Clusters of queries per head (default: 100).", rich_help_panel=METHOD)
 ]
+Clustering = Annotated[
+    str | None,
+    typer.Option(
+        help="How queries are clustered: by the distance of their score rows (rows, default), or by that of their hash "
+        "codes, as in the paper (hamming).",
+        rich_help_panel=METHOD,
+    ),
+]
 MinLength = Annotated[
     int | None,
     typer.Option(
@@ -250,47 +266,9 @@ SaveModel = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace another recipe.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=OUTPUT)]
 HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True)]
-Lengths = Annotated[
-    str | None,
-    typer.Option(help="Tokens, e.g. 512,2k,8k (default: those of 512,2k,8k that the model has positions for)."),
-]
 InspectLengths = Annotated[str | None, typer.Option("--lengths", help="Tokens, e.g. 512,2k,8k (default: 512,4k,32k).")]
 EveryModule = Annotated[
     bool, typer.Option("--modules", help="A line for every module, by its full name.", rich_help_panel=OUTPUT)
-]
-NewTokens = Annotated[
-    int, typer.Option(help="Tokens to write one by one, for models that generate; 0 times the prompt alone.")
-]
-Sequences = Annotated[int, typer.Option("--batch-size", "-b", help="Sequences at a time.")]
-Repeats = Annotated[int, typer.Option(help="Rounds; in each every contender runs once.")]
-BenchDataset = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset", "-d", help="Whose texts the model reads (default: the documentation that comes with Python)."
-    ),
-]
-Eager = Annotated[
-    bool,
-    typer.Option(
-        " /--no-eager", show_default=False, help="Leave out eager attention, which takes minutes on long texts."
-    ),
-]
-Memory = Annotated[
-    bool, typer.Option(" /--no-memory", show_default=False, help="Do not measure memory, which loads the model anew.")
-]
-Write = Annotated[
-    bool,
-    typer.Option(
-        "--write",
-        help="Put the break-even into the recipe: attention to fewer keys stays dense.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-BenchOutput = Annotated[
-    Path | None,
-    typer.Option(
-        "--output-dir", "-o", help="Where the results go (default: RECIPE/bench/TIME).", rich_help_panel=OUTPUT
-    ),
 ]
 Reported = Annotated[
     list[Path] | None,

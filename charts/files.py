@@ -21,7 +21,8 @@ Chart = alt.TopLevelMixin
 
 def spec(chart: Chart) -> dict[str, Any]:
     """The chart as Vega-Lite, with its data inline and without a look of its own."""
-    made: dict[str, Any] = chart.to_dict()
+    # Holding all data against the schema takes many times as long as drawing them; the tests do that.
+    made: dict[str, Any] = chart.to_dict(validate=False)
     # The size that Altair gives to all charts would win over theme.py.
     made.pop("config", None)
     return made

@@ -16,13 +16,13 @@ from ..evaluation.dense_cache import DenseCache, dense_key, has_offloaded_weight
 from ..evaluation.distractors import with_distractors
 from ..evaluation.items import ItemSet, content_hash
 from ..evaluation.journal import RESULTS, RUN, SCHEMA_VERSION, Journal, ended_run, predictions_of
+from ..evaluation.module_kinds import module_kinds
 from ..evaluation.prompts import read_template
 from ..evaluation.results import Correction, judge, prediction_lines, summarize
 from ..evaluation.run import Contender, Evaluation, Lost, evaluate, fitting_items
 from ..evaluation.shots import draw_shots
 from ..evaluation.sources import is_path, load_items
 from ..evaluation.tasks import Task, TaskOptions, task_for
-from ..evaluation.tasks.base import input_hash
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, Gate
 from ..patcher.recipe import Recipe, check_place
 from ..patcher.thresholds import ModuleThresholds
@@ -44,7 +44,7 @@ class EvalOptions:
     limit: int | None = None
     seed: int = 0
     batch_size: int = 8
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = None
     max_input_tokens: int | None = None
     prompt_template: Path | None = None
     shots: int = 0
@@ -126,7 +126,7 @@ def evaluate_targets(
     task = make_task(targets[0], items, options)
     fitting = fitting_items(task)  # refuses what cannot be asked before anything is written
     key = dense_key(loaded, task)
-    inputs = [input_hash(task.input_ids(item) or []) for item in fitting]
+    inputs = [task.read(item)[0] for item in fitting]
     runs = [run_key(key, recipe, task, inputs) for recipe in recipes]
     places = [output or _place(target, task, run) for target, run in zip(targets, runs, strict=True)]
     if processes.is_main:
@@ -174,6 +174,7 @@ def describe(
             {
                 "schema_version": SCHEMA_VERSION,
                 **describe_target(target, recipe),
+                "module_kinds": module_kinds(target.loaded.model, recipe.plan),
                 "calibration": calibration and {key: value for key, value in calibration.items() if key != "items"},
                 "seen_in_calibration": len(_seen(recipe, task)),
                 "seed": options.seed,

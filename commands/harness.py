@@ -28,13 +28,19 @@ OF_OUR_DATA_SETS = {
 
 
 def open_harness(
-    names: str, options: EvalOptions, *, dataset: str | None = None, split: str | None = None, trusted: bool = False
+    names: str,
+    options: EvalOptions,
+    *,
+    dataset: str | None = None,
+    split: str | None = None,
+    task: str | None = None,
+    trusted: bool = False,
 ) -> Harness:
     """The tasks of `--harness`. UsageError for options that do not go with it; else raises what Harness.open raises.
 
     trusted: code that comes with tasks may run.
     """
-    given = {"--dataset": dataset is not None, "--split": split is not None}
+    given = {"--dataset": dataset is not None, "--split": split is not None, "--task": task is not None}
     given |= {name: getattr(options, field) != getattr(EvalOptions, field) for field, name in OF_OUR_DATA_SETS.items()}
     for name, is_given in given.items():
         if is_given:

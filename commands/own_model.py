@@ -85,7 +85,9 @@ def _write_model(loaded: LoadedModel, staged: Path) -> None:
         loaded.model.save_pretrained(staged, state_dict=used if loaded.unused else None)
     except SafetensorError as error:  # of a disk that is full, too
         raise OSError(reason(error)) from None
-    loaded.tokenizer.save_pretrained(staged)
+    for part in (loaded.tokenizer, loaded.extractor):
+        if part is not None:
+            part.save_pretrained(staged)
     pooling = pooling_file(loaded)
     if pooling is not None:
         (staged / POOLING_FILE).parent.mkdir()

@@ -18,7 +18,7 @@ from ..patcher.binding.feed_forward import feed_forward_modules
 from ..patcher.binding.loading import LoadedModel
 from ..patcher.binding.modules import ACCURACY_ONLY, attention_modules, interception_of
 from ..patcher.binding.patchable import PatchableModule
-from ..patcher.binding.tasks import WITHOUT_TEXT
+from ..patcher.binding.tasks import TRANSCRIBING, WITHOUT_TEXT
 from ..patcher.checks import Check
 from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
@@ -51,7 +51,9 @@ def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], wri
         parts.append("dry run: nothing was written")
     else:
         takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values()) and not calibrated
-        if loaded.base.task in WITHOUT_TEXT:
+        if loaded.base.task in TRANSCRIBING:
+            parts.append(f"wrote {written}; next: {_evaluation(planned.recipe, written)}")
+        elif loaded.base.task in WITHOUT_TEXT:
             parts.append(f"wrote {written}; calibrate and eval have no data for a model that does not read text alone")
         else:
             parts.append(f"wrote {written}; next: {_command('calibrate' if takes_thresholds else 'eval', written)}")
@@ -83,6 +85,12 @@ def _proof(checks: list[Check]) -> list[RenderableType]:
         titled("Proof of patch", grid(["", "check", "relative difference"], _check_rows(checks), text_columns=2)),
         "",
     ]
+
+
+def _evaluation(recipe: Recipe, directory: Path) -> str:
+    """The command that comes next; for models of speech there are no recordings to go by default."""
+    command = _command("eval", directory)
+    return f"{command} --dataset RECORDINGS" if recipe.base_model.task in TRANSCRIBING else command
 
 
 def _command(name: str, recipe: Path) -> str:
@@ -149,7 +157,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
         _kept_table(calibrated),
         "",
         *said,
-        f"wrote {directory}; next: {_command('eval', directory)}",
+        f"wrote {directory}; next: {_evaluation(recipe, directory)}",
     )
 
 

@@ -14,6 +14,7 @@ from ..errors import RecipeMismatchError, UsageError
 from ..evaluation.demo import DEMO_MODELS, demo_model_path
 from ..patcher.binding.loading import LoadedModel, LoadOptions, load_model, options_for
 from ..patcher.binding.modules import input_device, interception_of
+from ..patcher.binding.tasks import TRANSCRIBING
 from ..patcher.dtypes import dtype_name
 from ..patcher.methods import TopK, method_to_dict
 from ..patcher.methods.compensation import DEFAULT_COMPENSATION
@@ -50,7 +51,12 @@ class Target:
 
     @property
     def default_dataset(self) -> str:
-        """What questions a person gets who names none."""
+        """What questions a person gets who names none; UsageError for a model of speech, which needs recordings."""
+        if self.recipe.base_model.task in TRANSCRIBING:
+            raise UsageError(
+                f"{self.recipe.base_model.id} hears speech: name recordings with their texts with --dataset, such as a "
+                "folder with metadata.csv, a file with the fields audio and text, or librispeech"
+            )
         return default_dataset(self.recipe.base_model.id)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import SparsifyError, UsageError
-from ..evaluation.dense_cache import dense_key
-from ..evaluation.items import ItemSet
 from ..evaluation.prompts import read_template
 from ..evaluation.run import Lost
 from ..evaluation.sources import is_path, load_items, not_judged
@@ -22,32 +18,27 @@ from ..evaluation.tasks import Task, TaskOptions, task_for
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.sequence import fixed_sequences
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.methods import Method, method_to_dict
+from ..patcher.methods import Method
 from ..patcher.plan import plan_model
 from ..patcher.preset import dense_by_default
 from ..patcher.recipe import check_writable, is_recipe, save_recipe
+from ..processes import Processes
 from ..tuning.ladder import TUNED, Cell, grid_for, make_ladder
 from ..tuning.sensitivity import SensitivityMap, measure
 from ..tuning.sensitivity_file import SENSITIVITY_FILE, save_sensitivity, stored_map
 from .evaluate import GATE_FAILED, NO_CONCLUSION, Outcome, evaluate_targets
 from .target import Target
-from .tune_cells import CALIBRATION, calibrate_once, choose, measure_cells, recipe_of
-from .tune_options import TuneOptions
-from .tune_record import TUNE_FILE, Candidate, TuneRecord, describe_items, write_recommended
+from .tune_cells import Measuring, choose, make_calibrator
+from .tune_keys import map_key, run_key
+from .tune_options import TuneData, TuneOptions
+from .tune_record import TUNE_FILE, Candidate, TuneRecord
+from .tune_result import write_recommended
 
 DEFAULT_DIRECTORY = "sparsified-tuned"
 INSIDE = "tune"  # where all but the recommended recipe is
 RECIPES = "recipes"
 MAP_PASSES = 5  # what the map costs, in passes over an item
 VARIANTS = 3  # cells that are measured for each rung, at most: two tuned, one uniform
-
-
-@dataclass(frozen=True)
-class TuneData:
-    """What tuning looks at, and what judges it; no item is in both."""
-
-    tuning: ItemSet
-    evaluation: ItemSet
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Tuned:
         return GATE_FAILED if judged[0]["verdict"]["decision"] == "FAIL" else NO_CONCLUSION
 
 
-def check_names(model: str, dataset: str, options: TuneOptions, processes: int) -> None:
+def check_names(model: str, dataset: str, options: TuneOptions) -> None:
     """UsageError for what is wrong before anything is loaded. dataset: as typed, or the default one."""
     if is_recipe(model):
         raise UsageError(f"{model} is a recipe: name its MODEL, whose modules get a keep rate each")
@@ -86,8 +77,6 @@ def check_names(model: str, dataset: str, options: TuneOptions, processes: int) 
         raise UsageError(
             f"tuning looks at the train split, and the file {dataset} has none: name other data with --calibrate-on"
         )
-    if processes > 1:
-        raise UsageError("tune runs in one process: start it without a launcher")
 
 
 def load_data(dataset: str, split: str | None, options: TuneOptions) -> TuneData:
@@ -105,55 +94,142 @@ def check_directory(directory: Path, *, force: bool) -> None:
     check_writable(directory, force=force or os.path.isfile(directory / INSIDE / TUNE_FILE))
 
 
-def passes(options: TuneOptions, data: TuneData) -> int:
-    """About how many passes over an item all steps together take."""
+def passes(options: TuneOptions, data: TuneData, processes: Processes) -> int:
+    """About how many passes over an item all steps together take, as if the map were shared too."""
     samples, rungs = len(data.tuning), len(options.keeps)
     asked = min(options.asking.limit or len(data.evaluation), len(data.evaluation))
-    calibrating = samples * (options.attention == "top-theta")
-    return samples * (MAP_PASSES + 1 + VARIANTS * rungs) + calibrating + asked * 2 * rungs
+    shared = samples * (options.calibrates + 1 + VARIANTS * rungs) + asked * 2 * rungs
+    return samples * MAP_PASSES * processes.count + shared
 
 
-def tune(
-    loaded: LoadedModel,
-    data: TuneData,
-    options: TuneOptions,
-    directory: Path,
-    *,
-    force: bool = False,
-    command: str | None = None,
-    steps: Steps | None = None,
-) -> Tuned:
-    """Measures, allocates and judges; writes everything below `directory` and, if an allocation passes, its recipe.
+@dataclass(frozen=True)
+class Tuning:
+    """One tuning of a loaded model. directory: of the recipe. All but the map, which the first process measures, is
+    shared by the processes."""
 
-    What the same tuning did before is taken from there. Raises what planning, measuring and evaluating raise;
-    UsageError for a directory with another tuning, unless forced.
-    """
-    steps, asking = steps or Steps(), options.asking
-    inside = directory / INSIDE
-    template = read_template(asking.prompt_template) if asking.prompt_template else None
-    task = task_for(loaded, data.tuning, TaskOptions(asking.batch_size, asking.max_new_tokens, template))
-    task.check()
-    plan, uniform = candidate_plan(loaded, options)
-    read = [task.calibration_inputs(item) for item in data.tuning.items]
-    key = _map_key(loaded, task, plan, options, read)
-    record = TuneRecord.start(
-        inside,
-        loaded,
-        data.tuning,
-        data.evaluation,
-        options,
-        key=_run_key(key, uniform, data, options),
-        command=command,
-        force=force,
-    )
-    found = _mapped(loaded, plan, read, options, inside, key, data.tuning, steps)
-    tuned, ladder = make_ladder(found, options.goal, options.keeps, uniform)
-    candidates = _candidates(loaded, plan, tuned, ladder, task, data.tuning, options, record, steps)
-    record.plan(candidates)
-    outcomes = _judge(loaded, candidates, data.evaluation, options, inside, command, steps)
-    record.finish(candidates, outcomes, found)
-    write_recommended(directory, inside, record.content, candidates)
-    return Tuned(record.content, found, directory)
+    loaded: LoadedModel
+    data: TuneData
+    options: TuneOptions
+    directory: Path
+    command: str | None = None
+    steps: Steps = field(default_factory=Steps)
+    processes: Processes = field(default_factory=Processes)
+
+    @property
+    def inside(self) -> Path:
+        """Where all but the recommended recipe is."""
+        return self.directory / INSIDE
+
+    def run(self, *, force: bool = False) -> Tuned:
+        """Measures, allocates and judges; writes everything below the directory and, if an allocation passes, its
+        recipe. On all processes but the first the record ends before the verdicts.
+
+        What the same tuning did before is taken from there. Raises what planning, measuring and evaluating raise;
+        UsageError for a directory with another tuning, unless forced.
+        """
+        options, asking, tuning = self.options, self.options.asking, self.data.tuning
+        template = read_template(asking.prompt_template) if asking.prompt_template else None
+        task = task_for(self.loaded, tuning, TaskOptions(asking.batch_size, asking.max_new_tokens, template))
+        task.check()
+        plan, uniform = candidate_plan(self.loaded, options)
+        read = [task.calibration_inputs(item) for item in tuning.items]
+        key = map_key(self.loaded, task, plan, options, read)
+        record = TuneRecord.start(
+            self.inside,
+            self.loaded,
+            self.data,
+            options,
+            key=run_key(key, uniform, self.data, options),
+            command=self.command,
+            force=force,
+            processes=self.processes,
+        )
+        found = self._map(plan, read, key)
+        tuned, ladder = make_ladder(found, options.goal, options.keeps, uniform)
+        candidates = self._candidates(plan, tuned, ladder, task, record)
+        record.plan(candidates)
+        outcomes = self._judge(candidates)
+        if self.processes.is_main:
+            record.finish(candidates, outcomes, found)
+            recipes = {one.cell.name: one.recipe for one in candidates}
+            # Before the record says that all has ended: whoever reads that may trust the recipe.
+            write_recommended(self.directory, self.inside, record.content, recipes)
+            record.write()
+        return Tuned(record.content, found, self.directory)
+
+    def _map(self, plan: dict[str, Method], read: list[list[dict[str, Tensor]]], key: str) -> SensitivityMap:
+        """The map, measured or from the file of an earlier run. One process draws all outcomes and takes all times, so
+        that the map is the same however many there are."""
+        found = None
+        with self.processes.together():
+            if self.processes.is_main:
+                found = self._measured(plan, read, key)
+        made: SensitivityMap = self.processes.gather(found)[0]
+        return made
+
+    def _measured(self, plan: dict[str, Method], read: list[list[dict[str, Tensor]]], key: str) -> SensitivityMap:
+        path, steps = self.inside / SENSITIVITY_FILE, self.steps
+        if (stored := stored_map(path, key)) is not None:
+            steps.tell(f"the sensitivity map is there already: {path}")
+            steps.advance(MAP_PASSES * len(read))
+            return stored
+
+        def each() -> Iterator[list[dict[str, Tensor]]]:
+            for inputs in read:
+                yield inputs
+                steps.advance(MAP_PASSES)
+
+        how: dict[str, Any] = {"decoding": self.options.goal == "v-rows", "timed": self.options.goal == "latency"}
+        grid, seed = grid_for(self.options.keeps), self.options.asking.seed
+        found = measure(self.loaded.model, plan, grid, each(), **how, seed=seed, tell=steps.tell)
+        save_sensitivity(found, path, key=key, dataset=self.data.tuning.describe())
+        return found
+
+    def _candidates(
+        self, plan: dict[str, Method], tuned: list[list[Cell]], ladder: list[Cell], task: Task, record: TuneRecord
+    ) -> list[Candidate]:
+        """The tuned chain, one cell a budget, and then the uniform one. What tuning data say is settled here."""
+        calibrator = None
+        if self.options.calibrates:
+            calibrator = make_calibrator(self.loaded, plan, self.data.tuning, self.options, record, self.steps.tell)
+            calibrator.calibrate(self.steps.advance)
+            calibrator.write()
+        measuring = Measuring(self.loaded, plan, task, calibrator, record, self.steps.advance)
+        made = iter(measuring.candidates([*(cell for variants in tuned for cell in variants), *ladder]))
+        return [*choose([[next(made) for _ in variants] for variants in tuned]), *made]
+
+    def _judge(self, candidates: list[Candidate]) -> list[Outcome | str]:
+        """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level; for one
+        that fails the reason, and the sequence goes on without it; empty on all processes but the first. SparsifyError
+        if all of them fail."""
+        places = [self.inside / RECIPES / one.cell.name for one in candidates]
+        with self.processes.together():
+            for one, place in zip(candidates, places, strict=True):
+                if self.processes.is_main:
+                    save_recipe(one.recipe, place, force=True)
+        targets = [Target(self.loaded, one.recipe, place) for one, place in zip(candidates, places, strict=True)]
+        lost: Lost = {}
+
+        def corrected(verdicts: list[Verdict]) -> list[Verdict]:
+            count = sum(one.is_tuned for place, one in enumerate(candidates) if place not in lost)
+            return [*fixed_sequences([verdicts[:count]])[0], *fixed_sequences([verdicts[count:]])[0]]
+
+        outcomes = evaluate_targets(
+            targets,
+            self.data.evaluation,
+            self.options.asking,
+            processes=self.processes,
+            command=self.command,
+            advance=self.steps.advance,
+            correct=corrected,
+            lost=lost,
+        )
+        if len(lost) == len(candidates):
+            raise SparsifyError(f"no candidate could be run: {next(iter(lost.values()))}")
+        if not self.processes.is_main:
+            return []
+        done = iter(outcomes)
+        return [lost[place] if place in lost else next(done) for place in range(len(candidates))]
 
 
 def candidate_plan(loaded: LoadedModel, options: TuneOptions) -> tuple[dict[str, Method], list[str]]:
@@ -167,123 +243,3 @@ def candidate_plan(loaded: LoadedModel, options: TuneOptions) -> tuple[dict[str,
     if options.layers is None and options.skip_layers is None:
         preset = dense_by_default(loaded.model, attention, **selected)
     return plan, [name for name in plan if name not in preset]
-
-
-def _mapped(
-    loaded: LoadedModel,
-    plan: dict[str, Method],
-    read: list[list[dict[str, Tensor]]],
-    options: TuneOptions,
-    inside: Path,
-    key: str,
-    items: ItemSet,
-    steps: Steps,
-) -> SensitivityMap:
-    """The map, measured or from the file of an earlier run."""
-    path = inside / SENSITIVITY_FILE
-    if (stored := stored_map(path, key)) is not None:
-        steps.tell(f"the sensitivity map is there already: {path}")
-        steps.advance(MAP_PASSES * len(read))
-        return stored
-
-    def each() -> Iterator[list[dict[str, Tensor]]]:
-        for inputs in read:
-            yield inputs
-            steps.advance(MAP_PASSES)
-
-    decoding, timed = options.goal == "v-rows", options.goal == "latency"
-    grid, seed = grid_for(options.keeps), options.asking.seed
-    found = measure(loaded.model, plan, grid, each(), decoding=decoding, timed=timed, seed=seed, tell=steps.tell)
-    save_sensitivity(found, path, key=key, dataset=describe_items(items))
-    return found
-
-
-def _candidates(
-    loaded: LoadedModel,
-    plan: dict[str, Method],
-    tuned: list[list[Cell]],
-    ladder: list[Cell],
-    task: Task,
-    items: ItemSet,
-    options: TuneOptions,
-    record: TuneRecord,
-    steps: Steps,
-) -> list[Candidate]:
-    """The tuned chain, one cell a budget, and then the uniform one. What tuning data say is settled here."""
-    calibrated = None
-    if options.attention == "top-theta":
-        middle = options.keeps[len(options.keeps) // 2]
-        directory, seed = record.directory / CALIBRATION, options.asking.seed
-        calibrated = calibrate_once(loaded, plan, middle, items, seed, directory, steps.advance)
-    cells = [*(cell for variants in tuned for cell in variants), *ladder]
-    recipes = [recipe_of(loaded, plan, cell, calibrated) for cell in cells]
-    moved = record.moved(cells)
-    if moved is None:
-        moved = measure_cells(loaded, recipes, task, steps.advance)
-        record.keep_moved(cells, moved)
-    else:
-        steps.advance(len(items) * (1 + len(cells)))
-    all_candidates = [Candidate(*parts) for parts in zip(cells, recipes, moved, strict=True)]
-    kl_of = {id(one.cell): one.moved for one in all_candidates}
-    chosen = choose([[(cell, kl_of[id(cell)]) for cell in variants] for variants in tuned])
-    wanted = [*(id(cell) for cell in chosen), *(id(cell) for cell in ladder)]
-    by_cell = {id(one.cell): one for one in all_candidates}
-    return [by_cell[which] for which in wanted]
-
-
-def _judge(
-    loaded: LoadedModel,
-    candidates: list[Candidate],
-    items: ItemSet,
-    options: TuneOptions,
-    inside: Path,
-    command: str | None,
-    steps: Steps,
-) -> list[Outcome | str]:
-    """All cells on the evaluation data in one pass, each chain in its fixed sequence at the full level; for one that
-    fails the reason, and the sequence goes on without it. SparsifyError if all of them do."""
-    targets = []
-    for one in candidates:
-        place = inside / RECIPES / one.cell.name
-        save_recipe(one.recipe, place, force=True)
-        targets.append(Target(loaded, one.recipe, place))
-    lost: Lost = {}
-
-    def corrected(verdicts: list[Verdict]) -> list[Verdict]:
-        count = sum(one.is_tuned for place, one in enumerate(candidates) if place not in lost)
-        return [*fixed_sequences([verdicts[:count]])[0], *fixed_sequences([verdicts[count:]])[0]]
-
-    outcomes = evaluate_targets(
-        targets, items, options.asking, command=command, advance=steps.advance, correct=corrected, lost=lost
-    )
-    if not outcomes:
-        raise SparsifyError(f"no candidate could be run: {next(iter(lost.values()))}")
-    done = iter(outcomes)
-    return [lost[place] if place in lost else next(done) for place in range(len(candidates))]
-
-
-def _map_key(
-    loaded: LoadedModel, task: Task, plan: dict[str, Method], options: TuneOptions, read: list[list[dict[str, Tensor]]]
-) -> str:
-    """64 hex digits over all that a map follows from. read: the model inputs of every item."""
-    digest = hashlib.sha256()
-    for one in (one for inputs in read for one in inputs):
-        for name, tensor in sorted(one.items()):
-            digest.update(f"{name} {tensor.tolist()}".encode())
-    content = [
-        dense_key(loaded, task),
-        {name: method_to_dict(method) for name, method in plan.items()},
-        grid_for(options.keeps),
-        options.goal if options.goal != "kept" else "",
-        options.asking.seed,
-        digest.hexdigest(),
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _run_key(map_key: str, uniform: Iterable[str], data: TuneData, options: TuneOptions) -> str:
-    """64 hex digits over all that tells one tuning from another; gates do not belong to it. uniform: the modules that
-    the uniform keep is for."""
-    asked = {name: value for name, value in asdict(options.asking).items() if name not in ("gate", "cache")}
-    others = [options.attention, options.goal, options.keeps, sorted(uniform), data.evaluation.fingerprint, asked]
-    return hashlib.sha256(json.dumps([map_key, others], sort_keys=True, default=str).encode()).hexdigest()

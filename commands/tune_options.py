@@ -6,14 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError, require_at_least_one
+from ..evaluation.items import ItemSet
+from ..evaluation.saved import ACTIVATIONS
 from ..patcher.methods import TopK, TopKFeedForward
 from ..patcher.plan import check_selection
-from ..tuning.ladder import GOALS, RUNGS, check_rungs
+from ..tuning.ladder import BOTH, GOALS, RUNGS, UNITS, check_rungs
 from .evaluate import EvalOptions
 from .evaluate import make_options as make_asking
 from .patch import NO_LAYERS, make_feed_forward, make_method
 
 ATTENTION = ("top-k", "top-theta", "none")
+
+
+@dataclass(frozen=True)
+class TuneData:
+    """What tuning looks at, and what judges it; no item is in both."""
+
+    tuning: ItemSet
+    evaluation: ItemSet
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,23 @@ class TuneOptions:
         check_rungs(self.keeps)
         check_selection(layers=self.layers, skip_layers=self.skipped, kind=self.kind, stack=self.stack)
         self.methods()
+
+    @property
+    def unit(self) -> str:
+        """What the shares that are kept and saved are of."""
+        if self.goal != "kept" or self.ffn == "none":
+            return UNITS[self.goal]
+        return ACTIVATIONS if self.attention == "none" else BOTH
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether thresholds are needed."""
+        return self.attention == "top-theta"
+
+    @property
+    def middle(self) -> float:
+        """The keep rate at which they are calibrated."""
+        return self.keeps[len(self.keeps) // 2]
 
     @property
     def skipped(self) -> str | None:

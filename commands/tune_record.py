@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..calibration.histogram_file import HISTOGRAMS_FILE
 from ..environment import describe_environment, package_versions
 from ..errors import DataError, SparsifyError, UsageError
-from ..evaluation.items import ItemSet
-from ..evaluation.journal import PREDICTIONS, RESULTS
-from ..evaluation.verdict.gate import LEVEL, PASS
+from ..evaluation.journal import RESULTS
+from ..evaluation.saved import Saved
+from ..evaluation.verdict.gate import LEVEL
 from ..files import cannot_write, read_file, write_file
 from ..patcher.binding.loading import LoadedModel
-from ..patcher.recipe import RECIPE_FILE, THRESHOLDS_FILE, Recipe, save_recipe
+from ..patcher.recipe import Recipe
+from ..processes import Processes
 from ..strict_json import parse_json
-from ..tuning.ladder import TUNED, UNIFORM, UNITS, Cell, weights_of
+from ..tuning.ladder import TUNED, UNIFORM, Cell
 from ..tuning.sensitivity import SensitivityMap
 from ..tuning.sensitivity_file import SENSITIVITY_FILE
+from .calibrator import CALIBRATION, describe_calibration
 from .evaluate import Outcome
-from .tune_cells import CALIBRATION, Moved
-from .tune_options import TuneOptions
+from .tune_options import TuneData, TuneOptions
+from .tune_result import best_of, comparison, kept_share
 
 TUNE_FILE = "tune.json"
 SCHEMA_VERSION = 1
 MOST_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Moved:
+    """On tuning data: the mean KL divergence from dense, None for a task without one, and kept / k of long rows.
+    error: why neither is known. recalibrated: whether thresholds were fitted at this allocation because those from the
+    calibration of all kept too much or too little."""
+
+    kl: float | None
+    kept_per_k: float | None
+    error: str | None = None
+    recalibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,33 +61,37 @@ class Candidate:
 
 @dataclass
 class TuneRecord:
-    """tune.json in its directory, written after every step."""
+    """tune.json in its directory, written after every step, by the first process."""
 
     directory: Path
     content: dict[str, Any]
+    processes: Processes = field(default_factory=Processes)
 
     @classmethod
     def start(
         cls,
         directory: Path,
         loaded: LoadedModel,
-        tuning: ItemSet,
-        evaluation: ItemSet,
+        data: TuneData,
         options: TuneOptions,
         *,
         key: str,
         command: str | None,
         force: bool,
+        processes: Processes | None = None,
     ) -> TuneRecord:
-        """A new record, or that of the same tuning. UsageError for a directory with another one, unless forced."""
-        before = _read(directory / TUNE_FILE)
+        """A new record, or that of the same tuning; calibrations of another one go. UsageError for a directory with
+        another tuning, unless forced."""
+        processes = processes or Processes()
+        before = processes.gather(_read(directory / TUNE_FILE) if processes.is_main else None)[0]
         same = before is not None and before.get("key") == key
         if before is not None and not same and not force:
             raise UsageError(
                 f"{directory.parent} holds another tuning: use --force to replace it, or -o for another directory"
             )
+        if not same and processes.is_main:
+            _remove(directory / CALIBRATION)
         gate = options.asking.gate
-        calibrated = options.attention == "top-theta"
         content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "kind": "tune",
@@ -83,15 +101,20 @@ class TuneRecord:
             "base_model": asdict(loaded.base),
             "task": None,
             "goal": options.goal,
-            "dataset": describe_items(evaluation),
-            "tuned_on": describe_items(tuning),
+            "unit": options.unit,
+            "dataset": data.evaluation.describe(),
+            "tuned_on": data.tuning.describe(),
             "gate": {"max_drop": gate.max_drop, "min_recovery": gate.min_recovery, "margin": gate.margin},
             "seed": options.asking.seed,
             "limit": options.asking.limit,
             "versions": package_versions(),
             "environment": describe_environment(),
             "sensitivity": SENSITIVITY_FILE,
-            "calibration": _calibration(tuning, options) if calibrated else None,
+            "calibration": describe_calibration(
+                data.tuning, len(data.tuning), options.asking.seed, f"keep = {options.middle:g}"
+            )
+            if options.calibrates
+            else None,
             "budgets": [],
             "chains": [],
             "cells": [],
@@ -99,12 +122,15 @@ class TuneRecord:
             "recommended": None,
             "comparison": None,
         }
-        made = cls(directory, content)
+        made = cls(directory, content, processes)
         made.write()
+        processes.wait()  # nobody looks for a calibration that is being removed
         return made
 
     def write(self) -> None:
         """Puts the file in place; SparsifyError if that fails."""
+        if not self.processes.is_main:
+            return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             write_file(
@@ -117,13 +143,13 @@ class TuneRecord:
         """What tuning data said of these cells in an earlier run; None if it did not get so far."""
         known = self.content["moved"]
         with suppress(TypeError, KeyError):
-            return [Moved(**known[_keeps_key(cell)]) for cell in cells]
+            return [Moved(**known[keeps_key(cell)]) for cell in cells]
         return None
 
     def keep_moved(self, cells: Sequence[Cell], moved: Sequence[Moved]) -> None:
         """Keeps that for a later run, which tries again what failed."""
         measured = ((cell, one) for cell, one in zip(cells, moved, strict=True) if one.error is None)
-        self.content["moved"] = {_keeps_key(cell): asdict(one) for cell, one in measured}
+        self.content["moved"] = {keeps_key(cell): asdict(one) for cell, one in measured}
         self.write()
 
     def plan(self, candidates: Sequence[Candidate]) -> None:
@@ -138,7 +164,8 @@ class TuneRecord:
         self.write()
 
     def finish(self, candidates: Sequence[Candidate], outcomes: Sequence[Outcome | str], found: SensitivityMap) -> None:
-        """The verdicts, what is recommended, and the comparison. outcomes: of a candidate that failed, why."""
+        """Takes the verdicts, what is recommended, and the comparison, and does not write them yet. outcomes: of a
+        candidate that failed, why."""
         goal = self.content["goal"]
         for entry, one, outcome in zip(self.content["cells"], candidates, outcomes, strict=True):
             if isinstance(outcome, str):
@@ -148,90 +175,17 @@ class TuneRecord:
             self.content["task"] = results["task"]
             entry["status"] = "done"
             entry["results"] = str((outcome.directory / RESULTS).relative_to(self.directory))
-            entry["saved"] = {"share": 1 - kept_share(results, one.cell, found, goal), "of": UNITS[goal]}
+            share = 1 - kept_share(results, one.cell, found, goal)
+            entry["saved"] = asdict(Saved(share, self.content["unit"]))
             entry["verdict"] = {name: verdict[name] for name in ("decision", "p", "reason", "needed")} | {
                 "level": LEVEL
             }
-        best = {name: _best(self.content["cells"], name) for name in (TUNED, UNIFORM)}
+        best = {name: best_of(self.content["cells"], name) for name in (TUNED, UNIFORM)}
         if (chosen := best[TUNED]) is not None:
             reason = f"the sparsest tuned allocation that passes: {chosen['verdict']['reason']}"
             self.content["recommended"] = {"cell": chosen["name"], "reason": reason}
-        self.content["comparison"] = comparison(best[TUNED], best[UNIFORM], goal)
+        self.content["comparison"] = comparison(best[TUNED], best[UNIFORM], self.content["unit"])
         self.content["ended"] = True
-        self.write()
-
-
-def kept_share(results: dict[str, Any], cell: Cell, found: SensitivityMap, goal: str) -> float:
-    """What a cell kept in the evaluation, as a share of what all modules of the map have when they are dense.
-
-    Modules are weighed as on tuning data; time was measured there alone.
-    """
-    if goal == "latency":
-        return cell.cost
-    name = "kept_share" if goal == "kept" else "decode_v_rows_share"
-    modules = results["kept"]["modules"]
-
-    def share(module: str) -> float:
-        counted = modules.get(module, {})
-        values = [counted.get(key) for key in ((name, "activations_kept_share") if goal == "kept" else (name,))]
-        return float(next((value for value in values if value is not None), 1.0))
-
-    return sum(weight * share(module) for module, weight in weights_of(found, goal).items())
-
-
-def comparison(tuned: dict[str, Any] | None, uniform: dict[str, Any] | None, goal: str) -> dict[str, Any]:
-    """What the best tuned and the best uniform candidate that pass save, side by side, for JSON."""
-    saved = [None if one is None else one["saved"]["share"] for one in (tuned, uniform)]
-    kept = [None if share is None else f"{100 * (1 - share):.1f} %" for share in saved]
-    rate = "" if uniform is None else f" (keep = {uniform['setting']['keep']:g})"
-    verb = "takes" if goal == "latency" else "keeps"
-    if tuned is None and uniform is None:
-        sentence = "neither a tuned allocation nor a uniform keep passes"
-    elif uniform is None:
-        sentence = f"tuned {verb} {kept[0]} of {UNITS[goal]} at PASS, and no uniform keep passes"
-    elif tuned is None:
-        sentence = f"no tuned allocation passes, and the best uniform keep {verb} {kept[1]} of {UNITS[goal]}{rate}"
-    else:
-        sentence = f"tuned {verb} {kept[0]} of {UNITS[goal]} at PASS, the best uniform keep {kept[1]}{rate}"
-    return {
-        "tuned": None if tuned is None else tuned["name"],
-        "uniform": None if uniform is None else uniform["name"],
-        "saved_tuned": saved[0],
-        "saved_uniform": saved[1],
-        "sentence": sentence,
-    }
-
-
-def write_recommended(directory: Path, inside: Path, content: dict[str, Any], candidates: Sequence[Candidate]) -> None:
-    """Puts the recommended recipe with its results into the directory. Without one, that of an earlier verdict goes:
-    what is there was shown to pass."""
-    chosen = content["recommended"]
-    try:
-        if chosen is None:
-            for name in (RECIPE_FILE, THRESHOLDS_FILE, HISTOGRAMS_FILE):
-                (directory / name).unlink(missing_ok=True)
-            return
-        one = next(one for one in candidates if one.cell.name == chosen["cell"])
-        entry = next(entry for entry in content["cells"] if entry["name"] == chosen["cell"])
-        results = inside / entry["results"]
-        place = directory / "eval" / results.parent.name
-        place.mkdir(parents=True, exist_ok=True)
-        for name in (PREDICTIONS, RESULTS):
-            write_file(place / name, (results.parent / name).read_bytes())
-    except OSError as error:
-        raise cannot_write("recipe", directory, error) from None
-    save_recipe(one.recipe, directory, force=True, beside={HISTOGRAMS_FILE: None})
-
-
-def describe_items(items: ItemSet) -> dict[str, Any]:
-    """Which items, for JSON."""
-    return {
-        "name": items.name,
-        "split": items.split,
-        "schema": items.dataset.name,
-        "fingerprint": items.fingerprint,
-        "items": len(items),
-    }
 
 
 def _entry(one: Candidate, goal: str) -> dict[str, Any]:
@@ -259,35 +213,24 @@ def _entry(one: Candidate, goal: str) -> dict[str, Any]:
         "error": None,
         "results": None,
         "bench": None,
-        "recalibrated": False,
+        "recalibrated": one.moved.recalibrated,
         "kept_per_k": one.moved.kept_per_k,
         "saved": None,
         "verdict": None,
     }
 
 
-def _calibration(items: ItemSet, options: TuneOptions) -> dict[str, Any]:
-    middle = options.keeps[len(options.keeps) // 2]
-    return {
-        "dataset": items.name,
-        "split": items.split,
-        "samples": len(items),
-        "seed": options.asking.seed,
-        "at": f"keep = {middle:g}",
-        "recipe": CALIBRATION,
-    }
-
-
-def _best(entries: Sequence[dict[str, Any]], chain: str) -> dict[str, Any] | None:
-    """The candidate of a chain that saves most of those that pass."""
-    judged = [one for one in entries if one["chain"] == chain and one["verdict"] is not None]
-    passed = [one for one in judged if one["verdict"]["decision"] == PASS]
-    return max(passed, key=lambda one: float(one["saved"]["share"]), default=None)
-
-
-def _keeps_key(cell: Cell) -> str:
+def keeps_key(cell: Cell) -> str:
     """64 hex digits over the keep rates of a cell: its name is the same for others, if the map was measured anew."""
     return hashlib.sha256(json.dumps(cell.keeps, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(directory: Path) -> None:
+    try:
+        if directory.is_dir():
+            shutil.rmtree(directory)
+    except OSError as error:
+        raise cannot_write("tuning", directory.parent, error) from None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "exponentials.h"
@@ -41,7 +42,7 @@ struct Attention {
   bool bf16;            // how query, key, value and output are stored; else float32
   Strided query, key, value, out;
   float scale, softcap;  // softcap 0: none
-  Strided bias;          // float32 [batch, head, query, key]
+  Strided bias;          // float32 [batch, head, query, key]; by distance its rows overlap, one entry apart
   const float* sinks;    // [heads]
   const int64_t *first, *last;  // a row sees keys first <= j < last: [batch, queries]
   int64_t range_batch;          // stride of both; 0 if all sequences share them

@@ -12,6 +12,7 @@
 #include "step_candidates.h"
 #include "step_rounded.h"
 #include "step_scores.h"
+#include "step_values.h"
 #include "weigh.h"
 
 template <typename T>
@@ -29,13 +30,11 @@ class Step {
         chunk_top_(rows_.size() * chunks_),
         chunk_total_(rows_.size() * chunks_),
         chunk_spoiled_(rows_.size() * chunks_),
-        sums_(parts_ * rows_.size() * a.value_width),
-        plain_(a.mean_of_dropped ? sums_.size() : 0),
+        values_(a, parts_, states_),
         positions_(room_),
         scores_(new float[rows_.size() * room_]),
         keys_(new int32_t[rows_.size() * room_]),
-        maxima_(new float[rows_.size() * most_maxima(a.keys)]),
-        next_(parts_ * rows_.size()) {
+        maxima_(new float[rows_.size() * most_maxima(a.keys)]) {
     std::iota(positions_.begin(), positions_.end(), 0);
     for (int64_t i = 0; i < static_cast<int64_t>(rows_.size()); ++i) {
       const int64_t batch = i / a.heads;
@@ -66,9 +65,12 @@ class Step {
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < rows; ++i) select(i);
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < groups * parts_; ++i) gather_part(i / parts_, i % parts_);
+      for (int64_t i = 0; i < groups * parts_; ++i) values_.gather_part(i / parts_, i % parts_);
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < rows; ++i) write(i);
+      for (int64_t i = 0; i < rows; ++i) {
+        values_.write(i);
+        write_counts(i);
+      }
     });
     if (stage_) stage_->finish();
     return stage_.has_value();
@@ -76,15 +78,7 @@ class Step {
 
  private:
   static constexpr int64_t kAhead = 32;   // keys that are fetched before they are needed
-  static constexpr int64_t kLine = 64;    // bytes
-  static constexpr int64_t kShared = 128;  // keys whose value rows the heads of a group share in the first-level cache
-
-  struct State {
-    int count = 0, kept = 0;
-    float missing = 0;
-    bool spoiled = false;
-    uint8_t flags = 0;
-  };
+  static constexpr int64_t kLine = 64;   // bytes
 
   int64_t first(int64_t batch) const { return first_of(a_, batch); }
   int64_t last(int64_t batch) const { return last_of(a_, batch); }
@@ -93,8 +87,6 @@ class Step {
   int32_t* keys_of(int64_t row) const { return keys_.get() + row * room_; }
   const int32_t* positions_of(int64_t row) const { return positions_.data() + first(row / a_.heads); }
   float* maxima_of(int64_t row) const { return maxima_.get() + row * most_maxima(a_.keys); }
-  // Of each head of a group, the next candidate.
-  int* next_of(int64_t part, int64_t row) { return next_.data() + part * static_cast<int64_t>(rows_.size()) + row; }
 
   void score(int64_t group_row, int64_t chunk) {
     const int64_t batch = group_row / a_.groups, group = group_row % a_.groups;
@@ -134,11 +126,13 @@ class Step {
 
   // What a row keeps, and the weights of that.
   void select(int64_t row) {
-    State& state = states_[row];
+    KeptKeys& state = states_[row];
     Rule& rule = rows_[row];
     const int64_t head = row % a_.heads;
     float* scores = scores_of(row);
     int32_t* keys = keys_of(row);
+    state.weights = scores;
+    state.keys = keys;
     const Known known = stage_ ? known_after_stage(row) : known_of_all(row);
     const RowSums& sums = known.sums;
     if (state.spoiled) return;
@@ -198,102 +192,27 @@ class Step {
     return collect_highest(scores, keys_of(row), known.positions, length, wanted, maxima_of(row));
   }
 
-  // One key range's part of the weighted values of a group's heads.
-  void gather_part(int64_t group_row, int64_t part) {
-    const int64_t batch = group_row / a_.groups, group = group_row % a_.groups;
-    const int64_t begin = first(batch), length = last(batch) - begin;
-    const int64_t from = begin + length * part / parts_, to = begin + length * (part + 1) / parts_;
-    if (from == to) return;
-    const int64_t first_row = batch * a_.heads + group * per_group_;
-    const T* values = row_of<T>(a_.value, batch, group, 0);
-    int* next = next_of(part, first_row);
-    for (int64_t h = 0; h < per_group_; ++h) next[h] = until(first_row + h, 0, from);
-    for (int64_t key = from; key < to; key += kShared) {
-      for (int64_t h = 0; h < per_group_; ++h) {
-        const int64_t row = first_row + h;
-        const int stop = until(row, next[h], std::min(key + kShared, to));
-        if (stop == next[h]) continue;
-        const int64_t at = (part * static_cast<int64_t>(rows_.size()) + row) * a_.value_width;
-        gather<true>(sums_.data() + at, a_.mean_of_dropped ? plain_.data() + at : nullptr, scores_of(row) + next[h],
-               keys_of(row) + next[h], stop - next[h], values, a_.value.row, a_.value_width);
-        next[h] = stop;
-      }
-    }
-  }
-
-  // The first candidate of a row, from `from` on, whose key is `key` or later.
-  int until(int64_t row, int from, int64_t key) const {
-    const int32_t* keys = keys_of(row);
-    return static_cast<int>(std::lower_bound(keys + from, keys + states_[row].count, static_cast<int32_t>(key)) - keys);
-  }
-
-  void write(int64_t row) {
-    const State& state = states_[row];
-    const int64_t batch = row / a_.heads, head = row % a_.heads, width = a_.value_width;
-    float* out = sums_.data() + row * width;
-    float* plain = a_.mean_of_dropped ? plain_.data() + row * width : nullptr;
-    const int64_t rows = rows_.size();
-    for (int64_t p = 1; p < parts_; ++p)
-      for (int64_t e = 0; e < width; ++e) {
-        out[e] += out[p * rows * width + e];
-        if (plain) plain[e] += plain[p * rows * width + e];
-      }
-    if (state.missing > 0) add_mean(row, state, out, plain);
-    if (state.spoiled) std::fill_n(out, width, std::numeric_limits<float>::quiet_NaN());
-    write_row<T>(a_.out, batch, head, 0, out, width);
-    if (a_.kept) a_.kept[row] = state.kept;
-    if (a_.flags) a_.flags[row] = state.flags;
-    if (head % per_group_) return;
-    if (a_.v_rows) a_.v_rows[row / per_group_] = union_of(row);
-    if (a_.k_rows) a_.k_rows[row / per_group_] = stage_ ? stage_->rows_read(row / per_group_) : rows_[row].length;
-  }
-
-  void add_mean(int64_t row, const State& state, float* out, const float* plain) const {
-    const int64_t width = a_.value_width, group = row / per_group_, batch = row / a_.heads;
-    alignas(64) double added[kMostWidth];
-    const double* sum = a_.value_sum ? a_.value_sum + group * width : added;
-    if (!a_.value_sum) add_up_values(row, added);
-    const int64_t members = last(batch) - first(batch) - (plain ? state.kept : 0);
-    const double factor = state.missing / static_cast<double>(std::max<int64_t>(members, 1));
-    for (int64_t e = 0; e < width; ++e) out[e] += static_cast<float>(factor * (sum[e] - (plain ? plain[e] : 0.0f)));
-  }
-
-  // sum = all value rows that a row sees.
-  void add_up_values(int64_t row, double* sum) const {
-    const int64_t batch = row / a_.heads, group = row / per_group_ % a_.groups, width = a_.value_width;
-    std::fill_n(sum, width, 0.0);
-    for (int64_t j = first(batch); j < last(batch); ++j) {
-      const T* values = row_of<T>(a_.value, batch, group, j);
-      for (int64_t e = 0; e < width; ++e) sum[e] += Stored<T>::get(values + e);
-    }
-  }
-
-  // How many keys at least one of a group's heads keeps; `row` is that of the first.
-  int union_of(int64_t row) {
-    int* next = next_of(0, row);
-    std::fill_n(next, per_group_, 0);
-    for (int found = 0;; ++found) {
-      int32_t lowest = std::numeric_limits<int32_t>::max();
-      for (int64_t h = 0; h < per_group_; ++h)
-        if (next[h] < states_[row + h].count) lowest = std::min(lowest, keys_of(row + h)[next[h]]);
-      if (lowest == std::numeric_limits<int32_t>::max()) return found;
-      for (int64_t h = 0; h < per_group_; ++h)
-        next[h] += next[h] < states_[row + h].count && keys_of(row + h)[next[h]] == lowest;
-    }
+  // What is counted, for whoever asks.
+  void write_counts(int64_t row) {
+    const int64_t group_row = row / per_group_;
+    if (a_.kept) a_.kept[row] = states_[row].kept;
+    if (a_.flags) a_.flags[row] = states_[row].flags;
+    if (row % per_group_) return;
+    if (a_.v_rows) a_.v_rows[group_row] = values_.union_of(row);
+    if (a_.k_rows) a_.k_rows[group_row] = stage_ ? stage_->rows_read(group_row) : rows_[row].length;
   }
 
   const Attention& a_;
   const int64_t per_group_, chunks_, room_, parts_;
   std::vector<Rule> rows_;
-  std::vector<State> states_;
+  std::vector<KeptKeys> states_;
   std::vector<float> chunk_top_, chunk_total_;
   std::vector<uint8_t> chunk_spoiled_;
-  std::vector<float> sums_, plain_;
+  StepValues<T> values_;
   std::vector<int32_t> positions_;
   std::unique_ptr<float[]> scores_;
   std::unique_ptr<int32_t[]> keys_;
   std::unique_ptr<float[]> maxima_;
-  std::vector<int> next_;
   std::optional<FirstStage<T>> stage_;
   bool totals_ = false;
 };

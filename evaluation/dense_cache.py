@@ -38,6 +38,7 @@ def dense_key(loaded: LoadedModel, task: Task) -> dict[str, Any]:
         # Of offloaded weights there is no fingerprint.
         "model": asdict(loaded.base) if has_offloaded_weights(loaded) else None,
         "tokenizer": _tokenizer_hash(loaded.tokenizer),
+        **({} if loaded.extractor is None else {"extractor": loaded.extractor.to_json_string()}),
         "config": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "attention": model.config._attn_implementation,
         "dtype": str(model.dtype),
@@ -60,7 +61,8 @@ def has_offloaded_weights(loaded: LoadedModel) -> bool:
 def _tokenizer_hash(tokenizer: Any) -> str:
     """Answers are decoded text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = f"{type(tokenizer).__name__} {len(tokenizer)}" if backend is None else backend.to_str()
+    words = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else ""
+    text = f"{type(tokenizer).__name__} {words}" if backend is None else backend.to_str()
     return hashlib.sha256(text.encode()).hexdigest()
 
 

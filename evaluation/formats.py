@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .audio_folder import described, with_places
 from .datasets import dataset_of, nearest_dataset
 from .datasets.base import ANSWERS, ENCODED, Dataset, Record
 from .datasets.squad import make_question_set
@@ -22,13 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def read_items(path: Path, name: str | None = None, split: str = "", dataset: Dataset | None = None) -> ItemSet:
-    """Every item of a file, in order; `name` is how messages call the file, `dataset` the schema that it is read as.
+    """Every item of a file or audio folder, in order; `name` is how messages call it, `dataset` the schema of a file.
 
     Raises DataError, in one sentence with file and position, if the file is missing, unreadable, empty or malformed.
     """
     name = str(path) if name is None else name
     if os.path.isdir(path):
-        raise DataError(f"{name} is a directory; name a {_suffix_list()} file")
+        inside = described(path)
+        if inside is None:
+            raise DataError(f"{name} is a directory; name a {_suffix_list()} file")
+        path = inside
     if not os.path.exists(path):
         raise DataError(f"no such file: {name}")
     reader = READERS.get(path.suffix.lower())
@@ -37,7 +41,7 @@ def read_items(path: Path, name: str | None = None, split: str = "", dataset: Da
     if reader is None:
         raise DataError(f"{name}: cannot tell the format from the file name; it should end in {_suffix_list()}")
     try:
-        return items_from_records(reader(path, name), name, split, dataset)
+        return items_from_records(with_places(reader(path, name), path), name, split, dataset)
     except OSError as error:
         raise DataError(f"cannot read {name}: {error.strerror or error}") from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,26 +58,69 @@ def generate_greedy(
     margins: TopMargins | None = None,
 ) -> Tensor:
     """New tokens, int64 [B, m]: what follows the prompt, or the start token of an encoder-decoder model."""
-    config = copy.deepcopy(model.generation_config)
-    config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
-    config.update(max_new_tokens=max_new_tokens, pad_token_id=pad_token_id)
-    config.update(return_dict_in_generate=False, num_return_sequences=1)
-    criteria = []
-    if meter is not None:
-        criteria.append(_EndedSequences(meter, eos_tokens(model)))
+    config = _greedy_config(model)
+    config.update(max_length=None, max_new_tokens=max_new_tokens, pad_token_id=pad_token_id)
+    config.update(return_dict_in_generate=False)
     prompt = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    try:
+    with _ended(meter, model) as criteria:
         sequences = model.generate(
             **inputs,
             **cache_of(model, config, prompt + max_new_tokens),
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList(criteria),
+            stopping_criteria=criteria,
             logits_processor=LogitsProcessorList([] if margins is None else [margins]),
         )
+    return sequences[:, prompt:]
+
+
+def transcribe_greedy(
+    model: Any,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int | None,
+    meter: Meter | None = None,
+    margins: TopMargins | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What an encoder-decoder model writes of sound: the tokens that its decoder is given, int64 [B, s] (Whisper's say
+    language and task), and new tokens, int64 [B, m].
+
+    max_new_tokens: None is what the model's generation config says, or as many as it has positions for.
+    """
+    config = _greedy_config(model)
+    if max_new_tokens is not None:
+        config.update(max_length=None, max_new_tokens=max_new_tokens)
+    elif config.max_length is None:
+        config.update(max_length=getattr(model.config, "max_target_positions", None))
+    # Whisper keeps the decoder's start to itself unless it is asked for a single call and all of its output.
+    config.update(return_dict_in_generate=True)
+    config.force_unique_generate_call = True
+    steps = margins or TopMargins()
+    with _ended(meter, model) as criteria:
+        sequences = model.generate(
+            **inputs,
+            **cache_of(model, config, 0),
+            generation_config=config,
+            stopping_criteria=criteria,
+            logits_processor=LogitsProcessorList([steps]),
+        ).sequences
+    start = sequences.shape[1] - len(steps.steps)
+    return sequences[:, :start], sequences[:, start:]
+
+
+def _greedy_config(model: Any) -> Any:
+    """A model's generation config for the likeliest token at every step."""
+    config = copy.deepcopy(model.generation_config)
+    config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, num_return_sequences=1)
+    return config
+
+
+@contextmanager
+def _ended(meter: Meter | None, model: Any) -> Iterator[StoppingCriteriaList]:
+    """The criterion that tells a meter which sequences have ended; afterwards all count again."""
+    try:
+        yield StoppingCriteriaList([] if meter is None else [_EndedSequences(meter, eos_tokens(model))])
     finally:
         if meter is not None:
             meter.active = None
-    return sequences[:, prompt:]
 
 
 def cache_of(model: Any, config: Any, tokens: int) -> dict[str, Any]:

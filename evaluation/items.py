@@ -1,4 +1,4 @@
-"""What models are asked: items of four kinds, and the set of them that one evaluation uses."""
+"""What models are asked: items of five kinds, and the set of them that one evaluation uses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import require_at_least_one
 
 if TYPE_CHECKING:
     from .datasets.base import Dataset
+    from .sound import Sound
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,31 @@ class Text:
         return {}
 
 
-Item = Question | Choice | Labelled | Text
+@dataclass(frozen=True)
+class Speech:
+    """Recorded speech and the words that are said; recordings of one speaker share its name."""
+
+    id: str
+    sound: Sound
+    text: str
+    speaker: str = ""
+    kind: str = ""
+
+    @property
+    def group(self) -> str:
+        """Recordings of one of several speakers are no independent evidence."""
+        return self.speaker or self.id
+
+    def content(self) -> list[Any]:
+        """What is heard and scored."""
+        return [self.sound.sha256, self.text]
+
+    def fields(self) -> dict[str, str]:
+        """Sound is heard as it is."""
+        return {}
+
+
+Item = Question | Choice | Labelled | Text | Speech
 
 
 def letter(index: int) -> str:
@@ -140,6 +165,16 @@ class ItemSet:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def describe(self) -> dict[str, Any]:
+        """Which items, for JSON."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "schema": self.dataset.name,
+            "fingerprint": self.fingerprint,
+            "items": len(self),
+        }
 
     def sample(self, limit: int | None, seed: int) -> ItemSet:
         """A random subset of `limit` items in their original order; everything if there are no more than that.

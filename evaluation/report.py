@@ -18,6 +18,7 @@ from .verdict.gate import FAIL, INCONCLUSIVE, NOT_TESTED, PASS
 WAS_THERE = "note: nothing was run; these are the answers of an earlier run, judged anew (--no-cache runs it again)"
 FLIPS_SHOWN, SHOWN_CHARACTERS = 3, 32
 STYLES = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_TESTED: "dim"}
+ERROR_RATES = {"wer": "WER, all words", "cer": "CER, all characters"}
 HOLM = (
     "p: one-sided, of a loss beyond what is allowed, after Holm's correction for several verdicts; PASS needs 0.025 or "
     "less"
@@ -105,6 +106,9 @@ def _scores(results: dict[str, Any]) -> RenderableType:
         ]
         for name, short in results["metrics"].items()
     ]
+    for name, rate in results.get("error_rates", {}).items():
+        figures = (f"{rate['dense']:.1f}", f"{rate['patched']:.1f}", f"{rate['difference']:+.1f}", _between(rate))
+        rows.append([ERROR_RATES[name], *figures])
     title = f"{_asked(results)}; patched: {results['method']}"
     return titled(title, grid(["", "dense", "patched", "difference", "95 % interval"], rows))
 
@@ -160,7 +164,8 @@ def _facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "the verdict goes by", f"{_primary(results)[1]}, {results['verdict']['margin']}"
     dataset = results["dataset"]
     if dataset["groups"] < dataset["items"]:
-        yield "intervals", f"from resampling {dataset['groups']} groups: items on one passage are not independent"
+        alike = "recordings of one speaker" if results.get("task") == "asr" else "items on one passage"
+        yield "intervals", f"from resampling {dataset['groups']} groups: {alike} are not independent"
     if (flips := results["flips"]) is not None:
         lost, won = len(flips["right_to_wrong"]), len(flips["wrong_to_right"])
         test = f"exact McNemar p = {flips['p']:.2g}" + (

@@ -43,10 +43,7 @@ def summarize(evaluation: Evaluation, verdict: Verdict, seed: int) -> dict[str, 
     return {
         "task": task.name,
         "dataset": {
-            "name": items.name,
-            "split": items.split,
-            "schema": items.dataset.name,
-            "fingerprint": items.fingerprint,
+            **items.describe(),
             "items": len(records),
             "groups": len(set(groups)),
             "left_out_too_long": evaluation.left_out,
@@ -59,6 +56,7 @@ def summarize(evaluation: Evaluation, verdict: Verdict, seed: int) -> dict[str, 
         "verdict": verdict.to_dict(),
         "scores": totals(records, task),
         "intervals": _intervals(records, task, groups, seed),
+        "error_rates": _error_rates(records, task, groups, seed),
         "by_kind": _by_kind(records, task),
         "flips": _flips(records, task, groups),
         "same_answer_share": _mean([float(r.same_answer) for r in records if r.same_answer is not None]),
@@ -124,6 +122,28 @@ def _intervals(records: Sequence[Record], task: Task, groups: Sequence[str], see
         made = interval(points, groups, support=task.support(metric), seed=seed)
         found[metric] = {"difference": made.value, "low": made.low, "high": made.high}
     return found
+
+
+def _error_rates(records: Sequence[Record], task: Task, groups: Sequence[str], seed: int) -> dict[str, Any]:
+    """Errors per hundred units over all items together, for both arms, and patched - dense with its interval."""
+    counted = {arm: [task.errors(record, arm) for record in records] for arm in ARMS}
+    rates = {}
+    for name in task.errors(records[0], ARMS[0]):
+        wrong = {arm: [errors[name][0] for errors in of_arm] for arm, of_arm in counted.items()}
+        units = [float(errors[name][1]) for errors in counted["dense"]]
+        more = [
+            100 * (after - before) / count
+            for before, after, count in zip(wrong["dense"], wrong["patched"], units, strict=True)
+        ]
+        made = _per_token(more, units, groups, seed)
+        rates[name] = {
+            **{arm: 100 * sum(of_arm) / sum(units) for arm, of_arm in wrong.items()},
+            "difference": made.value,
+            "low": made.low,
+            "high": made.high,
+            "units": int(sum(units)),
+        }
+    return rates
 
 
 def _flips(records: Sequence[Record], task: Task, groups: Sequence[str]) -> dict[str, Any] | None:

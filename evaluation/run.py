@@ -20,7 +20,7 @@ from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .dense_cache import DenseCache, cache_name
 from .journal import Journal
-from .tasks.base import Answer, Record, Task, input_hash
+from .tasks.base import Answer, Record, Task
 
 Advance = Callable[[int], None]
 Lost = dict[int, str]  # a contender's place among all -> why it could not go on
@@ -188,8 +188,7 @@ class _Run:
         return answers, self.task.compare(batch, dense, answers, (observed, seen))
 
     def _record(self, item: Any, dense: Answer, patched: Answer, distance: dict[str, Any]) -> Record:
-        tokens = self.task.input_ids(item) or []
-        return Record(item, input_hash(tokens), len(tokens), dict(dense), patched, distance)
+        return Record(item, *self.task.read(item), dict(dense), patched, distance)
 
     def _dense(self, batch: Sequence[Any], seconds: dict[str, float]) -> tuple[list[Answer], int]:
         """The dense answers, and how many of them were known. The whole batch runs if one of them is not."""

@@ -104,9 +104,19 @@ def _load_hub(name: str, split: str) -> ItemSet:
     wanted = known.split_name(split) if known else split
     if wanted not in splits:
         raise _unknown_split(name, split, splits)
-    rows = splits[wanted]
+    rows = _undecoded(splits[wanted])
     records = ((f"row {number}", row) for number, row in enumerate(rows, start=1))
     return items_from_records(records, name, wanted, known or _with_label_names(rows))
+
+
+def _undecoded(rows: Any) -> Any:
+    """Rows whose sound is still the bytes of a file: it is decoded when a model is to hear it."""
+    from datasets import Audio
+
+    features = getattr(rows, "features", None) or {}
+    for name in [name for name, feature in features.items() if isinstance(feature, Audio)]:
+        rows = rows.cast_column(name, Audio(decode=False))
+    return rows
 
 
 def _with_label_names(rows: Any) -> Dataset | None:

@@ -4,8 +4,8 @@
     python examples/cluster_quality.py --model models/all-MiniLM-L6-v2 --dataset squad.json --tokens 512
 
 The distance is the L1 norm of the difference of two attention rows (0 to 2), mean over all modules, heads and tokens.
-"row space" is what the package does: k-means in the metric of the score rows. "query space" is k-means on the queries
-themselves, seeded and updated alike.
+"row space" is what the package does by default: k-means in the metric of the score rows. "query space" is k-means on
+the queries themselves, seeded and updated alike. "hamming" is the paper's: k-means over hash codes of the queries.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from hf_sparsify.commands.target import load_named
 from hf_sparsify.evaluation.sources import load_items
 from hf_sparsify.patcher.methods import AttentionInputs, attend_rows
 from hf_sparsify.patcher.methods.cluster_rows import attend_clusters
-from hf_sparsify.patcher.methods.clustered import score_space
 from hf_sparsify.patcher.methods.k_means import k_means
 from torch import Tensor
+
+SPACES = ("hamming", "query space", "row space")
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,20 @@ class Compare(Clustered):
         rows = replace(inputs, value=torch.eye(length).expand(batch, groups, -1, -1))
         dense = attend_rows(rows)[0]
         for clusters in self.counts:
-            for space in ("query space", "row space"):
-                generator = torch.Generator().manual_seed(self.seed)
-                points = inputs.query if space == "query space" else score_space(inputs, generator)
-                assigned = k_means(points, min(clusters, length), self.iterations, generator)
+            for space in SPACES:
+                assigned = self.clusters_in(space, inputs, clusters)
                 for refined in (0, self.k):
                     found = attend_clusters(rows, assigned, min(clusters, length), refined)
                     self.distances[space, clusters, refined].append(float((found - dense).abs().sum(-1).mean()))
         return attend_rows(inputs)[0], None
+
+    def clusters_in(self, space: str, inputs: AttentionInputs, clusters: int) -> Tensor:
+        """The cluster of each query."""
+        if space == "query space":
+            generator = torch.Generator().manual_seed(self.seed)
+            return k_means(inputs.query, min(clusters, inputs.query.shape[2]), self.iterations, generator)
+        clustering = "hamming" if space == "hamming" else "rows"
+        return replace(self, clusters=clusters, clustering=clustering).group(inputs)
 
 
 def main() -> None:
@@ -67,9 +74,9 @@ def main() -> None:
     with hf_sparsify.patch(loaded.model, method), torch.inference_mode():
         for start in range(0, min(len(ids), args.texts * args.tokens), args.tokens):
             loaded.model(input_ids=torch.tensor([ids[start : start + args.tokens]]))
-    print("| clusters | k-means in | plain | improved |\n|---|---|---|---|")
+    print("| clusters | k-means by | plain | improved |\n|---|---|---|---|")
     for clusters in args.clusters:
-        for space in ("query space", "row space"):
+        for space in SPACES:
             plain, improved = (torch.tensor(method.distances[space, clusters, k]).mean() for k in (0, args.k))
             print(f"| {clusters} | {space} | {plain:.3f} | {improved:.3f} |")
 

@@ -138,6 +138,11 @@ class ModuleMeter:
         return made
 
     @property
+    def elements(self) -> int:
+        """What the dense module has, of what its method counts: attention elements, scores or activations."""
+        return self.visible + self.cluster_dense_scores + self.activations
+
+    @property
     def heads(self) -> list[float | None] | None:
         """The kept share of each query head in long rows; None where there are none, or some were counted by a version
         that did not tell heads apart."""
@@ -244,7 +249,10 @@ class Meter:
         """`{"total": ..., "modules": {name: ...}}`, ready for JSON."""
         return {
             "total": self.total().summary(),
-            "modules": {name: {**module.summary(), "heads": module.heads} for name, module in self.modules.items()},
+            "modules": {
+                name: {**module.summary(), "elements": module.elements, "heads": module.heads}
+                for name, module in self.modules.items()
+            },
         }
 
 

@@ -14,7 +14,7 @@ from .binding.patching import apply_plan
 from .methods import AttentionInputs, AttentionMethod, Chunk, Method, TopK
 from .methods.budget import Budget
 from .methods.clustered import ClusteredPlain
-from .methods.rows import weights_of
+from .methods.row_chunk import weights_of
 from .thresholds import ModuleThresholds
 
 

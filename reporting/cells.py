@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .found import Cell, feed_forward_saved
+from .found import Cell
 from .parts import Section, Table, Value
 
 SAVED, ALSO_SAVED, SAME = "saved, %", "feed-forward saved, %", "same answer, %"
@@ -34,9 +34,8 @@ def _row(cell: Cell) -> tuple[Value, ...]:
             *(accuracy.metric, accuracy.dense, accuracy.patched, accuracy.difference, accuracy.low, accuracy.high),
             *(same, accuracy.divergence),
         )
-    saved: tuple[Value, ...] = (100 * cell.saved[0], cell.saved[1]) if cell.saved else (None, "–")
-    activations = feed_forward_saved(cell)
-    saved += (None if activations is None else 100 * activations,)
+    saved: tuple[Value, ...] = (100 * cell.saved[0].share, cell.saved[0].of) if cell.saved else (None, "–")
+    saved += (None if cell.also_saved is None else 100 * cell.also_saved.share,)
     longest = cell.speed.longest() if cell.speed else {}
     faster = "; ".join(f"{phase} {one.median:.2f}" for phase, one in longest.items()) or "–"
     return cell.label, cell.decision or cell.error or "–", *saved, *scores, faster, cell.reason or cell.error or "–"

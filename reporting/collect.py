@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
+from ..evaluation.saved import Saved
 from ..evaluation.verdict.gate import PASS, holm
 from ..files import below
-from .found import Accuracy, Cell, Found, Speed, largest_saving, saved_of
+from .found import Accuracy, Cell, Found, Speed, largest_saving
 from .reading import MALFORMED, described, model_of, number, read_accuracy, read_json, read_speed
 from .recipes import EXPECTED, find_recipe
 
@@ -46,8 +47,9 @@ def _search(directory: Path, place: Path, kind: str) -> Found:
     try:
         cells = tuple(_cell(entry, base, notes) for entry in search["cells"])
         best = search["recommended"] and str(search["recommended"]["cell"])
+        others = tuple(map(str, search["recommended"].get("others", ()))) if best else ()
         sensitivity = _sensitivity(base, search.get("sensitivity"), notes)
-        found = Found(kind, directory, model_of(search), cells, best, search, sensitivity)
+        found = Found(kind, directory, model_of(search), cells, best, search, sensitivity, others=others)
         described(search)
         str(search["command"]), str(search["gate"]["margin"]), str(search["dataset"]["name"]), bool(search["ended"])
     except MALFORMED as error:
@@ -56,7 +58,7 @@ def _search(directory: Path, place: Path, kind: str) -> Found:
 
 
 def _cell(entry: dict[str, Any], base: Path, notes: list[str]) -> Cell:
-    verdict, saved = entry["verdict"] or {}, entry["saved"]
+    verdict, own = entry["verdict"] or {}, (entry["saved"], entry.get("also_saved"))
     accuracy: Accuracy | None = _part(read_accuracy, base, entry["results"], notes)
     speed: Speed | None = _part(read_speed, base, entry["bench"], notes)
     return Cell(
@@ -69,7 +71,7 @@ def _cell(entry: dict[str, Any], base: Path, notes: list[str]) -> Cell:
         error=str(entry["error"] or "") or ("" if entry["status"] == "done" else str(entry["status"])),
         accuracy=accuracy,
         speed=speed,
-        saved=saved_of(accuracy) or (saved and (number(saved["share"]), str(saved["of"]))),
+        saved=tuple(Saved(number(one["share"]), str(one["of"])) for one in own if one is not None),
     )
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.saved import Saved, unbeaten
 from ..evaluation.verdict.gate import PASS, Verdict
-
-FEED_FORWARD = "feed-forward activations"  # as a share is said to be of
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Kept:
 class Accuracy:
     """One results.json: scores in percent, their difference in points with its 95 % interval, and what was kept.
 
-    budget: the most that may be lost, in points. kept: {"attention elements": share, ...} of what is counted.
+    budget: the most that may be lost, in points. saved: see evaluation.saved.savings.
     """
 
     path: Path
@@ -53,7 +52,7 @@ class Accuracy:
     budget: float
     verdict: Verdict
     method: str
-    kept: dict[str, float]
+    saved: tuple[Saved, ...]
     modules: tuple[Kept, ...]
     flips: tuple[Flip, ...]
     same_answer: float | None
@@ -90,7 +89,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cell:
-    """One recipe, or one setting of a search. saved: a share and of what. decision: "" where nothing was judged."""
+    """One recipe, or one setting of a search. saved: of attention first, then of feed-forward activations. decision:
+    "" where nothing was judged."""
 
     name: str
     label: str
@@ -101,14 +101,25 @@ class Cell:
     error: str = ""
     accuracy: Accuracy | None = None
     speed: Speed | None = None
-    saved: tuple[float, str] | None = None
+    saved: tuple[Saved, ...] = ()
+
+    @property
+    def activations_saved(self) -> Saved | None:
+        """Of feed-forward layers."""
+        return next((one for one in self.saved if not one.is_attention), None)
+
+    @property
+    def also_saved(self) -> Saved | None:
+        """Of feed-forward layers, beside attention."""
+        return self.activations_saved if len(self.saved) > 1 else None
 
 
 @dataclass(frozen=True)
 class Found:
     """What one directory holds. kind: "sweep", "tune" or "recipe".
 
-    search: sweep.json or tune.json. sensitivity: sensitivity.json. notes: a sentence for each file that was left out.
+    others: the cells of a sweep that save most of something else than the recommended one. search: sweep.json or
+    tune.json. sensitivity: sensitivity.json. notes: a sentence for each file that was left out.
     """
 
     kind: str
@@ -119,6 +130,7 @@ class Found:
     search: dict[str, Any] = field(default_factory=dict)
     sensitivity: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def best(self) -> Cell | None:
@@ -126,26 +138,8 @@ class Found:
         return next((cell for cell in self.cells if cell.name == self.recommended), None)
 
 
-def saved_of(accuracy: Accuracy | None) -> tuple[float, str] | None:
-    """Of what the evaluation counted; of several counts that of attention."""
-    if accuracy is None or not accuracy.kept:
-        return None
-    of = min(accuracy.kept, key=lambda of: of == FEED_FORWARD)
-    return 1 - accuracy.kept[of], of
-
-
-def feed_forward_saved(cell: Cell) -> float | None:
-    """The share of activations that is saved beside what `saved` says; None where that is all."""
-    kept = cell.accuracy.kept.get(FEED_FORWARD) if cell.accuracy else None
-    return None if kept is None or (cell.saved and cell.saved[1] == FEED_FORWARD) else 1 - kept
-
-
-def all_saved(cell: Cell) -> float:
-    """Shares of attention and of activations, added up, as a sweep compares its cells."""
-    return (cell.saved[0] if cell.saved else 0.0) + (feed_forward_saved(cell) or 0.0)
-
-
 def largest_saving(cells: Sequence[Cell]) -> Cell | None:
-    """Of the cells that passed the one that saves most."""
-    passed = [cell for cell in cells if cell.decision == PASS and cell.saved is not None]
-    return max(passed, key=all_saved, default=None)
+    """Of the cells that passed the one that saves most; the first, where several save most each of something else."""
+    passed = [cell for cell in cells if cell.decision == PASS and cell.saved]
+    best = unbeaten([{one.of: one.share for one in cell.saved} for cell in passed])
+    return passed[best[0]] if best else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..evaluation.verdict.gate import PASS
-from .found import FEED_FORWARD, Cell, Found, feed_forward_saved
+from .found import Cell, Found
 
 NONE, NOT_ENDED = "NONE PASSED", "NOT ENDED"
 
@@ -27,7 +27,14 @@ def _recommended(found: Found, best: Cell) -> str:
     said = str(comparison.get("sentence") or "").rstrip(".") if isinstance(comparison, dict) else ""
     more = f" {said[:1].upper()}{said[1:]}." if said else ""
     reason = best.reason or str(found.search["recommended"].get("reason") or "")
-    return f"{_called(found, best)}: {_saves(best)}{reason.rstrip('.')}.{more}"
+    return f"{_called(found, best)}: {_saves(best)}{reason.rstrip('.')}.{more}{_others(found)}"
+
+
+def _others(found: Found) -> str:
+    """Those that pass too and save most of something else."""
+    cells = [cell for cell in found.cells if cell.name in found.others]
+    said = "; ".join(f"{cell.label} saves {' and '.join(map(str, cell.saved))}" for cell in cells)
+    return f" Not to be compared with that: {said}." if said else ""
 
 
 def _called(found: Found, cell: Cell) -> str:
@@ -35,10 +42,7 @@ def _called(found: Found, cell: Cell) -> str:
 
 
 def _saves(cell: Cell) -> str:
-    if not cell.saved:
-        return ""
-    said, activations = f"saves {100 * cell.saved[0]:.1f} % of {cell.saved[1]}", feed_forward_saved(cell)
-    return f"{said}; " if activations is None else f"{said} and {100 * activations:.1f} % of {FEED_FORWARD}; "
+    return f"saves {' and '.join(map(str, cell.saved))}; " if cell.saved else ""
 
 
 def _none(found: Found) -> str:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import altair as alt
 
-from ..charts.theme import ERROR_SCHEME, KEPT_SCHEME, WIDTH
+from ..charts.kept import MOST_NUMBERS, KeptHeads, LayerShare, heat_map, share_bars
+from ..charts.theme import ERROR_SCHEME, WIDTH
 from .found import Cell, Kept
 from .parts import Figure, Section, Table, numbered
 
@@ -23,7 +24,8 @@ def kept_section(cell: Cell | None) -> Section | None:
         return None
     groups = _groups((kept.module, kept) for kept in cell.accuracy.modules)
     names = numbered([f"kept-{_stem(group)}" for group in groups])
-    figures = [_kept_figure(name, *group) for name, group in zip(names, groups.items(), strict=True)]
+    most = max((share for kept in cell.accuracy.modules for share in kept.heads), default=1.0)
+    figures = [_kept_figure(name, most, *group) for name, group in zip(names, groups.items(), strict=True)]
     said = (f"What {cell.label} kept on the questions. A map shows each query head in rows longer than k.",)
     return Section("kept", "What each layer and head kept", said, tuple(figures))
 
@@ -55,20 +57,24 @@ def _stem(group: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", group.lower()).strip("-")[:60] or "module"
 
 
-def _kept_figure(name: str, group: str, layers: Sequence[tuple[int, Kept]]) -> Figure:
+def _kept_figure(name: str, most: float, group: str, layers: Sequence[tuple[int, Kept]]) -> Figure:
+    """most: the largest share of all heads; the maps of all groups can be compared."""
     title = f"Kept by {group}"
     rows: list[tuple[Any, ...]]
     header: tuple[str, ...]
+    chart: Any
     if all(kept.heads for _, kept in layers):
         rows = [(layer, head, 100 * share) for layer, kept in layers for head, share in enumerate(kept.heads)]
         header = ("layer", "head", "kept, %")
-        chart = _map(rows, header, alt.Scale(scheme=KEPT_SCHEME, domainMin=0), ".1f")
+        maps = [KeptHeads(group, str(layer), kept.heads) for layer, kept in layers]
+        numbers = max(len(kept.heads) for _, kept in layers) <= MOST_NUMBERS
+        chart = heat_map(maps, most, width=WIDTH, numbers=numbers)
     else:
         rows = [(layer, 100 * kept.share) for layer, kept in layers]
         header = ("layer", "kept, %")
-        chart = _bars(rows, header)
-    least, most = (choose(row[-1] for row in rows) for choose in (min, max))
-    share = f"{least:.1f} %" if most - least < 0.05 else f"between {least:.1f} % and {most:.1f} %"
+        chart = share_bars([LayerShare(group, str(layer), kept.share) for layer, kept in layers], "kept", width=WIDTH)
+    low, high = (choose(row[-1] for row in rows) for choose in (min, max))
+    share = f"{low:.1f} %" if high - low < 0.05 else f"between {low:.1f} % and {high:.1f} %"
     says = f"{'Heads' if 'head' in header else 'Layers'} keep {share}."
     titled = chart.properties(title=title, description=f"{title}: {says}")
     return Figure(name, title, says, titled, Table(name, title, header, tuple(rows)))
@@ -116,18 +122,3 @@ def _map(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...], scale: alt.Sc
     legend = alt.Legend(gradientLength=160, format=digits)
     colour = alt.Color("value:Q", title=header[2], scale=scale, legend=legend)
     return base.mark_rect().encode(color=colour).properties(width=WIDTH, height=ROW * max(2, layers))
-
-
-def _bars(rows: Sequence[tuple[Any, ...]], header: tuple[str, ...]) -> alt.Chart:
-    values = [{"layer": layer, "value": value} for layer, value in rows]
-    layers = len({value["layer"] for value in values})
-    return (
-        alt.Chart(alt.Data(values=values))
-        .mark_bar()
-        .encode(
-            x=alt.X("value:Q", title=header[1], scale=alt.Scale(domain=[0, 100])),
-            y=alt.Y("layer:O", title="layer"),
-            tooltip=[alt.Tooltip("layer:O"), alt.Tooltip("value:Q", title=header[1], format=".1f")],
-        )
-        .properties(width=WIDTH, height=ROW * max(2, layers))
-    )

@@ -25,7 +25,7 @@ from .cells import cells_section
 from .csv_files import csv_bytes
 from .flips import flips_section
 from .folder import replace_files
-from .found import Cell, Found, all_saved
+from .found import Cell, Found, largest_saving
 from .headline import NONE, NOT_ENDED, headline
 from .heat_maps import kept_section, sensitivity_section
 from .pareto import pareto_section
@@ -54,8 +54,7 @@ class Page:
 def make_page(found: Sequence[Found]) -> Page:
     """Everything that was found, about one model."""
     cells = [cell for one in found for cell in one.cells]
-    recommended = [one.best for one in found if one.best]
-    best = max(recommended, key=all_saved, default=None)
+    best = largest_saving([one.best for one in found if one.best])
     closest = best or _closest(cells)
     sensitivity = next((one.sensitivity for one in found if one.sensitivity), None)
     sections = (
@@ -113,7 +112,7 @@ def html(page: Page, folder: str) -> str:
 def _closest(cells: Sequence[Cell]) -> Cell | None:
     """Without a recommended recipe the one whose answers are shown: that which loses least, of those that save."""
     judged = [cell for cell in cells if cell.accuracy]
-    saving = [cell for cell in judged if cell.saved and cell.saved[0] > 0] or judged
+    saving = [cell for cell in judged if cell.saved and cell.saved[0].share > 0] or judged
     return max(saving, key=lambda cell: cell.accuracy.low if cell.accuracy else 0.0, default=None)
 
 

@@ -9,7 +9,7 @@ import altair as alt
 
 from ..charts.theme import BUDGET, DENSE, FRONTIER, HEIGHT, RECOMMENDED, WIDTH
 from ..evaluation.verdict.gate import FAIL, INCONCLUSIVE, PASS
-from .found import FEED_FORWARD, Accuracy, Cell, feed_forward_saved
+from .found import Accuracy, Cell
 from .parts import Figure, Section, Table
 
 NOT_TESTED = "NOT TESTED"
@@ -40,7 +40,7 @@ def pareto_section(cells: Sequence[Cell], best: Cell | None) -> Section | None:
         f"line. Shapes: {shapes}. The wide band runs along the recipes that no other beats both ways; the ring is the "
         "recommended one.",
     )
-    if any(cell.saved and feed_forward_saved(cell) is not None for cell in cells):
+    if any(cell.also_saved for cell in cells):
         said += (
             "Attention and feed-forward layers have a chart each. A recipe that makes both sparse is in both: what it "
             "loses, it loses for both.",
@@ -50,13 +50,12 @@ def pareto_section(cells: Sequence[Cell], best: Cell | None) -> Section | None:
 
 def _kept_figures(cells: Sequence[Cell], best: Cell | None, nth: str) -> list[Figure]:
     """One chart of what attention keeps and one of what feed-forward layers keep, of the recipes that change it."""
-    attention = [cell for cell in cells if cell.saved and cell.saved[1] != FEED_FORWARD]
-    activations = [cell for cell in cells if cell.accuracy and FEED_FORWARD in cell.accuracy.kept]
-    of = ", ".join(dict.fromkeys(cell.saved[1] for cell in attention if cell.saved))
-    charts = [("pareto", of, [_point(cell, best, 100 * (1 - cell.saved[0])) for cell in attention if cell.saved])]
-    shares = [(cell, cell.accuracy.kept[FEED_FORWARD]) for cell in activations if cell.accuracy]
-    name = "pareto-feed-forward" if attention else "pareto"
-    charts.append((name, FEED_FORWARD, [_point(cell, best, 100 * share) for cell, share in shares]))
+    attention = [(cell, cell.saved[0]) for cell in cells if cell.saved and cell.saved[0].is_attention]
+    activations = [(cell, one) for cell in cells if (one := cell.activations_saved)]
+    charts = []
+    for name, group in (("pareto", attention), ("pareto-feed-forward" if attention else "pareto", activations)):
+        of = ", ".join(dict.fromkeys(saved.of for _, saved in group))
+        charts.append((name, of, [_point(cell, best, 100 * (1 - saved.share)) for cell, saved in group]))
     both = bool(attention and activations)
     return [
         _figure(f"kept of {of}, %", points, cells, f"{name}{nth}", f"What is kept{f' of {of}' * both} and what is lost")

@@ -8,21 +8,16 @@ from typing import Any
 
 from ..errors import DataError
 from ..evaluation.journal import RESULTS, ended_run
+from ..evaluation.saved import SHARES, savings
 from ..evaluation.verdict.gate import Verdict
 from ..evaluation.verdict.interval import Interval
 from ..files import read_file
 from ..strict_json import parse_json, shown
-from .found import FEED_FORWARD, Accuracy, Flip, Kept, Speed, Timed
+from .found import Accuracy, Flip, Kept, Speed, Timed
 
 BENCH = "bench.json"
 MOST = 2**26  # bytes of a JSON file
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
-# What results.json calls a share, and what it is a share of.
-SHARES = {
-    "kept_share": "attention elements",
-    "cluster_scores_share": "attention scores",
-    "activations_kept_share": FEED_FORWARD,
-}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def _accuracy(path: Path, results: dict[str, Any]) -> Accuracy:
         budget=_budget(str(results["verdict"]["margin"]), dense),
         verdict=_verdict(results["verdict"]),
         method=str(results["method"]),
-        kept={of: float(results["kept"]["total"][name]) for name, of in SHARES.items() if _has(results, name)},
+        saved=savings(results),
         modules=tuple(_kept(name, row) for name, row in results["kept"]["modules"].items() if _share(row) is not None),
         flips=_flips(results["flips"]),
         same_answer=_number(results["same_answer_share"]),
@@ -105,10 +100,6 @@ def _accuracy(path: Path, results: dict[str, Any]) -> Accuracy:
 def _verdict(verdict: dict[str, Any]) -> Verdict:
     recovery = verdict["recovery"] and Interval(**verdict["recovery"])
     return Verdict(**{**verdict, "difference": Interval(**verdict["difference"]), "recovery": recovery})
-
-
-def _has(results: dict[str, Any], name: str) -> bool:
-    return results["kept"]["total"].get(name) is not None
 
 
 def _budget(margin: str, dense: float) -> float:

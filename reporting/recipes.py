@@ -11,7 +11,7 @@ from ..errors import DataError, UsageError
 from ..evaluation.journal import RESULTS
 from ..evaluation.of_recipe import evaluated, timed
 from ..patcher.recipe import Recipe, is_recipe, load_recipe
-from .found import Accuracy, Cell, Found, Speed, saved_of
+from .found import Accuracy, Cell, Found, Speed
 from .reading import BENCH, model_of, read_accuracy, read_speed
 
 EXPECTED = (
@@ -43,7 +43,7 @@ def find_recipe(directory: Path) -> Found:
             reason=one.verdict.reason,
             accuracy=one,
             speed=newest if newest and newest.record["method"] == one.method else None,
-            saved=saved_of(one),
+            saved=one.saved,
         )
         for one in accuracies
     ]

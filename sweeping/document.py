@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..commands.calibrator import CALIBRATION
 from ..errors import DataError, UsageError
+from ..evaluation.saved import Saved, savings, unbeaten
 from ..evaluation.verdict.gate import PASS
 from ..evaluation.verdict.sequence import chain_level
 from ..files import cannot_write, read_file, write_file
@@ -18,17 +20,10 @@ from ..strict_json import parse_json
 from .grid import Cell, chains_of
 
 SCHEMA_VERSION = 1  # of sweep.json
-FILE, RECIPES, CALIBRATION = "sweep.json", "recipes", "calibration"
+FILE, RECIPES = "sweep.json", "recipes"
 DEFAULT_DIRECTORY = "sparsified-sweep"
 MOST_BYTES = 2**26
 WAITING, DONE, REFUSED, FAILED = "waiting", "done", "refused", "failed"
-
-# Key of a total in results["kept"] -> what is saved where that is below 1; attention before feed-forward layers.
-SAVED = {
-    "kept_share": "attention elements",
-    "cluster_scores_share": "attention scores",
-    "activations_kept_share": "activations",
-}
 
 Entry = dict[str, Any]  # a cell in sweep.json
 Document = dict[str, Any]
@@ -64,6 +59,7 @@ def make_entry(cell: Cell, refused: str | None) -> Entry:
         "recalibrated": False,
         "kept_per_k": None,
         "saved": None,
+        "also_saved": None,
         "attention": None,
         "verdict": None,
     }
@@ -117,48 +113,51 @@ def save_document(directory: Path, document: Document) -> None:
 
 def take_results(entry: Entry, results: Mapping[str, Any], place: str, level: float) -> None:
     """Puts what an evaluation came to into a cell. place: of results.json, below the sweep. level: of its chain."""
-    verdict = results["verdict"]
-    entry |= {"status": DONE, "error": None, "results": place, "saved": saved(results["kept"]["total"])}
+    verdict, saved = results["verdict"], [asdict(one) for one in savings(results)]
+    entry |= {"status": DONE, "error": None, "results": place}
+    entry |= {"saved": saved[0] if saved else None, "also_saved": saved[1] if len(saved) > 1 else None}
     entry["verdict"] = {"decision": verdict["decision"], "p": verdict["p"], "level": level, "reason": verdict["reason"]}
 
 
 def fail(entry: Entry, reason: str) -> None:
     """Marks a cell that could not be made or run."""
-    entry |= {"status": FAILED, "error": reason, "results": None, "saved": None, "verdict": None}
+    entry |= {"status": FAILED, "error": reason, "results": None, "saved": None, "also_saved": None, "verdict": None}
 
 
-def saved(total: Mapping[str, Any]) -> dict[str, Any] | None:
-    """{"share", "of"} of what was not kept or computed; with both, of attention."""
-    for key, of in SAVED.items():
-        if total[key] is not None:
-            return {"share": 1 - total[key], "of": of}
-    return None
+def recommend(document: Document, speeds: Mapping[str, Mapping[str, float]]) -> dict[str, Any] | None:
+    """The cell that saves most among those that pass: {"cell", "reason", "others"}; None if no sparse one does.
 
-
-def recommend(document: Document, totals: Mapping[str, Mapping[str, Any]]) -> dict[str, str] | None:
-    """The cell that saves most among those that pass: {"cell", "reason"}; None if no sparse one does. totals: what each
-    cell kept in all, by name."""
-    passed = [cell for cell in sparse_cells(document) if decision(cell) == PASS]
-    if not passed:
+    Shares of different things are not compared. Cells that save most each of something else are told apart by their
+    times, if all of them have some; those that are still left are all named, "others" after the first. speeds: dense
+    time / patched time in each phase, of the cells that were timed.
+    """
+    passed = [cell for cell in sparse_cells(document) if decision(cell) == PASS and cell["saved"]]
+    best = [passed[place] for place in unbeaten([_shares(cell) for cell in passed])]
+    if not best:
         return None
-    kinds = dict.fromkeys(cell["saved"]["of"] for cell in passed)
-    best = max(passed, key=lambda cell: _all_saved(totals[cell["name"]]))
-    share, of = 100 * best["saved"]["share"], best["saved"]["of"]
-    patched = best["attention"]
-    if patched and patched["patched"] < patched["modules"] and of != SAVED["activations_kept_share"]:
-        of += f" in {patched['patched']} of {patched['modules']} attention modules"
-    activations = totals[best["name"]]["activations_kept_share"]
-    if activations is not None and best["saved"]["of"] != SAVED["activations_kept_share"]:
-        of += f" and {100 * (1 - activations):.1f} % of activations"
-    which = f"the most of the {len(passed)} sparse ones that pass" if len(passed) > 1 else "the one sparse cell to pass"
-    if len(kinds) > 1:
-        which += f", but shares of {', of '.join(kinds)} are not the same: compare times too (--bench)"
-    return {"cell": best["name"], "reason": f"{best['label']} saves {share:.1f} % of {of}: {which}"}
+    why = f"the most of the {len(passed)} sparse ones that pass" if len(passed) > 1 else "the one sparse cell to pass"
+    if len(best) > 1:
+        why = "shares of different things are not compared: take one by their times (--bench)"
+        if all(cell["name"] in speeds for cell in best):
+            count = len(best)
+            best = [best[place] for place in unbeaten([speeds[cell["name"]] for cell in best])]
+            why = f"the fastest of the {count} that save most of something"
+            if len(best) > 1:
+                why = "each is the fastest in one phase"
+    reason = f"{'; '.join(_saves(cell) for cell in best)}: {why}"
+    return {"cell": best[0]["name"], "reason": reason, "others": [cell["name"] for cell in best[1:]]}
 
 
-def _all_saved(total: Mapping[str, Any]) -> float:
-    """Shares of attention and of activations, added up."""
-    return sum(1 - total[key] for key in SAVED if total[key] is not None)
+def _shares(cell: Entry) -> dict[str, float]:
+    return {one["of"]: one["share"] for one in (cell["saved"], cell["also_saved"]) if one is not None}
+
+
+def _saves(cell: Entry) -> str:
+    saved = [Saved(**one) for one in (cell["saved"], cell["also_saved"]) if one is not None]
+    patched = cell["attention"]
+    dense = patched and patched["patched"] < patched["modules"] and saved[0].is_attention
+    where = f" with {patched['patched']} of {patched['modules']} attention modules sparse" if dense else ""
+    return f"{cell['label']} saves {' and '.join(map(str, saved))}{where}"
 
 
 def sparse_cells(document: Document) -> list[Entry]:

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..evaluation.report import STYLES
+from ..evaluation.saved import Saved
 from ..evaluation.verdict.gate import NOT_TESTED, PASS
 from ..tables import grid, percent, titled
 from .document import DONE, FAILED, REFUSED, Document, Entry
@@ -50,7 +51,7 @@ def _table(document: Document, done: list[tuple[Entry, dict[str, Any]]], times: 
     header += [f"{phase}, x" for phase in phases]
     rows = []
     for entry, results in done:
-        row = [entry["label"], *_scores(entry, results), *_kept(results, activations)]
+        row = [entry["label"], *_scores(entry, results), *_kept(entry, activations)]
         row.append(percent(results["same_answer_share"]))
         if kl:
             row.append(f"{found['value']:.4f}" if (found := results["distance"].get("kl")) else "-")
@@ -74,11 +75,11 @@ def _scores(entry: Entry, results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _kept(results: dict[str, Any], activations: bool) -> list[str]:
+def _kept(entry: Entry, activations: bool) -> list[str]:
     """The share of attention that was kept or computed, and of activations where any cell has that."""
-    total = results["kept"]["total"]
-    attention = total["kept_share"] if total["kept_share"] is not None else total["cluster_scores_share"]
-    return [percent(attention), *([percent(total["activations_kept_share"])] if activations else [])]
+    saved = [Saved(**one) for one in (entry["saved"], entry["also_saved"]) if one is not None]
+    shares = {one.is_attention: 1 - one.share for one in saved}
+    return [percent(shares.get(True)), *([percent(shares.get(False))] if activations else [])]
 
 
 def _length(times: dict[str, Any]) -> int | None:
@@ -121,5 +122,6 @@ def _recommended(document: Document, directory: Path) -> str:
     found = document["recommended"]
     if found is None:
         return "recommended: none, no sparse cell passes"
-    entry = next(entry for entry in document["cells"] if entry["name"] == found["cell"])
-    return f"recommended: {found['reason']} ({directory / entry['directory']})"
+    names = [found["cell"], *found["others"]]
+    places = [str(directory / entry["directory"]) for entry in document["cells"] if entry["name"] in names]
+    return f"recommended: {found['reason']} ({'; '.join(places)})"

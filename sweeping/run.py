@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..commands.calibrate import CalibrateOptions
+from ..commands.calibrator import CALIBRATION, Calibrator, describe_calibration
 from ..commands.evaluate import EvalOptions, Outcome, evaluate_targets, make_task
 from ..commands.sweep import SweepOptions
 from ..commands.target import Target
@@ -29,8 +30,8 @@ from ..patcher.weights import weights_fingerprint
 from ..processes import Processes
 from . import document as doc
 from .grid import Cell, chains_of, middle
-from .recipes import Calibrator, Fitted, plan_cells, read_cell, write_cell
-from .timing import same_lengths, time_cell
+from .recipes import Fitted, fit_cell, plan_cells, read_cell, write_cell
+from .timing import ratios, same_lengths, time_cell
 
 Advance = Callable[[int], None]
 
@@ -57,7 +58,6 @@ class Sweep:
             judged = self.items.sample(self.asking.limit, self.asking.seed)
             self.calibration_items = not_judged(self.calibration_items, judged, "calibrate")
         self.ready: dict[str, Fitted] = {}
-        self.outcomes: dict[str, Outcome] = {}
         self.document: doc.Document = {}
         self.planned, self.refused = plan_cells(self.loaded, self.options.cells)
         if not self.planned:
@@ -138,9 +138,7 @@ class Sweep:
                 doc.fail(self.entry(cell.name), lost[place])
             else:
                 self._take(cell, next(found))
-        totals = {name: outcome.results["kept"]["total"] for name, outcome in self.outcomes.items()}
-        self.document["recommended"] = doc.recommend(self.document, totals)
-        self._save()
+        self._recommend()
         return bool(lost) or not all(outcome.was_there for outcome in outcomes)
 
     def time(self, advance: Advance) -> bool:
@@ -155,6 +153,8 @@ class Sweep:
                 timed = True
                 self._save()
             advance(1)
+        if timed:
+            self._recommend()
         return timed
 
     def end(self) -> None:
@@ -207,7 +207,7 @@ class Sweep:
         if cell is None or items is None:
             return None
         options = CalibrateOptions(self.options.samples, self.asking.seed, distractors=self.asking.distractors)
-        at, place = self.planned[cell.name].recipe, self.directory / doc.CALIBRATION
+        at, place = self.planned[cell.name].recipe, self.directory / CALIBRATION
         return Calibrator(self.loaded, items, options, at, place, self.processes, self.say)
 
     def _prepare(self, cell: Cell, calibrator: Calibrator | None) -> None:
@@ -215,7 +215,7 @@ class Sweep:
         fitted, entry = Fitted(self.planned[cell.name].recipe), self.entry(cell.name)
         if cell.setting.needs_thresholds and calibrator is not None:
             try:
-                fitted = calibrator.fit(self.planned[cell.name].recipe, self._place(cell))
+                fitted = fit_cell(calibrator, self.planned[cell.name].recipe, self._place(cell))
             except FAILURES as error:
                 doc.fail(entry, one_sentence(error))
                 return
@@ -233,9 +233,14 @@ class Sweep:
         return [verdict for chain in corrected for verdict in chain]
 
     def _take(self, cell: Cell, outcome: Outcome) -> None:
-        self.outcomes[cell.name] = outcome
         level = chain_level(len(chains_of(self.cells)))
         doc.take_results(self.entry(cell.name), outcome.results, self._below(outcome.directory / RESULTS), level)
+
+    def _recommend(self) -> None:
+        timed = {entry["name"]: entry["bench"] for entry in self.document["cells"] if entry["bench"]}
+        speeds = {name: ratios(self.directory / file) for name, file in timed.items()}
+        self.document["recommended"] = doc.recommend(self.document, speeds)
+        self._save()
 
     def _below(self, path: Path) -> str:
         return path.relative_to(self.directory).as_posix()
@@ -246,18 +251,12 @@ class Sweep:
 
     def _about(self) -> dict[str, Any]:
         """What sweep.json says of the command, the model and the data."""
-        items, gate, at, calibrated = self.items, self.asking.gate, middle(self.cells), self.calibration_items
+        gate, at, calibrated = self.asking.gate, middle(self.cells), self.calibration_items
         return {
             "command": self.command,
             "base_model": asdict(self.loaded.base),
             "task": self.task.name,
-            "dataset": {
-                "name": items.name,
-                "split": items.split,
-                "schema": items.dataset.name,
-                "fingerprint": items.fingerprint,
-                "items": len(self.task.items),
-            },
+            "dataset": self.task.items.describe(),
             "gate": {**asdict(gate), "margin": gate.margin},
             "seed": self.asking.seed,
             "limit": self.asking.limit,
@@ -265,14 +264,7 @@ class Sweep:
             "environment": describe_environment(),
             "calibration": None
             if at is None or calibrated is None
-            else {
-                "dataset": calibrated.name,
-                "split": calibrated.split,
-                "samples": self.samples,
-                "seed": self.asking.seed,
-                "at": at.setting.budget,
-                "recipe": doc.CALIBRATION,
-            },
+            else describe_calibration(calibrated, self.samples, self.asking.seed, at.setting.budget),
         }
 
     def _run_key(self) -> str:

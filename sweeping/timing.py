@@ -34,6 +34,13 @@ def same_lengths(directory: Path, name: str, options: bench.BenchOptions | None)
     try:
         file = below(directory, name)
         found = [entry["tokens"] for entry in json.loads(file.read_text(encoding="utf-8"))["lengths"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        ratios(file)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
     return options is None or options.lengths is None or list(options.lengths) == found
+
+
+def ratios(file: Path) -> dict[str, float]:
+    """Dense time / patched time in each phase, at the greatest length of a bench.json."""
+    longest = json.loads(file.read_text(encoding="utf-8"))["lengths"][-1]
+    return {phase: float(found["ratio"]["median"]) for phase, found in longest["phases"].items()}

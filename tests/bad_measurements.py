@@ -16,12 +16,11 @@ CELL, BENCH = "recipes/top-k-keep-0.2", "bench/now/bench.json"
 
 
 def make(folder: Path) -> None:
-    """Makes swept/, whose second cell was timed, and tuned/ in the working directory."""
+    """Makes swept/, whose second cell was timed, in the working directory."""
     recipe = f"swept/{CELL}"
     for command in (
         ("sweep", "llama", *ASK, "--methods", "top-k", "--keep", "0.5,0.2", "-o", "swept"),
         ("bench", recipe, *bad_files.BENCH[:-1], str(Path(recipe, BENCH).parent)),
-        ("tune", "llama", *ASK, "--calibrate-on", "train.jsonl", "--keep", "0.5", "--samples", "2", "-o", "tuned"),
     ):
         ended = run(*command)
         assert ended.code == 0, ended

@@ -117,10 +117,19 @@ def _inputs(
         value=value,
         visibility=FullMask(_visible(mask, queries, keys, causal=is_causal)),
         scale=scaling,
-        bias=None if position_bias is None else position_bias[..., :keys],  # float masks of these models add nothing
+        bias=_whole_bias(position_bias, queries, keys),  # float masks of these models add nothing
         softcap=softcap,
         sinks=s_aux,
     )
+
+
+def _whole_bias(position_bias: Tensor | None, queries: int, keys: int) -> Tensor | None:
+    """[B or 1, H or 1, queries, keys], each number looked up by itself where the bias is by distance."""
+    if position_bias is None or position_bias.shape[-1] == 0:
+        return None
+    if position_bias.ndim == 3:
+        return position_bias[..., torch.arange(keys) - torch.arange(queries).unsqueeze(1) + queries - 1]
+    return position_bias[..., :keys]
 
 
 def _visible(mask: Tensor | None, queries: int, keys: int, *, causal: bool) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hf_sparsify.evaluation.saved import ELEMENTS, Saved
 from hf_sparsify.evaluation.verdict.gate import PASS, Verdict
 from hf_sparsify.evaluation.verdict.interval import Interval
 from hf_sparsify.reporting.found import Accuracy, Cell, Flip, Found, Kept, Speed, Timed
@@ -38,7 +39,7 @@ def accuracy(difference: float = 0.0, **changes: Any) -> Accuracy:
         budget=2.0,
         verdict=verdict,
         method="top-k",
-        kept={"attention elements": 0.25},
+        saved=(Saved(0.75, ELEMENTS),),
         modules=(Kept("layers.0.attn", 0.25, ()), Kept("layers.1.attn", 0.5, ())),
         flips=(),
         same_answer=1.0,
@@ -49,8 +50,8 @@ def accuracy(difference: float = 0.0, **changes: Any) -> Accuracy:
 
 
 def cell(name: str = "a", saved: float | None = 0.75, **changes: Any) -> Cell:
-    share = None if saved is None else (saved, "attention elements")
-    made = Cell(name, f"top-k {name}", "top-k", Path("recipes"), PASS, "the drop is small", saved=share)
+    shares = () if saved is None else (Saved(saved, ELEMENTS),)
+    made = Cell(name, f"top-k {name}", "top-k", Path("recipes"), PASS, "the drop is small", saved=shares)
     return replace(made, **{"accuracy": accuracy(), **changes})
 
 

@@ -20,6 +20,7 @@ from ..patcher.meter import Meter
 from ..patcher.methods import Method
 from ..patcher.outputs import finite_outputs
 from ..patcher.thresholds import ModuleThresholds
+from ..processes import Processes
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,39 @@ class Moved:
 
 
 def measure_moved(
-    loaded: LoadedModel, candidates: Sequence[Candidate], task: Task, advance: Callable[[int], None] | None = None
+    loaded: LoadedModel,
+    candidates: Sequence[Candidate],
+    task: Task,
+    advance: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> list[Moved]:
     """Every candidate on the items of a task; nothing is generated but by the dense model.
 
-    advance: called with the number of passes over items done, one for the dense model and one for each candidate. The
-    model must not be patched, and is left dense. A candidate that fails, or whose outputs are not finite, is given up
-    and the others go on. DataError if no item can be read; SparsifyError if the dense model's outputs are not finite.
+    advance: called with the number of passes over items done, one for the dense model and one for each candidate.
+    processes: those that share the batches; all of them get the same. The model must not be patched, and is left dense.
+    A candidate that fails, or whose outputs are not finite, is given up and the others go on. DataError if no item can
+    be read; SparsifyError if the dense model's outputs are not finite.
     """
+    processes = processes or Processes()
     patches = [prepare_patch(loaded.model, one.plan, one.thresholds) for one in candidates]
     moved = [Moved() for _ in candidates]
     items = task.order(fitting_items(task))
-    with torch.inference_mode():
-        for start in range(0, len(items), task.batch_size):
-            batch = items[start : start + task.batch_size]
+    batches = [items[start : start + task.batch_size] for start in range(0, len(items), task.batch_size)]
+    with processes.together(), torch.inference_mode():
+        for batch in processes.share(batches):
             for count in _batch(loaded.model, task, batch, patches, moved):
                 if advance is not None:
                     advance(count)
-    return moved
+    return [_merged(parts) for parts in zip(*processes.gather(moved), strict=True)]
+
+
+def _merged(parts: Sequence[Moved]) -> Moved:
+    """What the processes found of one candidate."""
+    whole = Moved(error=next((part.error for part in parts if part.error is not None), None))
+    for part in parts:
+        whole.kl += part.kl
+        whole.meter.merge(part.meter)
+    return whole
 
 
 def _batch(

@@ -17,6 +17,7 @@ from .sensitivity import PREDICTED_KL, ModuleSensitivity, SensitivityMap
 
 GOALS = ("kept", "v-rows", "latency")
 UNITS = {"kept": "attention elements", "v-rows": "V rows in decoding", "latency": "time in the planned modules"}
+BOTH = "multiply-adds of attention and feed-forward layers"  # kept, where both are tuned
 DENSE = 1.0
 RUNGS = (0.5, 0.25, 0.15, 0.1, 0.05, 0.03)
 GRID = (DENSE, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ..evaluation.report import STYLES
 from ..tables import grid, percent, titled
-from .ladder import TUNED, UNIFORM, UNITS
+from .ladder import TUNED, UNIFORM
 from .sensitivity import PREDICTED_KL, ModuleSensitivity, SensitivityMap
 
 SHOWN = 3  # most and least sensitive modules
@@ -84,7 +84,7 @@ def _ladder_table(record: dict[str, Any]) -> RenderableType:
         ]
         for cell in record["cells"]
     ]
-    header = ["candidate", "allocated by", f"% of {UNITS[record['goal']]}", "KL from dense"]
+    header = ["candidate", "allocated by", f"% of {record['unit']}", "KL from dense"]
     title = f"Candidates on tuning data, {record['tuned_on']['items']} items"
     return titled(title, grid([*header, *(["x k"] if record["calibration"] else [])], rows, text_columns=2))
 
@@ -107,7 +107,7 @@ def _verdicts(record: dict[str, Any]) -> Iterator[RenderableType]:
     dataset = record["dataset"]
     items = min(record["limit"] or dataset["items"], dataset["items"])
     title = f"Verdicts on {items} items of {dataset['name']}, {record['gate']['margin']}"
-    yield titled(title, grid(["candidate", "verdict", "p", f"% of {UNITS[record['goal']]}"], rows, text_columns=2))
+    yield titled(title, grid(["candidate", "verdict", "p", f"% of {record['unit']}"], rows, text_columns=2))
     yield ""
     yield from reasons
 

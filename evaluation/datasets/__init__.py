@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import UsageError
 from .arc import ARC_CHALLENGE, ARC_EASY, COMMONSENSE_QA, OPENBOOKQA
-from .base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT, Dataset
+from .base import ANSWERS, CHOICES, ENCODED, LABELS, SPEECH, TEXT, Dataset
 from .boolq import BOOLQ
 from .glue import GLUE
 from .hellaswag import HELLASWAG
 from .labels import ANY_LABELS
 from .narrativeqa import NARRATIVEQA
 from .race import RACE
+from .speech import ANY_SPEECH, LIBRISPEECH
 from .squad import SQUAD, SQUAD_V2
 from .text import PLAIN_TEXT, WIKITEXT
 from .unifiedqa import UNIFIEDQA_FILE
@@ -21,6 +23,7 @@ DATASETS: dict[str, Dataset] = {
     for dataset in (
         *(SQUAD, SQUAD_V2, NARRATIVEQA),
         *(ARC_EASY, ARC_CHALLENGE, OPENBOOKQA, COMMONSENSE_QA, HELLASWAG, BOOLQ, RACE),
+        *(LIBRISPEECH, ANY_SPEECH),
         *(*GLUE, ANY_LABELS),
         UNIFIEDQA_FILE,
         *(WIKITEXT, PLAIN_TEXT),
@@ -33,6 +36,15 @@ TASKS = {
     ENCODED: "encoded questions",
     LABELS: "text classification",
     TEXT: "plain text",
+    SPEECH: "speech recognition",
+}
+# What a person calls these: eval --task.
+NAMES = {
+    "qa": (ANSWERS, ENCODED),
+    "multiple-choice": (CHOICES,),
+    "classification": (LABELS,),
+    "text": (TEXT,),
+    "asr": (SPEECH,),
 }
 METRICS = {
     "f1": "F1",
@@ -40,7 +52,23 @@ METRICS = {
     "accuracy": "accuracy",
     "accuracy_norm": "accuracy (norm.)",
     "top1_agreement": "top-1 agreement",
+    "word_accuracy": "word accuracy",
 }
+
+
+def check_task(task: str | None) -> None:
+    """UsageError for a name that is not in NAMES."""
+    if task is not None and task not in NAMES:
+        raise UsageError(f"--task {task}: there are {', '.join(NAMES)}; what fits model and data is found without it")
+
+
+def require_task(task: str | None, name: str, dataset: Dataset) -> None:
+    """UsageError if a data set, called `name`, is not for the task that was asked for. task: None for any."""
+    if task is not None and dataset.task not in NAMES[task]:
+        raise UsageError(
+            f"{name} is for {TASKS[dataset.task]}, and --task {task} asks for {TASKS[NAMES[task][0]]}: name other data "
+            "with --dataset, or leave --task out"
+        )
 
 
 def dataset_of(record: Any) -> Dataset | None:

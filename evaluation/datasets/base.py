@@ -9,7 +9,7 @@ from typing import Any
 from ..prompts import Turn
 
 # What is done with the items of a data set, and the class that they have (see evaluation.items).
-ANSWERS, CHOICES, LABELS, TEXT = "answers", "choices", "labels", "text"
+ANSWERS, CHOICES, LABELS, TEXT, SPEECH = "answers", "choices", "labels", "text", "recordings"
 ENCODED = "encoded questions"  # choices and passage, if any, are part of the question
 
 Record = tuple[str, Any]  # where it stands in its file, and what stands there
@@ -21,8 +21,8 @@ class Dataset:
 
     read: (record, where, id for a record that has none) -> item; raises DataError that begins with `where`.
     prompt: (item, style) -> what a generating model is told. style: see evaluation.prompts.
-    task: ANSWERS, CHOICES, LABELS, TEXT or ENCODED. metric: the key of the metric that decides. fields: what a record
-    must have to be taken for one of this schema. hub, config: where it is on the Hub; "" for a schema that is none of
+    task: ANSWERS, CHOICES, ENCODED, LABELS, SPEECH or TEXT. metric: the key of the metric that decides. fields: what a
+    record must have to be taken for one of this schema. hub, config: where it is on the Hub; "" for a schema that is none of
     its own.
     labels: the names of the labels in order; words: what a model that writes says for each.
     version_2: some questions have no answer, and the metric is that of SQuAD v2.

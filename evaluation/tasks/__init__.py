@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
-from ..datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT
+from ..datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, SPEECH, TEXT
 from ..items import ItemSet
+from .asr_ctc import CTC
+from .asr_generate import GeneratedTranscription
 from .base import Task, TaskOptions
 from .classification import Classification
 from .extractive import Extractive
@@ -29,6 +31,8 @@ TASKS: dict[tuple[str, str], type[Task]] = {
     (LABELS, "text-classification"): Classification,
     (TEXT, "causal-lm"): Fidelity,
     (TEXT, "seq2seq-lm"): Fidelity,
+    (SPEECH, "speech-ctc"): CTC,
+    (SPEECH, "speech-seq2seq"): GeneratedTranscription,
 }
 
 

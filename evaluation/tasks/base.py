@@ -21,6 +21,7 @@ from ...patcher.meter import Meter
 from ..items import Item, ItemSet
 
 ARMS = ("dense", "patched")
+DEFAULT_NEW_TOKENS = 32
 
 # What one arm said about one item, ready for JSON. "answer" is what people and the comparison of the arms look at;
 # names that begin with "_" are working data, which the final predictions.jsonl leaves out.
@@ -29,14 +30,15 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How a task asks. batch_size: the most items (or sequences) at once. max_new_tokens: the longest answer.
+    """How a task asks. batch_size: the most items (or sequences) at once.
 
+    max_new_tokens: the longest answer; None is DEFAULT_NEW_TOKENS, for speech what the model's own settings allow.
     template: a prompt template in place of the data set's own prompt. shots: answered examples before the question.
     max_input_tokens: where prompts are cut, if anywhere. UsageError for a number below 1.
     """
 
     batch_size: int = 8
-    max_new_tokens: int = 32
+    max_new_tokens: int | None = None
     template: str | None = None
     shots: tuple[Item, ...] = ()
     max_input_tokens: int | None = None
@@ -136,6 +138,11 @@ class Task(ABC):
     def encode(self, item: Any) -> list[int] | None:
         """What input_ids remembers."""
 
+    def read(self, item: Any) -> tuple[str, int]:
+        """32 hex digits of what the model reads for an item, and its length in tokens (for sound in samples)."""
+        tokens = self.input_ids(item) or []
+        return input_hash(tokens), len(tokens)
+
     @abstractmethod
     def first_input(self, item: Any) -> str:
         """An item's complete input, as text."""
@@ -169,6 +176,10 @@ class Task(ABC):
         """Every metric over records (one or more), in percent."""
         scores = [self.score(record, arm) for record in records]
         return {key: 100 * sum(score[key] for score in scores) / len(scores) for key in self.metrics}
+
+    def errors(self, record: Record, arm: str) -> dict[str, tuple[int, int]]:
+        """For each error rate over all items (wrong units / units): how many are wrong in this one, and of how many."""
+        return {}
 
     def gold(self, item: Any) -> list[str]:
         """The right answers, in words."""

@@ -22,7 +22,7 @@ from ..generation import (
 from ..inputs import PromptEncoder, check_answer_fits, position_limit, prompt_fits
 from ..items import ItemSet
 from .answers import AnswerTask
-from .base import Answer, TaskOptions
+from .base import DEFAULT_NEW_TOKENS, Answer, TaskOptions
 
 
 class Generative(AnswerTask):
@@ -42,7 +42,7 @@ class Generative(AnswerTask):
             loaded, items.dataset, options.template, options.shots, options.max_input_tokens
         )
         self.style = self.encoder.style
-        self.max_new_tokens: int = options.max_new_tokens
+        self.max_new_tokens: int = options.max_new_tokens or DEFAULT_NEW_TOKENS
 
     def check(self) -> None:
         check_answer_fits(self.model, self.max_new_tokens)

@@ -25,6 +25,7 @@ from ..methods.visibility import FullMask, Visibility
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
 from .carried import Carried
+from .distances import is_long, spelled_out
 from .in_graph import AttentionCall, attend_in_graph, leaves_graph
 from .masks import bias_of, build_mask, ordinary_mask, read_mask
 from .modules import ACCURACY_ONLY
@@ -42,6 +43,7 @@ HARMLESS = frozenset(
         "deterministic",
         "encoder_hidden_states",
         "logits_to_keep",
+        "num_items_in_batch",  # what Trainer divides the loss by
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
@@ -121,7 +123,8 @@ def attention_forward(
     if is_causal is None:
         # Modules without the attribute (Splinter, MarkupLM ...) are bidirectional.
         is_causal = bool(getattr(module, "is_causal", False))
-    if softcap is None and s_aux is None and (patch is None or _stays_dense(patch, key.shape[2])):
+    dense = softcap is None and s_aux is None and (patch is None or _stays_dense(patch, key.shape[2]))
+    if dense and not is_long(position_bias, query, key):
         mask, causal = ordinary_mask(attention_mask, query.shape[2], key.shape[2])
         return sdpa_attention_forward(
             module,
@@ -132,10 +135,11 @@ def attention_forward(
             dropout=dropout,
             scaling=scaling,
             is_causal=is_causal if causal is None else causal,
-            position_bias=position_bias,
+            position_bias=spelled_out(position_bias, query.shape[2], key.shape[2]),
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(patch, query, key, value, attention_mask, position_bias, s_aux, is_causal, scale, softcap)
+    acting = None if dense else patch
+    call = AttentionCall(acting, query, key, value, attention_mask, position_bias, s_aux, is_causal, scale, softcap)
     if not torch.compiler.is_compiling():
         return _attend_call(call, dropout), None
     if leaves_graph(call, dropout):

@@ -22,6 +22,7 @@ from ..kernels.operator import feed_forward as feed_forward_operator
 from ..kernels.weight_rows import forget
 from ..meter import Meter
 from ..methods.top_k_feed_forward import ActivationCounts, TopKFeedForward
+from .feed_forward_layer import LayerPatch
 from .modules import AttentionModule, attention_modules, layer_number
 
 DOWN_PROJECTION = re.compile(
@@ -62,6 +63,7 @@ class FeedForwardPatch:
     calls: int = 0
     paths: Counter[str] = field(default_factory=Counter)
     replaced: Any = None  # what stood in for the forward before, e.g. a hook of Accelerate
+    layer: LayerPatch | None = field(default=None, repr=False)  # of the module around, where its form is known
     active: bool = False
     installed: bool = False
 
@@ -73,12 +75,16 @@ class FeedForwardPatch:
                 self.replaced = self.replaced.replaced
             self.module.forward = self
         self.active = self.installed = True
+        if self.layer is not None:
+            self.layer.install()
 
     def uninstall(self) -> None:
         """Puts the module's own forward back. Where a hook was put over this one since, it stays and does nothing."""
         if isinstance(weight := getattr(self.module, "weight", None), Tensor):
             forget(weight)
         self.active = False
+        if self.layer is not None:
+            self.layer.uninstall()
         if self.module.__dict__.get("forward") is not self:
             return
         del self.module.__dict__["forward"]
@@ -114,21 +120,24 @@ class FeedForwardPatch:
     def _call(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self._dense(hidden, *args, **kwargs)
-        self.calls += 1
-        width = hidden.shape[-1]
-        kept = self.method.width(width)
-        if self.meter is not None:
-            tokens = hidden.numel() // width
-            self.meter.add_activations(self.name, ActivationCounts(tokens * width, tokens * kept))
         obstacle = self._obstacle(hidden)
         reason = obstacle or self._native_refusal(hidden)
-        self.paths["native" if reason is None else f"torch: {reason}"] += 1
+        width = hidden.shape[-1]
+        self.count(hidden.numel() // width, width, "native" if reason is None else f"torch: {reason}")
         if obstacle is None:
             weight, bias, is_rows = self.module.weight, self.module.bias, type(self.module) is Conv1D
             out = native.project_kept(hidden, weight, bias, is_rows, self.method, reason is not None)  # type: ignore[arg-type]
             if out is not None:
                 return out
         return self._dense(self.method.mask(hidden), *args, **kwargs)
+
+    def count(self, tokens: int, width: int, path: str) -> None:
+        """Remembers a call with so many tokens of so many inner activations, and which way it went."""
+        self.calls += 1
+        self.paths[path] += 1
+        if self.meter is not None:
+            kept = self.method.width(width)
+            self.meter.add_activations(self.name, ActivationCounts(tokens * width, tokens * kept))
 
     def _dense(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the module does without this patch."""

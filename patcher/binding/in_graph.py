@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.operator import attention, call_text, table_tensors
+from ..methods.distance_bias import DistanceBias
 from ..methods.visibility import RowRanges
 from .masks import bias_of, is_row_ranges, unmasked, visible_and_added
 
@@ -57,10 +58,11 @@ def attend_in_graph(call: AttentionCall) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
     first, last, gaps, visible, added = _trace_mask(call.mask, queries, keys, call.causal, query.device)
     bias = bias_of(call.position_bias, added, queries, keys)
+    added = bias.by_distance if isinstance(bias, DistanceBias) else bias
     text, table = (DENSE, None) if call.patch is None else (call.patch.text, call.patch.thresholds)
     tensors = table_tensors(table)
     return attention(
-        query, key, value, first, last, gaps, visible, bias, call.sinks, tensors, call.scale, call.softcap, text
+        query, key, value, first, last, gaps, visible, added, call.sinks, tensors, call.scale, call.softcap, text
     )
 
 

@@ -19,7 +19,8 @@ from torch.utils.hooks import RemovableHandle
 from ...errors import NotPatchableError
 from ..methods import AttentionInputs, Chunk, FullMask, TopK, TopTheta
 from ..methods.clustered import ClusteredPlain
-from ..methods.rows import count_kept, weights_of
+from ..methods.row_chunk import weights_of
+from ..methods.rows import count_kept
 from ..table_check import check_table
 from .attention import ModulePatch, add_rows, attend_patched, counting
 from .masks import added_of, is_row_ranges, read_mask

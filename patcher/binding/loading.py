@@ -16,7 +16,8 @@ from ...hub import NOT_THERE, hub_answers, refusal
 from ..random_inputs import takes_text
 from ..recipe import BaseModel
 from .base_model import config_hash
-from .tasks import AUTO_CLASSES, task_of
+from .processors import load_processor
+from .tasks import AUTO_CLASSES, TRANSCRIBING, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,17 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A dense model ready to run, its tokenizer (None if it takes images or sound), and who it is.
+    """A dense model ready to run, its tokenizer (None if it takes images), and who it is.
 
-    unused: weights that are random and change nothing.
+    unused: weights that are random and change nothing. extractor: what makes inputs of sound, for models that
+    transcribe; it and their tokenizer are None where the model's folder has none.
     """
 
     model: Any
     tokenizer: Any
     base: BaseModel
     unused: frozenset[str] = frozenset()
+    extractor: Any = None
 
 
 def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
@@ -70,7 +73,9 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         model, report = AUTO_CLASSES[task].from_pretrained(
             name, dtype=dtype, output_loading_info=True, **common, **extra
         )
-        tokenizer = _tokenizer(name, task, common) if takes_text(model) else None
+        extractor, tokenizer = load_processor(name, common) if task in TRANSCRIBING else (None, None)
+        if takes_text(model):
+            tokenizer = _tokenizer(name, task, common)
     except SparsifyError:
         raise
     except Exception as error:  # damaged files end in whatever the libraries happen to raise
@@ -85,7 +90,7 @@ def load_model(name: str, options: LoadOptions | None = None) -> LoadedModel:
         model = model.to(device)
     # An encoder is used for its tokens; a classifier's pooler matters.
     unused = {key for key in report["missing_keys"] if "pooler" in key} if task == "encoder" else set()
-    return LoadedModel(model.eval(), tokenizer, base, frozenset(unused))
+    return LoadedModel(model.eval(), tokenizer, base, frozenset(unused), extractor)
 
 
 def load_config(name: str, options: LoadOptions) -> Any:

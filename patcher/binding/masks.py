@@ -17,7 +17,9 @@ from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from ...errors import NotPatchableError
+from ..methods.distance_bias import DistanceBias
 from ..methods.visibility import FullMask, RowRanges, Visibility
+from .distances import read_bias
 
 # Additive masks mean "hidden" by -inf, the smallest float, or, in older models, -1e4 (-9984 in bfloat16).
 HIDDEN_BELOW = -9000.0
@@ -169,12 +171,15 @@ def visible_and_added(mask: Tensor, queries: int, keys: int) -> tuple[Tensor, Te
     return visible.expand(-1, -1, queries, keys), mask.masked_fill(~visible, 0).expand(-1, -1, queries, keys)
 
 
-def bias_of(position_bias: Tensor | None, added: Tensor | None, queries: int, keys: int) -> Tensor | None:
-    """All that is added to the scores, [B or 1, H or 1, queries, keys]: a model's position bias and a mask's own."""
-    if position_bias is None:
-        return added
-    bias = position_bias[..., :keys].expand(-1, -1, queries, -1)
-    return bias if added is None else bias + added
+def bias_of(
+    position_bias: Tensor | None, added: Tensor | None, queries: int, keys: int
+) -> Tensor | DistanceBias | None:
+    """All that is added to the scores, [B or 1, H or 1, queries, keys] or by distance: a model's position bias and a
+    mask's own."""
+    bias = read_bias(position_bias, queries, keys)
+    if bias is None or added is None:
+        return added if bias is None else bias
+    return (bias.whole() if isinstance(bias, DistanceBias) else bias) + added
 
 
 def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, bool | None]:

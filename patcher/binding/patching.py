@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -19,7 +19,9 @@ from ..methods import AttentionMethod, Method, TopKFeedForward
 from ..thresholds import ModuleThresholds
 from .attention import ATTENTION_NAME, PATCH_ATTRIBUTE, ModulePatch, register
 from .carried import carried_for
+from .distances import keep_distances, knows_distances, make_whole
 from .feed_forward import FeedForwardPatch, is_patched
+from .feed_forward_layer import layer_patch
 from .interception import forget_graphs, intercept, leave_interrupted
 from .modules import INTERCEPTION, INTERFACE, AttentionModule, unwrapped
 from .patchable import PatchableModule, check_module, check_name, patchable_modules
@@ -44,6 +46,7 @@ class Patch:
     attention: list[tuple[nn.Module, ModulePatch]] = field(repr=False)
     feed_forward: list[FeedForwardPatch] = field(repr=False)
     configs: list[tuple[Any, str | None]] = field(repr=False)
+    biased: list[nn.Module] = field(default_factory=list, repr=False)
     active: bool = field(default=False)
     hooks: list[RemovableHandle] = field(default_factory=list, repr=False)
 
@@ -88,6 +91,8 @@ class Patch:
                 self.hooks.append(module.register_forward_pre_hook(patch.carried, with_kwargs=True))
         for config, _ in self.configs:
             config._attn_implementation_internal = ATTENTION_NAME
+        for module in self.biased:
+            self.hooks += keep_distances(module)
         for layer in self.feed_forward:
             layer.install()
         self._after_interception()
@@ -104,6 +109,8 @@ class Patch:
             self.hooks.pop().remove()
         for config, implementation in self.configs:
             config._attn_implementation_internal = implementation
+        for module in self.biased:
+            make_whole(module)
         for layer in self.feed_forward:
             layer.uninstall()
         self._after_interception()
@@ -175,12 +182,14 @@ def apply_plan(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThre
         raise UsageError(
             "a model that shares its configuration or modules with this one is already patched: unpatch that one first"
         )
-    patch = Patch(model, [], [], configs)
+    patch = Patch(model, [], [], configs, _biased(found.values(), configs))
     told: set[str] = set()
     for name, method in plan.items():
         module = found[name].module
         if isinstance(method, TopKFeedForward):
-            patch.feed_forward.append(FeedForwardPatch(name, module, method))
+            layer = FeedForwardPatch(name, module, method)
+            layer.layer = layer_patch(model.get_submodule(name.rpartition(".")[0]), layer)
+            patch.feed_forward.append(layer)
         else:
             patch.attention.append((module, _attention_patch(found[name], method, tables.get(name), told)))
     patch.activate()
@@ -210,6 +219,13 @@ def _configs(model: nn.Module, targets: list[AttentionModule]) -> list[Any]:
     owners = [target.module for target in targets]
     owners += [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     return list({id(owner.config): owner.config for owner in owners}.values())
+
+
+def _biased(found: Iterable[PatchableModule], configs: list[tuple[Any, str | None]]) -> list[nn.Module]:
+    """The modules that read one of these configs and whose position bias is to stay by distance."""
+    switched = {id(config) for config, _ in configs}
+    modules = [target.module for target in found if isinstance(target, AttentionModule) and target.route == INTERFACE]
+    return [module for module in modules if id(module.config) in switched and knows_distances(module)]
 
 
 def current_patch(model: nn.Module) -> Patch:

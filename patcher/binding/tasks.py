@@ -36,8 +36,11 @@ AUTO_CLASSES = {
     "image-text": AutoModel,
     "image-or-sound": AutoModel,
 }
-# Models that do not read text, or not text alone: they are patched and proven, and there are no data sets for them.
-WITHOUT_TEXT = frozenset({"image-classification", "speech-ctc", "speech-seq2seq", "image-text", "image-or-sound"})
+# Models of speech, by labels of frames or by writing.
+TRANSCRIBING = frozenset({"speech-ctc", "speech-seq2seq"})
+# Models that do not read text, or not text alone: they are patched and proven, and but for speech there are no data
+# sets for them.
+WITHOUT_TEXT = frozenset({"image-classification", "image-text", "image-or-sound"}) | TRANSCRIBING
 
 # A task of a model with a head, by what its class is called.
 HEADS = {

@@ -31,6 +31,8 @@ def attention_refusal(inputs: AttentionInputs, observer: Observer | None) -> str
         return f"stored as {', '.join(sorted({dtype_name(tensor.dtype) for tensor in (query, key, value)}))}"
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return "gradients"
+    if torch.is_grad_enabled() and inputs.sinks is not None and inputs.sinks.requires_grad:
+        return "gradients"
     width, (_, _, keys, value_width) = query.shape[3], value.shape
     if width not in WIDTHS or value_width not in WIDTHS:
         return f"head size {value_width if width in WIDTHS else width}"

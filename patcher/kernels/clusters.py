@@ -122,8 +122,15 @@ def prepared(inputs: AttentionInputs, method: ClusteredPlain, threads: int | Non
 
 
 def find_clusters(work: Work) -> None:
-    """Fills `assigned` by k-means."""
-    _call("k_means", work)
+    """Fills `assigned` by k-means; in torch where that is over codes, which are not what takes the time."""
+    if work.method.clustering == "rows":
+        _call("k_means", work)
+        return
+    heads = work.inputs.query.shape[1]
+    for index, (start, end) in enumerate(pairwise(work.starts.tolist())):
+        if end > start:
+            part = sequence_at(work.inputs, index, work.positions[start:end].long())
+            work.assigned[heads * start : heads * end] = work.method.group(part).flatten()
 
 
 def attend_clusters(work: Work) -> None:

@@ -27,6 +27,7 @@ from ..methods import (
     method_from_dict,
     method_to_dict,
 )
+from ..methods.distance_bias import DistanceBias
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
 from . import feed_forward as feed_forward_kernel
@@ -109,8 +110,9 @@ def attention(
 ) -> Tensor:
     """Attention [B, q, H, E] in the dtype of value, contiguous; tensors and numbers as in AttentionInputs.
 
-    first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [], whether `visible`, bool [B or 1, H or 1, q, n], says
-    what the ranges cannot; both None where the ranges say it all. table: see table_tensors. call: see call_text.
+    bias: by distance where it has three dimensions. first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [],
+    whether `visible`, bool [B or 1, H or 1, q, n], says what the ranges cannot; both None where the ranges say it all.
+    table: see table_tensors. call: see call_text.
     Nothing is carried from step to step here, as a graph has no memory: V-mean compensation reads the whole cache, and
     the rounded denominator rounds all keys anew. There is no backward pass. Raises NotPatchableError and
     RecipeMismatchError as the method does.
@@ -118,7 +120,8 @@ def attention(
     visibility: Visibility = RowRanges(first, last)
     if visible is not None and (gaps is None or bool(gaps)):
         visibility = FullMask(visible)
-    inputs = AttentionInputs(query, key, value, visibility, scale, bias, softcap, sinks)
+    added = bias if bias is None or bias.ndim == 4 else DistanceBias(bias, query.shape[2])
+    inputs = AttentionInputs(query, key, value, visibility, scale, added, softcap, sinks)
     with torch.no_grad():
         out = _attend(_read(call), inputs, table).transpose(1, 2).contiguous()
     return out.view(out.shape)  # a single query may lie as if there were others, which the compiler does not expect

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ...errors import UsageError
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
+from ..methods.distance_bias import DistanceBias
 from ..methods.rounded_keys import RoundedKeys
 from ..methods.top_k import TopK
 from ..methods.top_theta import DENOMINATORS, PLACEMENTS, TopTheta
 from ..methods.visibility import RowRanges
-from .arguments import NOWHERE, attention_refusal, contiguous, located, strided
+from .arguments import NOWHERE, Place, attention_refusal, contiguous, located, strided
 from .library import native
 from .short_rows import fill_short_rows
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # As csrc/attention.h numbers them.
 DENOMINATOR = {name: number for number, name in enumerate(DENOMINATORS)}
 PLACEMENT = {name: number for number, name in enumerate(PLACEMENTS, start=1)}  # 0: exact top-k
+
+# By distance a bias has so few numbers that it may be widened for every call.
+SHORT_BIAS = (torch.float32, torch.bfloat16)
 
 NO_TABLE = (0,) * 6
 UNROUNDED = (0,) * 5
@@ -44,12 +48,15 @@ def refusal(inputs: AttentionInputs, method: Method, observer: Observer | None =
         return "a mask that is no range of keys per row"
     if method.protect_first or method.protect_recent:
         return "protected keys"
-    bias = inputs.bias
-    if bias is not None and (bias.requires_grad or (bias.dtype != torch.float32)):
+    return None if inputs.bias is None else _bias_refusal(inputs.bias)
+
+
+def _bias_refusal(bias: Tensor | DistanceBias) -> str | None:
+    by_distance = isinstance(bias, DistanceBias)
+    numbers: Tensor = bias.by_distance if by_distance else bias  # type: ignore[union-attr, assignment]
+    if numbers.requires_grad or numbers.dtype not in (SHORT_BIAS if by_distance else (torch.float32,)):
         return "a position bias that is trained or not float32"
-    if bias is not None and bool(torch.isinf(bias).any()):
-        return "a position bias that hides keys"
-    return None
+    return "a position bias that hides keys" if bool(torch.isinf(numbers).any()) else None
 
 
 def attend(
@@ -89,9 +96,7 @@ def attend(
     value, value_at = located(value)
     first, last = contiguous(first), contiguous(last)
     sinks = None if inputs.sinks is None else inputs.sinks.detach().float().contiguous()
-    bias, bias_at = inputs.bias, NOWHERE
-    if bias is not None:
-        bias, bias_at = located(bias.expand(batch, heads, queries, keys))
+    _bias, bias_at = _located_bias(inputs.bias, batch, heads, queries, keys)
     value_sum = inputs.value_sum
     if value_sum is not None:
         value_sum = contiguous(value_sum if value_sum.dtype is torch.float64 else value_sum.double())
@@ -129,6 +134,21 @@ def attend(
     if rounded is not None:
         rounded.used = staged
     return out, None if counts is None else _row_counts(*counts, staged=bool(staged))
+
+
+def _located_bias(
+    bias: Tensor | DistanceBias | None, batch: int, heads: int, queries: int, keys: int
+) -> tuple[Tensor | None, Place]:
+    """A bias as the library reads it, [B, H, q, n], and where that lies. By distance it is read where it is: a query's
+    row begins one entry before that of the query before it."""
+    if bias is None:
+        return None, NOWHERE
+    if not isinstance(bias, DistanceBias):
+        return located(bias.expand(batch, heads, queries, keys))
+    by_distance = contiguous(bias.by_distance.float()).expand(batch, heads, -1)
+    batch_step, head_step, _ = by_distance.stride()
+    first_row = by_distance.data_ptr() + (queries - 1) * by_distance.element_size()
+    return by_distance, (first_row, batch_step, head_step, -1)
 
 
 def _room_for_counts(

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .distance_bias import DistanceBias
 from .rounded_keys import RoundedKeys
 from .visibility import Visibility
 
@@ -19,7 +20,8 @@ class AttentionInputs:
     """What one attention call works on.
 
     query [B, H, q, D]; key [B, G, n, D]; value [B, G, n, E], with H a multiple of G (grouped-query attention).
-    scale: factor on query . key. bias: [B or 1, H or 1, q, n], added after scaling. softcap: c in c * tanh(score / c).
+    scale: factor on query . key. bias: [B or 1, H or 1, q, n], or by distance, added after scaling. softcap: c in
+    c * tanh(score / c).
     sinks: [H], learned logits that take part in the softmax and carry no value. dropout: probability, on the weights.
     value_sum: [B, G, E], the sum of the visible value rows of a single query, where the caller keeps it and there is no
     dropout; V-mean compensation then reads no dropped value row. rounded: the keys rounded to 8 bits, where the caller
@@ -31,7 +33,7 @@ class AttentionInputs:
     value: Tensor
     visibility: Visibility
     scale: float = 1.0
-    bias: Tensor | None = None
+    bias: Tensor | DistanceBias | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
     dropout: float = 0.0
@@ -76,10 +78,9 @@ class Chunk:
         if self.sinks is None:
             highest = self.weights.amax(-1, keepdim=True)
             return self.row_max - highest.masked_fill(highest == 0, 1).log()
-        total = torch.logaddexp(
-            self.scores.logsumexp(-1, keepdim=True), self.sinks.to(self.scores.dtype).view(1, -1, 1, 1)
-        )
-        return total.masked_fill(self.lengths.unsqueeze(-1) == 0, 0)
+        empty = self.scores.detach().amax(-1, keepdim=True) == -torch.inf
+        total = self.scores.masked_fill(empty, 0).logsumexp(-1, keepdim=True)  # not of -inf alone: see softmax
+        return torch.logaddexp(total, self.sinks.to(total.dtype).view(1, -1, 1, 1)).masked_fill(empty, 0)
 
     @cached_property
     def denominator(self) -> Tensor:
@@ -118,14 +119,14 @@ class Selection:
 
     keep: bool like scores, or None to keep all that is visible. fallback: rows that had no threshold and used their own
     exact top-k. rescued: rows that min-keep saved from keeping fewer. Both bool [B, H, c], or None for no row at all.
-    dropped_mass: [B, H, c], an estimate of the sum of exp(score - row maximum) over dropped keys, NaN for rows where
-    it is to be computed; None computes all of them.
+    dropped_mass: from a chunk and `keep` to [B, H, c], an estimate of the sum of exp(score - row maximum) over dropped
+    keys, NaN for rows where it is to be computed; None, as function or as its result, computes all of them.
     """
 
     keep: Tensor | None
     fallback: Tensor | None = None
     rescued: Tensor | None = None
-    dropped_mass: Tensor | None = None
+    dropped_mass: Callable[[Chunk, Tensor], Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,5 +159,7 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     if sinks is not None:
         column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
-    empty = scores.amax(-1, keepdim=True) == -torch.inf
-    return scores.softmax(-1).masked_fill(empty, 0)
+    empty = scores.detach().amax(-1, keepdim=True) == -torch.inf
+    if not bool(empty.any()):
+        return scores.softmax(-1)
+    return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)  # a row of -inf would have a NaN gradient

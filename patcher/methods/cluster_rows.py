@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .chunk import AttentionInputs
+from .distance_bias import DistanceBias
 from .k_means import cluster_means, cluster_sizes
 
 # Refined queries are handled in blocks of one cluster each, of at least so many queries.
@@ -44,7 +45,8 @@ def _centroid_scores(inputs: AttentionInputs, query: Tensor, assigned: Tensor, c
     if inputs.bias is not None:
         members = query.new_zeros(*nothing.shape[:3], query.shape[2]).scatter(2, assigned.unsqueeze(2), 1.0)
         sizes = cluster_sizes(assigned, clusters).clamp(min=1).unsqueeze(-1)
-        scores = scores + members @ inputs.bias.to(query) / sizes
+        bias = inputs.bias.to(query)
+        scores = scores + (bias.under(members) if isinstance(bias, DistanceBias) else members @ bias) / sizes
     return _capped(scores, inputs.softcap)
 
 
@@ -66,13 +68,18 @@ def _refine(
     keys = _of_cluster(_rows_of(working(inputs.key), strongest), cluster_of_block)
     scores = laid_out.view(batch, heads, blocks, size, -1) @ keys.transpose(-1, -2) * inputs.scale
     if inputs.bias is not None:
-        own = inputs.bias.to(query).expand(batch, heads, -1, -1).gather(-1, _of_cluster(strongest, assigned))
+        own = _bias_of_keys(inputs.bias.to(query), _of_cluster(strongest, assigned))
         spread = query.new_zeros(batch, heads, blocks * size, refined)
         scores = scores + spread.scatter(2, slots.unsqueeze(-1).expand_as(own), own).view_as(scores)
     weights = _capped(scores, inputs.softcap).softmax(-1) * mass.gather(-1, cluster_of_block)[..., None, None]
     values = _of_cluster(_rows_of(value, strongest), cluster_of_block)
     out = (_dropped(weights, inputs.dropout) @ values).flatten(2, 3)
     return out.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, out.shape[-1]))
+
+
+def _bias_of_keys(bias: Tensor | DistanceBias, keys: Tensor) -> Tensor:
+    """The bias of each query and some keys of its own, int64 [B, H, N, k], alike."""
+    return bias.at(keys) if isinstance(bias, DistanceBias) else bias.expand(*keys.shape[:2], -1, -1).gather(-1, keys)
 
 
 def _blocks(assigned: Tensor, clusters: int, size: int) -> tuple[Tensor, Tensor]:

@@ -1,29 +1,35 @@
 """Clustered attention: group the queries, let one centroid per group attend, then refine its strongest keys.
 
 Vyas, Katharopoulos, Fleuret: Fast Transformers with Clustered Attention, 2020 (arXiv 2007.04825). `ClusteredPlain` is
-their clustered attention, `Clustered` their improved one. Two things differ from the paper: queries are clustered by
-k-means on floats instead of on locality-sensitive hashes, and distance is measured between score rows (the queries in
-the metric of the keys' covariance) instead of between queries, because rows are what a cluster shares.
+their clustered attention, `Clustered` their improved one. By default two things differ from the paper: queries are
+clustered by k-means on floats instead of on locality-sensitive hashes, and distance is measured between score rows (the
+queries in the metric of the keys' covariance) instead of between queries, because rows are what a cluster shares.
+`clustering="hamming"` is the paper's own, see hamming.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ...errors import NotPatchableError
-from .budget import require_count
+from ...errors import NotPatchableError, UsageError
+from .budget import require_choice, require_count
 from .chunk import AttentionInputs, Observer
 from .cluster_rows import attend_clusters, working
+from .distance_bias import DistanceBias
+from .hamming import MOST_BITS, hamming_k_means, hash_codes
 from .k_means import k_means, training_points
+from .row_gradients import needs_gradients
 from .rows import attend_rows
 from .visibility import FullMask, RowRanges, Visibility
 
 # How many random directions describe a row of the position bias, where there is one.
 BIAS_DIRECTIONS = 32
+CLUSTERINGS = ("rows", "hamming")
 MOST_ITERATIONS = 1000  # a recipe may be a stranger's, and k-means has long settled by then
 
 
@@ -31,7 +37,7 @@ class ClusterCounts(NamedTuple):
     """What was computed, summed over sequences and heads.
 
     scores: query-key scores, centroids' and refined ones. dense_scores: what dense attention computes. distances:
-    query-centroid distances of k-means, each of which costs about as much as a score.
+    query-centroid distances of k-means, each of which costs about as much as a score; with "hamming", of their codes.
     """
 
     scores: int
@@ -44,14 +50,19 @@ class ClusteredPlain:
     """Every query gets its cluster's attention output.
 
     clusters: groups per head, at most the number of tokens. iterations: k-means updates. min_length: shorter sequences
-    stay dense. seed: of the generator that seeds k-means. Raises UsageError for values outside their range.
-    Bidirectional self-attention only: later queries would move earlier rows.
+    stay dense. seed: of the generator that seeds k-means. clustering: k-means by the distance of score "rows", or by
+    "hamming", the paper's: by that of codes of `bits` bits (1 to 63), which hash queries, whatever their position bias.
+    Raises UsageError for values outside their range, and for other bits where there are no codes.
+    Bidirectional self-attention only: later queries would move earlier rows. Gradients take the clusters and the choice
+    of keys as constants, and reach queries also through their cluster's mean.
     """
 
     clusters: int = 100
     iterations: int = 3
     min_length: int = 0
     seed: int = 0
+    clustering: str = field(default="rows", kw_only=True)
+    bits: int = field(default=MOST_BITS, kw_only=True)
 
     name: ClassVar[str] = "clustered-plain"
     summary: ClassVar[str] = "one attention row per cluster of queries; bidirectional self-attention only"
@@ -63,6 +74,10 @@ class ClusteredPlain:
         require_count("iterations", self.iterations, at_most=MOST_ITERATIONS)
         require_count("min_length", self.min_length)
         require_count("seed", self.seed, at_most=2**63 - 1)
+        require_choice("clustering", self.clustering, CLUSTERINGS)
+        require_count("bits", self.bits, at_least=1, at_most=MOST_BITS)
+        if self.bits != MOST_BITS and self.clustering != "hamming":
+            raise UsageError("bits are for clustering = hamming, which hashes queries: choose it, or leave bits out")
 
     @property
     def refined(self) -> int:
@@ -79,7 +94,13 @@ class ClusteredPlain:
 
     def describe(self) -> str:
         """For tables: '100 clusters, dense below 512 tokens'."""
-        return f"{self.clusters} clusters{self._dense_below()}"
+        return f"{self._described_clusters()}{self._dense_below()}"
+
+    def _described_clusters(self) -> str:
+        """'100 clusters', '100 hamming clusters' or '100 hamming clusters of 32 bits'."""
+        if self.clustering == "rows":
+            return f"{self.clusters} clusters"
+        return f"{self.clusters} hamming clusters" + (f" of {self.bits} bits" if self.bits != MOST_BITS else "")
 
     def _dense_below(self) -> str:
         return f", dense below {self.min_length} tokens" if self.min_length else ""
@@ -129,9 +150,28 @@ class ClusteredPlain:
             whole = replace(inputs, visibility=RowRanges.all_keys(length, length, inputs.query.device))
             return attend_rows(whole)[0], counts
         clusters, refined = min(self.clusters, length), min(self.refined, length)
+        assigned = self.group(inputs)
+        if not needs_gradients(inputs):
+            return attend_clusters(inputs, assigned, clusters, refined), counts
+        # Rows and weights of every cluster are many times the inputs: the backward pass makes them anew.
+        out: Tensor = checkpoint(
+            attend_clusters,
+            inputs,
+            assigned,
+            clusters,
+            refined,
+            use_reentrant=False,
+            preserve_rng_state=bool(inputs.dropout),
+        )
+        return out, counts
+
+    def group(self, inputs: AttentionInputs) -> Tensor:
+        """The cluster of each query of sequences without padding, int64 [B, H, N]."""
+        clusters = min(self.clusters, inputs.query.shape[2])
         generator = torch.Generator().manual_seed(self.seed)
-        assigned = k_means(score_space(inputs, generator), clusters, self.iterations, generator)
-        return attend_clusters(inputs, assigned, clusters, refined), counts
+        if self.clustering == "hamming":
+            return hamming_k_means(hash_codes(working(inputs.query), self.bits, generator), clusters, self.iterations)
+        return k_means(score_space(inputs, generator), clusters, self.iterations, generator)
 
     def counts_of(self, heads: int, length: int) -> ClusterCounts:
         """What so many heads compute for a sequence without padding."""
@@ -139,7 +179,8 @@ class ClusteredPlain:
         if length < self.min_length:
             return ClusterCounts(dense, dense, 0)
         clusters, refined = min(self.clusters, length), min(self.refined, length)
-        measured = self.iterations * min(training_points(clusters), length) + length
+        updated_by = length if self.clustering == "hamming" else min(training_points(clusters), length)
+        measured = self.iterations * updated_by + length
         return ClusterCounts(
             rows * (clusters + refined), dense, heads * clusters * measured if clusters < length else 0
         )
@@ -174,7 +215,7 @@ class Clustered(ClusteredPlain):
 
     def describe(self) -> str:
         """For tables: '100 clusters, k = 32, dense below 512 tokens'."""
-        return f"{self.clusters} clusters, k = {self.k}{self._dense_below()}"
+        return f"{self._described_clusters()}, k = {self.k}{self._dense_below()}"
 
 
 def shared_keys(visibility: Visibility, queries: int, keys: int) -> Tensor:
@@ -208,13 +249,23 @@ def _shared_by_mask(mask: FullMask) -> tuple[Tensor, Tensor]:
 
 def sequence_at(inputs: AttentionInputs, index: int, positions: Tensor) -> AttentionInputs:
     """The tokens at `positions` of one sequence, all of which see each other."""
-    bias = inputs.bias
-    if bias is not None:
-        bias = bias[min(index, len(bias) - 1)][:, positions][:, :, positions].unsqueeze(0)
     picked = (tensor[index : index + 1, :, positions] for tensor in (inputs.query, inputs.key, inputs.value))
     query, key, value = picked
     visibility = RowRanges.all_keys(len(positions), len(positions), query.device)
+    bias = _bias_at(inputs.bias, index, positions)
     return replace(inputs, query=query, key=key, value=value, visibility=visibility, bias=bias)
+
+
+def _bias_at(bias: Tensor | DistanceBias | None, index: int, positions: Tensor) -> Tensor | DistanceBias | None:
+    if bias is None:
+        return None
+    if isinstance(bias, DistanceBias):
+        first, last = int(positions[0]), int(positions[-1])
+        bias = bias.between(index, first, last + 1)
+        if len(positions) == bias.queries:
+            return bias
+        bias, positions = bias.whole(), positions - first  # padding with holes
+    return bias[min(index, len(bias) - 1)][:, positions][:, :, positions].unsqueeze(0)
 
 
 @torch.no_grad()
@@ -238,4 +289,6 @@ def score_space(inputs: AttentionInputs, generator: torch.Generator) -> Tensor:
         return points
     directions = torch.randn(length, BIAS_DIRECTIONS, generator=generator, dtype=torch.float32).to(points)
     directions = (directions - directions.mean(0)) / (length * BIAS_DIRECTIONS) ** 0.5
-    return torch.cat([points, (inputs.bias.to(points) @ directions).expand(len(points), heads, -1, -1)], -1)
+    bias = inputs.bias
+    rows = bias.times(directions) if isinstance(bias, DistanceBias) else bias.to(points) @ directions
+    return torch.cat([points, rows.expand(len(points), heads, -1, -1)], -1)

@@ -44,11 +44,12 @@ def compensated(chunk: Chunk, selection: Selection, keep: Tensor) -> tuple[Tenso
     weights = torch.where(keep, dense, 0)
     # A row that drops nothing adds the same numbers twice, so nothing is missing there, to the bit.
     missing = (dense.sum(-1, keepdim=True) - weights.sum(-1, keepdim=True)).clamp(min=0)
-    if selection.dropped_mass is None:
+    estimate = None if selection.dropped_mass is None else selection.dropped_mass(chunk, keep)
+    if estimate is None:
         return weights, missing
     # dense = exp(score - max) / total, so that exact masses in units of exp(max) are weights times the total.
     total = (chunk.log_sum - chunk.row_max).exp()
-    estimate = selection.dropped_mass.unsqueeze(-1)
+    estimate = estimate.unsqueeze(-1)
     estimate = torch.where(estimate.isnan(), missing * total, estimate.to(dense.dtype))
     scale = total / (total - missing * total + estimate)
     return weights * scale, estimate / total * scale

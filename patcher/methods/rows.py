@@ -1,17 +1,22 @@
 """Attention row by row: the part that top-k and top-theta share.
 
 For a chunk of queries at a time: scale, add bias, soft-cap, mask, select, softmax, weigh. Only the selection differs
-between methods. No (queries x keys) tensor is made for a whole sequence: memory beside the inputs is linear in length.
+between methods. No (queries x keys) tensor is made for a whole sequence: memory beside the inputs is linear in length,
+in training too (see row_gradients.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
-from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Select, Selection, softmax
-from .compensation import compensated, with_mean
+from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Select, Selection
+from .dropout import draw_seed
 from .rounded_keys import rounded
+from .row_chunk import Span, chunk_of, output_of, scores_of
+from .row_gradients import Watch, attend_with_gradients, needs_gradients
 
 # Scores of one chunk, in elements (4 MB in float32): measured faster than 4M and 16M with 2 MB of L2 per core.
 CHUNK_ELEMENTS = 1024 * 1024
@@ -31,105 +36,77 @@ def attend_rows(
     """Attention of inputs with the keys that `select` keeps (None: dense).
 
     compensation, v_mean: see compensation.py. denominator: "rounded" gives chunks of a single query the scores of its
-    rounded keys too. Returns the output [B, H, q, E] in the dtype of value, and counts if
-    asked. A row that sees nothing gives zeros.
+    rounded keys too, unless a gradient is needed. chunk_size: queries at a time. Returns the output [B, H, q, E] in the
+    dtype of value, and counts if asked. A row that sees nothing gives zeros. Autocast does not reach the scores.
     """
-    queries, keys = inputs.query.shape[2], inputs.key.shape[2]
-    batch, heads = inputs.query.shape[:2]
     if chunk_size is None:
-        chunk_size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * keys))
-    lengths = inputs.visibility.lengths()
-    outputs, counts = [], []
-    for start in range(0, queries, chunk_size):
-        stop = min(start + chunk_size, queries)
-        low, high = inputs.visibility.key_span(start, stop)
-        key = inputs.key[:, :, low:high]
-        scores, coarse = _scores(inputs, key, start, stop, low, high), None
-        if denominator == "rounded" and queries == 1:
-            coarse = _scores(inputs, rounded(key), start, stop, low, high)
-            scores = scores.masked_fill(coarse.isnan(), torch.nan)  # a key that is not finite spoils its rows
-        lengths_here = lengths[..., start:stop]
-        chunk = Chunk(
-            scores, lengths_here, inputs.visibility, start, stop, low, high, inputs.sinks, inputs.scale, coarse
-        )
-        if observer is not None:
-            observer(chunk)
-        selection = Selection(None) if select is None or low == high else select(chunk)
-        outputs.append(_output(inputs, chunk, selection, compensation, v_mean))
+        batch, heads = inputs.query.shape[:2]
+        chunk_size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * inputs.key.shape[2]))
+    seed = draw_seed() if inputs.dropout else None
+    work = RowWork(chunk_size, select, observer, compensation, v_mean, denominator, seed)
+    groups, counts = inputs.key.shape[1], []
+
+    def watch(chunk: Chunk, selection: Selection) -> None:
         if count:
-            counts.append(count_kept(chunk, selection, inputs.key.shape[1]))
-    return torch.cat(outputs, 2), _join(counts) if count else None
+            counts.append(count_kept(chunk, selection, groups))
+
+    with torch.autocast(inputs.query.device.type, enabled=False):
+        if needs_gradients(inputs):
+            out = attend_with_gradients(inputs, replace(work, denominator="exact"), watch)
+        else:
+            out = work.attend(inputs, watch)
+    return out, _join(counts) if count else None
 
 
-def _scores(inputs: AttentionInputs, key: Tensor, start: int, stop: int, low: int, high: int) -> Tensor:
-    """Masked scores [B, H, c, m] of a chunk with key [B, G, m, D], which is not expanded for grouped queries."""
-    query = inputs.query[:, :, start:stop]
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    batch, heads, rows, width = query.shape
-    groups = key.shape[1]
-    # The factor goes to the query, which has fewer elements than the scores.
-    grouped = (query.to(dtype) * inputs.scale).reshape(batch, groups, heads // groups * rows, width)
-    scores = torch.matmul(grouped, key.to(dtype).transpose(2, 3)).view(batch, heads, rows, high - low)
-    if inputs.bias is not None:
-        scores = scores + inputs.bias[:, :, start:stop, low:high]
-    if inputs.softcap is not None:
-        scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
-    hidden = inputs.visibility.hidden(start, stop, low, high)
-    return scores if hidden is None else torch.where(hidden, -torch.inf, scores)
+@dataclass(frozen=True)
+class RowWork:
+    """What is done with the rows of a call, as in attend_rows. seed: of dropout, None without."""
 
+    chunk_size: int
+    select: Select | None
+    observer: Observer | None
+    compensation: str
+    v_mean: str
+    denominator: str
+    seed: int | None
 
-def _output(inputs: AttentionInputs, chunk: Chunk, selection: Selection, compensation: str, v_mean: str) -> Tensor:
-    """The output rows of a chunk [B, H, c, E]."""
-    keep, value = selection.keep, inputs.value[:, :, chunk.low : chunk.high]
-    if keep is None or compensation != "sdc+vmc" or inputs.value_sum is None:
-        return _weigh(inputs, weights_of(chunk, selection, compensation, v_mean), value)
-    weights, missing = compensated(chunk, selection, keep)
-    mean = _mean_from_sum(inputs, chunk, keep, v_mean, value)
-    return (_weigh(inputs, weights, value, weights.dtype) + missing * mean).to(value.dtype)
+    def attend(self, inputs: AttentionInputs, watch: Watch) -> Tensor:
+        """The output [B, H, q, E]. watch: is told of every chunk, and of what was chosen there."""
+        value, (batch, heads, queries, _) = inputs.value, inputs.query.shape
+        # As the caller wants it: rows of all heads side by side.
+        out = value.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
+        generator, lengths = self.generator(value.device), inputs.visibility.lengths()
+        for start in range(0, max(1, queries), self.chunk_size):
+            stop = min(start + self.chunk_size, queries)
+            out[:, :, start:stop] = self._attend_chunk(inputs, lengths, start, stop, generator, watch)
+        return out
 
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """The generator of dropout masks, as it is before the first chunk."""
+        return None if self.seed is None else torch.Generator(device).manual_seed(self.seed)
 
-def weights_of(chunk: Chunk, selection: Selection, compensation: str = "none", v_mean: str = "visible") -> Tensor:
-    """What the value rows of a chunk are weighed with [B, H, c, m]; zeros for a row that sees nothing."""
-    keep = selection.keep
-    if keep is None:
-        return chunk.weights
-    if compensation == "none":
-        return softmax(torch.where(keep, chunk.scores, -torch.inf), chunk.sinks)
-    weights, missing = compensated(chunk, selection, keep)
-    return weights if compensation == "sdc" else with_mean(chunk, keep, weights, missing, v_mean)
-
-
-def _mean_from_sum(inputs: AttentionInputs, chunk: Chunk, keep: Tensor, v_mean: str, value: Tensor) -> Tensor:
-    """The mean value row [B, H, 1, E] of a single query from the sum of all that it sees."""
-    batch, heads = chunk.scores.shape[:2]
-    total = inputs.value_sum.to(chunk.scores.dtype).unsqueeze(2)  # type: ignore[union-attr]
-    total = total.repeat_interleave(heads // total.shape[1], 1)
-    members = chunk.lengths.unsqueeze(-1).expand(batch, heads, 1, 1)
-    if v_mean == "dropped":
-        total = total - _weigh(inputs, keep.to(total.dtype), value, total.dtype)
-        members = members - keep.sum(-1, keepdim=True)
-    return total / members.clamp(min=1)
-
-
-def _weigh(inputs: AttentionInputs, weights: Tensor, value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """weights [B, H, c, m] times V: [B, H, c, E], in the dtype of value unless another is asked for."""
-    if inputs.dropout:
-        weights = torch.nn.functional.dropout(weights, inputs.dropout)
-    batch, heads, rows, width = weights.shape
-    groups = value.shape[1]
-    grouped = weights.reshape(batch, groups, heads // groups * rows, width)
-    out = torch.matmul(grouped, value.to(weights.dtype))
-    if not bool(torch.isfinite(out).all()):
-        out = _weigh_visible(grouped, value.to(weights.dtype))
-    return out.view(batch, heads, rows, value.shape[-1]).to(dtype or value.dtype)
-
-
-def _weigh_visible(weights: Tensor, value: Tensor) -> Tensor:
-    """weights @ value where a zero weight hides even a NaN or infinite value (0 * NaN would be NaN)."""
-    broken = ~torch.isfinite(value)
-    out = torch.matmul(weights, value.masked_fill(broken, 0))
-    reached = torch.matmul((weights != 0).to(value.dtype), broken.to(value.dtype)) > 0
-    return out.masked_fill(reached, torch.nan)
+    def _attend_chunk(
+        self,
+        inputs: AttentionInputs,
+        lengths: Tensor,
+        start: int,
+        stop: int,
+        generator: torch.Generator | None,
+        watch: Watch,
+    ) -> Tensor:
+        """The output rows start..stop."""
+        span = Span(start, stop, *inputs.visibility.key_span(start, stop))
+        key, coarse = inputs.key[:, :, span.low : span.high], None
+        if self.denominator == "rounded" and inputs.query.shape[2] == 1:
+            coarse = scores_of(inputs, span, rounded(key))
+        hidden = inputs.visibility.hidden(*span)
+        chunk = chunk_of(inputs, span, scores_of(inputs, span, key), hidden, lengths, coarse)
+        if self.observer is not None:
+            self.observer(chunk)
+        nothing = start == stop or span.low == span.high
+        selection = Selection(None) if self.select is None or nothing else self.select(chunk)
+        watch(chunk, selection)
+        return output_of(inputs, chunk, selection, self.compensation, self.v_mean, generator)
 
 
 def count_kept(chunk: Chunk, selection: Selection, groups: int | None) -> RowCounts:

@@ -75,7 +75,7 @@ class TopK(Budget):
         if bool((rows_k >= chunk.lengths).all()):
             return Selection(None)
         keep = keep_highest(chunk.scores, rows_k, self.protected(chunk))
-        return Selection(keep, dropped_mass=chunk.rounded_mass(keep))
+        return Selection(keep, dropped_mass=Chunk.rounded_mass)
 
 
 def keep_highest(scores: Tensor, rows_k: Tensor, protected: Tensor | None = None) -> Tensor:

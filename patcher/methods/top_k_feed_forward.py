@@ -88,10 +88,19 @@ def keep_largest(hidden: Tensor, k: int) -> Tensor:
     return keep_highest(tokens.abs(), rows_k).view(hidden.shape)
 
 
-def largest(tokens: Tensor, k: int) -> Tensor:
-    """The indices int64 [T, k] of what keep_largest keeps of [T, d_ff], in any order."""
-    values, indices = tokens.abs().topk(min(k + 1, tokens.shape[-1]), dim=-1)
-    # topk picks any among equals; where the last kept one equals the next, and they are not zero, the rule decides.
-    if k < tokens.shape[-1] and any(last == following > 0 for last, following in values[:, k - 1 :].tolist()):
-        return keep_largest(tokens, k).nonzero()[:, 1].view(len(tokens), k)
-    return indices[:, :k]
+def largest(tokens: Tensor, k: int, *, zeros: bool = False) -> Tensor:
+    """The indices int64 [T, k] of what keep_largest keeps of [T, d_ff], in any order.
+
+    zeros: whether it matters which of several zeros are kept; if not, any may be.
+    """
+    values, indices = tokens.detach().abs().topk(min(k + 1, tokens.shape[-1]), dim=-1)
+    if k >= tokens.shape[-1]:
+        return indices
+    # topk picks any among equals; where the last kept one equals the next, the rule decides.
+    last, following = values[:, k - 1], values[:, k]
+    tied = (last == following) & (zeros or following > 0)
+    indices = indices[:, :k]
+    if rows := tied.nonzero()[:, 0].tolist():
+        indices = indices.clone()
+        indices[rows] = keep_largest(tokens[rows], k).nonzero()[:, 1].view(-1, k)
+    return indices

@@ -6,6 +6,7 @@ Berestizshevsky, Sabary, Cavigelli, Cohen, Zhang, Trost: Top-Theta Attention, 20
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -117,7 +118,7 @@ class TopTheta(Budget):
         protected = self.protected(chunk)
         if thresholds is None:
             keep = keep_highest(chunk.scores, rows_k, protected)
-            return Selection(keep, fallback=sparse, dropped_mass=chunk.rounded_mass(keep))
+            return Selection(keep, fallback=sparse, dropped_mass=Chunk.rounded_mass)
         theta = thresholds.lookup(chunk.lengths).to(chunk.scores.dtype)
         fallback = sparse & theta.isnan()
         limit = theta.unsqueeze(-1) + reference(chunk, self.placement)
@@ -131,18 +132,21 @@ class TopTheta(Budget):
         if bool(fallback.any()):
             keep = torch.where(fallback.unsqueeze(-1), keep_highest(chunk.scores, rows_k, protected), keep)
         keep = torch.where(sparse.unsqueeze(-1), keep, chunk.visible)
-        estimate = self._dropped_mass(chunk, keep, limit, thresholds)
-        return Selection(keep, fallback=fallback, rescued=few, dropped_mass=estimate)
+        return Selection(keep, fallback=fallback, rescued=few, dropped_mass=partial(self._dropped_mass, thresholds))
 
-    def _dropped_mass(self, chunk: Chunk, keep: Tensor, limit: Tensor, thresholds: Thresholds) -> Tensor | None:
+    def _dropped_mass(self, thresholds: Thresholds, chunk: Chunk, keep: Tensor) -> Tensor | None:
         """As in Selection, from rounded keys or what calibration knows alone."""
         if self.denominator in ("exact", "rounded"):
             return chunk.rounded_mass(keep)
         dropped = chunk.lengths - keep.sum(-1)
         if self.denominator == "offline":
-            estimate = thresholds.lookup_dropped(chunk.lengths).to(limit.dtype)
+            estimate = thresholds.lookup_dropped(chunk.lengths).to(chunk.scores.dtype)
         else:
-            estimate = dropped * (limit - chunk.row_max).squeeze(-1).clamp(max=0).exp()
+            theta = thresholds.lookup(chunk.lengths).to(chunk.scores.dtype)
+            none = theta.isnan()
+            limit = theta.masked_fill(none, 0).unsqueeze(-1) + reference(chunk, self.placement)
+            bound = (limit - chunk.row_max).squeeze(-1).clamp(max=0).exp()
+            estimate = (dropped * bound).masked_fill(none, torch.nan)  # put in last, a NaN has no gradient
         return torch.where(dropped > 0, estimate, 0)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hf_sparsify.benchmark.plot import MEASURED, PERFECT, plot_ratios, ratio_chart, ratio_points
 from hf_sparsify.charts.files import spec
+
+pytestmark = pytest.mark.usefixtures("valid_charts")
 
 
 def phase(median: float, ceiling: float | None) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import pytest
 from hf_sparsify.charts.files import spec, to_svg
 from hf_sparsify.charts.kept import MOST_NUMBERS, KeptHeads, LayerShare, kept_chart, kept_rows, share_chart
 
+pytestmark = pytest.mark.usefixtures("valid_charts")
+
 MODULES = [
     KeptHeads("encoder self", "0", [0.1, 0.2]),
     KeptHeads("encoder self", "10", [0.3, None]),

@@ -8,6 +8,8 @@ import pytest
 from hf_sparsify.charts.files import spec, to_svg
 from hf_sparsify.charts.pattern import MOST_CELLS, MOST_LABELS, HeadPattern, block_size, pattern_cells, pattern_chart
 
+pytestmark = pytest.mark.usefixtures("valid_charts")
+
 
 def causal(length: int, kept: int = 2, first: int = 0) -> HeadPattern:
     """A head that looks back evenly and keeps the last keys; the first ones are protected."""

@@ -9,6 +9,8 @@ import pytest
 from hf_sparsify.charts.files import spec, to_svg
 from hf_sparsify.charts.thresholds import MOST_LINES, ThresholdCurves, thresholds_chart, thresholds_rows
 
+pytestmark = pytest.mark.usefixtures("valid_charts")
+
 
 def curves(heads: int, placement: str = "post-softmax", count: int = 1) -> list[ThresholdCurves]:
     theta = [[-4.0 - head, -5.0 - head] for head in range(heads)]

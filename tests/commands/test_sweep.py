@@ -11,6 +11,7 @@ import pytest
 import tiny_language_models
 from command_line import Sparsify, content, contents, refused
 from hf_sparsify.errors import DataError
+from hf_sparsify.evaluation.saved import ACTIVATIONS, ELEMENTS
 from hf_sparsify.evaluation.tasks.generative import Generative
 from hf_sparsify.patcher.meter import Meter
 from hf_sparsify.patcher.recipe import load_recipe
@@ -228,7 +229,7 @@ def test_calibration_that_fails(sparsify: Sparsify, monkeypatch: pytest.MonkeyPa
         raise DataError("no row sees more keys than its k")
 
     with monkeypatch.context() as patching:
-        patching.setattr("hf_sparsify.sweeping.recipes.calibrate_target", failing)
+        patching.setattr("hf_sparsify.commands.calibrator.calibrate_target", failing)
         assert sparsify(*ASK).code == 0
     assert statuses() == ["done", "done", "done", "done", "failed", "failed"]
     assert cells()["top-theta-keep-0.2"]["error"] == "calibration failed: no row sees more keys than its k"
@@ -246,7 +247,7 @@ def test_no_cell_could_be_made(sparsify: Sparsify) -> None:
 
 
 def test_thresholds_that_keep_too_much_are_fitted_anew(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_sparsify.sweeping.recipes.OFF", -1.0)
+    monkeypatch.setattr("hf_sparsify.commands.calibrator.OFF", -1.0)
     assert sparsify(*ASK, "--methods", "top-theta").code == 0
     assert [entry["recalibrated"] for entry in cells().values()] == [False, False, True]
     record = content("sparsified-sweep/recipes/top-theta-keep-0.2")["calibration"]
@@ -260,7 +261,11 @@ def test_feed_forward_layers(sparsify: Sparsify) -> None:
     done = sparsify(*BASE, "--methods", "none,top-k", "--keep", "0.5", "--ffn-keep", "1.0,0.5")
     assert done.code == 0
     assert list(cells()) == ["ffn-keep-1.0", "ffn-keep-0.5", "top-k-keep-0.5", "top-k-keep-0.5-ffn-0.5"]
-    assert [entry["saved"]["of"] for entry in cells().values()] == ["activations"] * 2 + ["attention elements"] * 2
+    assert [entry["saved"]["of"] for entry in cells().values()] == [ACTIVATIONS] * 2 + [ELEMENTS] * 2
+    assert [entry["also_saved"] and entry["also_saved"]["of"] for entry in cells().values()] == [
+        *[None] * 3,
+        ACTIVATIONS,
+    ]
     assert [chain["name"] for chain in document()["chains"]] == ["ffn", "top-k", "top-k-ffn-0.5"]
     assert document()["recommended"]["cell"] == "top-k-keep-0.5-ffn-0.5"
 
@@ -273,7 +278,10 @@ def test_the_same_modules_stay_dense_for_every_method(sparsify: Sparsify, work: 
     assert [entry["attention"] for entry in cells().values()] == [{"patched": 8, "modules": 10}] * 2
     plans = [set(load_recipe(Path("sparsified-sweep/recipes", name)).plan) for name in cells()]
     assert plans[0] == plans[1]
-    assert "in 8 of 10 attention modules" in document()["recommended"]["reason"]
+    assert "with 8 of 10 attention modules sparse" in document()["recommended"]["reason"]
+    results = json.loads(Path("sparsified-sweep", cells()["top-k-keep-0.5"]["results"]).read_text())
+    patched = 1 - results["kept"]["total"]["kept_share"]
+    assert cells()["top-k-keep-0.5"]["saved"] == {"share": pytest.approx(0.8 * patched), "of": ELEMENTS}
     assert sparsify(*asked, *grid, "--skip-layers", "none", "-o", "all").code == 0
     assert [entry["attention"] for entry in cells("all").values()] == [{"patched": 10, "modules": 10}] * 2
 

@@ -57,7 +57,7 @@ def start(*arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str
     "where",
     [
         "hf_sparsify.calibration.histogram.bins_of",
-        "hf_sparsify.sweeping.recipes.measure_kept",
+        "hf_sparsify.commands.calibrator.measure_kept",
         "hf_sparsify.sweeping.recipes.save",
         "hf_sparsify.evaluation.tasks.generative.kl_divergence",
         "hf_sparsify.evaluation.journal._replace",
@@ -147,7 +147,7 @@ cli.main()
     [
         ("calibration.run", "_observe", 1, "calibration failed: broken on one device"),
         ("commands.calibrate", "measure_kept", 0, "calibration failed: broken on one device"),
-        ("sweeping.recipes", "measure_kept", 0, "broken on one device"),
+        ("commands.calibrator", "measure_kept", 0, "broken on one device"),
     ],
 )
 def test_what_fails_on_one_process_fails_on_all(

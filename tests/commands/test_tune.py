@@ -108,7 +108,7 @@ def test_the_same_command_runs_nothing_again(tune: Any, monkeypatch: pytest.Monk
         raise AssertionError("it was run again")
 
     monkeypatch.setattr("hf_sparsify.commands.tune.measure", never)
-    monkeypatch.setattr("hf_sparsify.commands.tune.measure_cells", never)
+    monkeypatch.setattr("hf_sparsify.commands.tune_cells.measure_cells", never)
     monkeypatch.setattr("hf_sparsify.evaluation.run._Run", never)
     done = tune()
     assert done.code == 0, done.err
@@ -120,8 +120,9 @@ def test_the_same_command_runs_nothing_again(tune: Any, monkeypatch: pytest.Monk
     "where",
     [
         "hf_sparsify.commands.tune.measure",
-        "hf_sparsify.commands.tune.measure_cells",
+        "hf_sparsify.commands.tune_cells.measure_cells",
         "hf_sparsify.evaluation.run.Record",
+        "hf_sparsify.commands.tune.write_recommended",
     ],
 )
 def test_ctrl_c_is_gone_on_from(where: str, tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +214,43 @@ def test_top_theta_is_calibrated_once_for_all_candidates(tune: Any, sparsify: Sp
     assert best.thresholds
     assert best.calibration is not None
     assert best.calibration.samples == 3
+    assert {method.name for method in (best.before_calibration or {}).values()} == {"top-k"}
     assert all(cell["kept_per_k"] > 0.5 for cell in found["cells"])
     assert sparsify("validate", "sparsified-tuned", "--no-verify").code == 0
     assert "x k" in done.out
 
 
+def test_thresholds_that_keep_too_much_are_fitted_at_the_allocation(tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    theta = ("--attention", "top-theta", "--keep", "0.5,0.2", "--skip-layers", "none")
+    with monkeypatch.context() as patching:
+        patching.setattr("hf_sparsify.commands.calibrator.OFF", -1.0)
+        assert tune(*theta).code == 0
+    found = {cell["name"]: cell for cell in record()["cells"]}
+    assert [found[f"uniform-keep-{keep}"]["recalibrated"] for keep in (0.5, 0.2)] == [True, False], "0.2 is the middle"
+    assert found[record()["recommended"]["cell"]]["recalibrated"]
+    calibration = load_recipe("sparsified-tuned").calibration
+    assert calibration is not None
+    assert "calibrated at" not in calibration.budget
+    with monkeypatch.context() as patching:
+        patching.setattr("hf_sparsify.commands.calibrator.calibrate_target", None)
+        assert tune(*theta).code == 0, "what was calibrated is there"
+    assert {cell["name"]: cell for cell in record()["cells"]} == found
+    assert tune(*theta, "--samples", "2", "--force").code == 0
+    assert not any(cell["recalibrated"] for cell in record()["cells"] if abs(cell["kept_per_k"] - 1) <= 0.1)
+    calibration = load_recipe("sparsified-tuned/tune/calibration").calibration
+    assert calibration is not None
+    assert calibration.samples == 2, "that of the tuning before is gone"
+
+
 @pytest.mark.parametrize(
-    "options", [("--ffn", "top-k"), ("--goal", "v-rows"), ("--ffn", "top-k", "--attention", "none")]
+    ("options", "unit"),
+    [
+        (("--ffn", "top-k"), "multiply-adds of attention and feed-forward layers"),
+        (("--goal", "v-rows"), "V rows in decoding"),
+        (("--ffn", "top-k", "--attention", "none"), "feed-forward activations"),
+    ],
 )
-def test_other_goals_and_feed_forward_layers(options: tuple[str, ...], tune: Any) -> None:
+def test_other_goals_and_feed_forward_layers(options: tuple[str, ...], unit: str, tune: Any) -> None:
     done = tune(*options, "--quiet", "--json", model="t5")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -231,7 +260,8 @@ def test_other_goals_and_feed_forward_layers(options: tuple[str, ...], tune: Any
     assert feed_forward == ("--ffn" in options)
     if "v-rows" in options:
         assert not any(name.startswith("encoder") for name in plan)
-    assert found["cells"][0]["saved"]["of"]
+    assert (found["unit"], found["cells"][0]["saved"]["of"]) == (unit, unit)
+    assert unit in found["comparison"]["sentence"]
 
 
 def test_time_is_measured_where_it_is_the_goal(tune: Any) -> None:

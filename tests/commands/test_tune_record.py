@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hf_sparsify.commands.tune_cells import Moved
-from hf_sparsify.commands.tune_record import TuneRecord
+from hf_sparsify.commands.tune_record import Moved, TuneRecord
 from hf_sparsify.tuning.ladder import KL, TUNED, Cell
 
 CELL = Cell("tuned-keep-0.5", "tuned", TUNED, {"layers.0": 0.5}, None, KL, 0.5, 0.5)

@@ -171,10 +171,17 @@ def test_kinds() -> None:
     assert "time 4 60.0 61.2 +1.2" in lines
 
 
+RATES = {"wer": {"dense": 5.0, "patched": 7.5, "difference": 2.5, "low": -0.5, "high": 5.2, "units": 40}}
+
+
 def test_grouped_items_are_said() -> None:
     dataset = {**RESULTS["dataset"], "groups": 13}
     lines = shown(changed(dataset=dataset, flips={**FLIPS, "p": 0.0123, "descriptive": True}))
     assert "intervals from resampling 13 groups: items on one passage are not independent" in lines
+    spoken = shown(changed(dataset=dataset, task="asr", error_rates=RATES))
+    assert "intervals from resampling 13 groups: recordings of one speaker are not independent" in spoken
+    assert "WER, all words 5.0 7.5 +2.5 -0.5 to +5.2" in spoken
+    assert not any("WER" in line for line in lines)
     flipped = "3 right to wrong, 2 wrong to right (exact McNemar p = 0.012, descriptive: items are grouped)"
     assert f"EM flipped {flipped}" in lines
 

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_language_models
+import vl_convert
+from disk_faults import TUNE
 from fault_drill import PROPERTY, Drill, Tally, run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """What was drawn once is not drawn again: that takes a second, and in a forked process for ever."""
+    with pytest.MonkeyPatch.context() as patching:
+        for name in ("javascript_bundle", "vegalite_to_png", "vegalite_to_svg"):
+            patching.setattr(vl_convert, name, remembering(getattr(vl_convert, name)))
+        yield
+
+
+def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, called once for the same arguments."""
+    known: dict[str, Any] = {}
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        key = repr((arguments, named))
+        if key not in known:
+            known[key] = function(*arguments, **named)
+        return known[key]
+
+    return call
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama, bert-qa, q.jsonl and train.jsonl; plain, a top-k recipe; done, a calibrated one that was evaluated."""
+    """llama, bert-qa, q.jsonl and train.jsonl; plain, a top-k recipe; done, a calibrated one with results; tuned."""
     folder = tmp_path_factory.mktemp("world")
     for name in ("llama", "bert-qa"):
         tiny_language_models.save(name, folder / name)
@@ -27,6 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "patch llama --k 4 --no-verify -o done",
             "calibrate done -d q.jsonl",
             "eval done -d q.jsonl --max-new-tokens 2 --max-drop 100 --no-cache",
+            " ".join((*TUNE, "--keep", "0.5", "-o", "tuned")),
         ):
             ended = run(*command.split())
             assert ended.code == 0, ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import bad_combinations
 import bad_options
 import pytest
 from fault_drill import Case, Drill
@@ -16,7 +17,7 @@ from fault_drill import Case, Drill
         ("numbers", bad_options.numbers()),
         ("huge numbers", bad_options.huge_numbers()),
         ("words", bad_options.choices()),
-        ("combinations", bad_options.combinations()),
+        ("combinations", bad_combinations.combinations()),
         ("several wrong options", bad_options.at_random(random.Random(1), 120)),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",

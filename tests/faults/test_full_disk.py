@@ -7,7 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from disk_faults import COMMANDS, calls_of, fresh, is_benched, left_over, recipes, results, saving_often
+from disk_faults import (
+    COMMANDS,
+    Undisturbed,
+    fresh,
+    is_benched,
+    left_over,
+    moments,
+    recipes,
+    results,
+    saving_often,
+)
 from fault_drill import Drill, run
 from faulty_disk import FaultyDisk, disk_full
 
@@ -15,31 +25,22 @@ MOST = 14  # calls of one command that fail
 FULL = "No space left on device"
 
 
-def moments(count: int) -> list[int]:
-    """Calls that fail, spread over all."""
-    return sorted({count * part // MOST for part in range(MOST)} | {count - 1})
-
-
 @pytest.mark.parametrize("stays", [False, True], ids=["one-call", "from-then-on"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk(name: str, stays: bool, drill: Drill) -> None:
     command, folder = COMMANDS[name], drill.folder
-    count = calls_of(command, folder)
-    new, expected = recipes(folder), results(folder)
-    fresh(folder)
-    old = recipes(folder)
-    for failing in moments(count):
+    undisturbed = Undisturbed.of(command, folder)
+    for failing in moments(undisturbed.count, MOST):
         fresh(folder)
         with saving_often(), FaultyDisk(folder, failing, disk_full, stays).at_work():
             ended = run(*command)
-        where = f"call {failing} of {count}: {ended}"
-        found = recipes(folder)
-        lost = any(found.get(place) not in (old.get(place), new.get(place)) for place in ("bad", "out"))
+        where = f"call {failing} of {undisturbed.count}: {ended}"
+        lost = undisturbed.lost(folder)
         drill.count("full disk", ended, lost=lost)
         assert not lost, where
         if ended.code == 0:
             # Only tidying failed: old files that nobody reads may still be there.
-            assert found == new, where
+            assert recipes(folder) == undisturbed.new[0], where
         else:
             assert ended.code == 1, where
             assert "cannot write the " in ended.err, where
@@ -47,7 +48,7 @@ def test_a_full_disk(name: str, stays: bool, drill: Drill) -> None:
         whole = is_benched(folder)
         again = run(*command)
         assert again.code == (2 if whole else 0), f"{where}, then {again}"
-        assert results(folder) == expected, where
+        assert results(folder) == undisturbed.expected, where
         assert left_over(folder) == [], where
 
 

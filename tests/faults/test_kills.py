@@ -5,46 +5,23 @@ Between two such calls nothing on the disk changes, so they are all the moments 
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from pathlib import Path
-
 import pytest
-import vl_convert
-from disk_faults import COMMANDS, calls_of, fresh, is_benched, left_over, recipes, results, saving_often
+from disk_faults import COMMANDS, Undisturbed, fresh, is_benched, kill_at, left_over, moments, results
 from fault_drill import Drill, run
-from faulty_disk import Killing, kill
-
-FORK = multiprocessing.get_context("fork")
-PARTS = 5  # moments of a command
-
-
-def killed(command: tuple[str, ...], folder: Path, failing: int) -> None:
-    with pytest.MonkeyPatch.context() as patching, saving_often(), Killing(folder, failing, kill).at_work():
-        # Drawing in a process that was forked from one that has drawn never ends.
-        patching.setattr(vl_convert, "vegalite_to_png", lambda *spec, **options: b"a picture")
-        run(*command)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_kill_9(name: str, drill: Drill) -> None:
     command, folder = COMMANDS[name], drill.folder
-    count = calls_of(command, folder)
-    new, expected = recipes(folder), results(folder)
-    fresh(folder)
-    old = recipes(folder)
-    for failing in sorted({count * part // PARTS for part in range(1, PARTS)} | {count - 1}):
+    undisturbed = Undisturbed.of(command, folder)
+    for failing in moments(undisturbed.count, 4):
         fresh(folder)
-        child = FORK.Process(target=killed, args=(command, folder, failing))
-        child.start()
-        child.join(120)
-        where = f"call {failing} of {count}"
-        assert child.exitcode == -signal.SIGKILL, where
-        found = recipes(folder)
-        lost = any(found.get(place) not in (old.get(place), new.get(place)) for place in ("bad", "out"))
+        kill_at(failing, command, folder)
+        where = f"call {failing} of {undisturbed.count}"
+        lost = undisturbed.lost(folder)
         whole = is_benched(folder)
         ended = run(*command)
-        lost = lost or results(folder) != expected
+        lost = lost or results(folder) != undisturbed.expected
         drill.count("kills", ended, lost=lost)
         assert not lost, where
         assert ended.code == (2 if whole else 0), f"{where}: {ended}"

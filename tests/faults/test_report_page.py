@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
-import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import bad_measurements
 import pytest
-from disk_faults import left_over
+from disk_faults import kill_at, left_over, moments
 from fault_drill import Drill, run
-from faulty_disk import FaultyDisk, Killing, disk_full, kill
+from faulty_disk import FaultyDisk, disk_full
 
-vl_convert = pytest.importorskip("vl_convert", reason="the extra plot is not installed")
-FORK = multiprocessing.get_context("fork")
 COMMAND = ("report", "done", "-o", "out.html")
 OLD = b"an older page"
-MOMENTS = 12  # calls of one report that fail
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """What was drawn once is not drawn again: that takes a second, and in a forked process for ever."""
-    with pytest.MonkeyPatch.context() as patching:
-        for name in ("javascript_bundle", "vegalite_to_png", "vegalite_to_svg"):
-            patching.setattr(vl_convert, name, remembering(getattr(vl_convert, name)))
-        yield
-
-
-def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, called once for the same arguments."""
-    known: dict[str, Any] = {}
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        key = repr((arguments, named))
-        if key not in known:
-            known[key] = function(*arguments, **named)
-        return known[key]
-
-    return call
+MOMENTS = 8  # calls of one report that fail
 
 
 @pytest.fixture
 def measured(drill: Drill) -> Drill:
-    """With swept/ and tuned/ in the working directory."""
-    if not (drill.folder / "tuned").exists():
+    """With swept/ in the working directory."""
+    if not (drill.folder / "swept").exists():
         bad_measurements.make(drill.folder)
     return drill
 
 
 def test_damaged_measurements(measured: Drill) -> None:
-    for case in bad_measurements.cases(random.Random(7), measured.folder, 12):
+    for case in bad_measurements.cases(random.Random(7), measured.folder, 6):
         measured.check("damaged measurements", case)
 
 
@@ -70,10 +42,6 @@ def undisturbed(drill: Drill) -> tuple[bytes, int]:
     with FaultyDisk(drill.folder).at_work() as disk:
         assert run(*COMMAND).code == 0
     return (drill.folder / "out.html").read_bytes(), len(disk.calls)
-
-
-def moments(count: int, most: int) -> list[int]:
-    return sorted({count * part // most for part in range(most)} | {count - 1})
 
 
 def page_again(drill: Drill) -> bytes:
@@ -100,19 +68,11 @@ def test_a_full_disk(stays: bool, drill: Drill) -> None:
         assert page_again(drill) == new, where
 
 
-def killed(folder: Path, failing: int) -> None:
-    with Killing(folder, failing, kill).at_work():
-        run(*COMMAND)
-
-
 def test_kill_9(drill: Drill) -> None:
     new, count = undisturbed(drill)
     for failing in moments(count, 5):
         fresh(drill.folder)
-        child = FORK.Process(target=killed, args=(drill.folder, failing))
-        child.start()
-        child.join(120)
-        assert child.exitcode == -signal.SIGKILL, failing
+        kill_at(failing, COMMAND, drill.folder)
         lost = (drill.folder / "out.html").read_bytes() not in (OLD, new)
         ended = run(*COMMAND)
         drill.count("kills", ended, lost=lost)

@@ -19,10 +19,10 @@ from jsonschema import Draft202012Validator
 SCHEMA: dict[str, Any] = json.loads((files("hf_sparsify.patcher") / "recipe.schema.json").read_text(encoding="utf-8"))
 RECORDS = {"base_model": BaseModel, "calibration": CalibrationRecord}
 # To a schema 2.0 is a whole number, so it is no probe.
-NUMBERS = [-1, 0, 1, 2, 1000, 1001, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 0.25, 1.5, -0.5]
+NUMBERS = [-1, 0, 1, 2, 63, 64, 1000, 1001, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 0.25, 1.5, -0.5]
 PROBES = [*NUMBERS, None, True, False, "", "none", "1", [], {}]
 WORDS = ["sdc", "sdc+vmc", "vmc", "visible", "dropped", "post-softmax", "max-relative", "pre-softmax", "exact"]
-WORDS += ["exp-threshold", "offline", "rounded", "Exact", "all"]
+WORDS += ["exp-threshold", "offline", "rounded", "Exact", "all", "rows", "hamming"]
 BASE = BaseModel("some/model", "causal-lm", "llama", "abc")
 
 
@@ -69,6 +69,8 @@ def test_ranges_and_choices_are_those_of_loading(name: str) -> None:
     beside = {"keep": 0.5} if "keep" in known else {}
     if "placement" in known:
         beside |= {"placement": "max-relative"}
+    if "clustering" in known:
+        beside |= {"clustering": "hamming"}
     if "compensation" in known:
         beside |= {"compensation": "sdc"}
     differ = []

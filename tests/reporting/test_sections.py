@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from hf_sparsify.charts.files import spec, to_svg
+from hf_sparsify.evaluation.saved import ACTIVATIONS, ELEMENTS, SCORES, Saved
 from hf_sparsify.reporting.bench_chart import MOST_CHARTS, bench_section
 from hf_sparsify.reporting.cells import HEADER, cells_section
 from hf_sparsify.reporting.csv_files import csv_bytes
 from hf_sparsify.reporting.flips import SHOWN, flips_section, marked
-from hf_sparsify.reporting.found import FEED_FORWARD, Kept, largest_saving, saved_of
+from hf_sparsify.reporting.found import Kept, largest_saving
 from hf_sparsify.reporting.headline import headline
 from hf_sparsify.reporting.heat_maps import kept_section, sensitivity_section
 from hf_sparsify.reporting.pareto import pareto_section
@@ -20,10 +21,12 @@ from hf_sparsify.reporting.reproduce import reproduce_section
 from made_up_cells import DESCRIBED, accuracy, cell, flip, found, searched, speed
 from sweep_directories import sensitivity
 
+pytestmark = pytest.mark.usefixtures("valid_charts")
+
 
 def values(chart: Any) -> list[dict[str, Any]]:
     made = spec(chart)
-    return [value for layer in made.get("layer", [made]) for value in layer.get("data", {}).get("values", [])]
+    return [value for part in (made, *made.get("layer", [])) for value in part.get("data", {}).get("values", [])]
 
 
 def test_pareto_by_hand() -> None:
@@ -53,11 +56,11 @@ def test_pareto_charts_are_of_those_that_were_asked_the_same_and_timed() -> None
 
 
 def test_feed_forward_has_a_chart_of_its_own() -> None:
-    kept = {"attention elements": 0.25, FEED_FORWARD: 0.1}
+    attention = Saved(0.75, ELEMENTS)
     cells = [
         cell("a"),
-        cell("b", accuracy=accuracy(kept=kept)),
-        cell("c", accuracy=accuracy(kept={**kept, FEED_FORWARD: 0.2})),
+        replace(cell("b"), saved=(attention, Saved(0.875, ACTIVATIONS))),
+        replace(cell("c"), saved=(attention, Saved(0.75, ACTIVATIONS))),
     ]
     section = pareto_section(cells, cells[1])
     assert section is not None
@@ -65,18 +68,23 @@ def test_feed_forward_has_a_chart_of_its_own() -> None:
     assert (attention.name, activations.name) == ("pareto", "pareto-feed-forward")
     assert [row[2] for row in attention.table.rows] == [25.0] * 3
     assert activations.table.header[2] == "kept of feed-forward activations, %"
-    assert [(row[0], row[2]) for row in activations.table.rows] == [("top-k b", 10.0), ("top-k c", 20.0)]
+    assert [(row[0], row[2]) for row in activations.table.rows] == [("top-k b", 12.5), ("top-k c", 25.0)]
     assert activations.table.marked == 0
     assert "Attention and feed-forward layers have a chart each" in section.sentences[-1]
-    assert "elements and 90.0 % of feed-forward activations; " in headline(found(cells[1]))[1]
+    assert "elements and 87.5 % of feed-forward activations; " in headline(found(cells[1]))[1]
     column = HEADER.index("feed-forward saved, %")
-    assert [row[column] for row in cells_section(cells, None).tables[0].rows] == [None, 90.0, 80.0]
+    assert [row[column] for row in cells_section(cells, None).tables[0].rows] == [None, 87.5, 75.0]
     assert largest_saving(cells) == cells[1]
-    alone = cell("d", accuracy=accuracy(kept={FEED_FORWARD: 0.1}), saved=None)
-    alone = replace(alone, saved=saved_of(alone.accuracy))
-    section = pareto_section([alone], None)
+    section = pareto_section([replace(cell("d"), saved=(Saved(0.9, ACTIVATIONS),))], None)
     assert section is not None
     assert [figure.name for figure in section.figures] == ["pareto"]
+
+
+def test_what_cannot_be_compared_is_in_the_sentence_too() -> None:
+    other = replace(cell("b"), saved=(Saved(0.5, SCORES),))
+    sentence = headline(replace(searched(cell(), other, recommended="a"), others=("b",)))[1]
+    assert sentence.endswith("Not to be compared with that: top-k b saves 50.0 % of attention scores.")
+    assert "compared" not in headline(searched(cell(), other, recommended="a"))[1]
 
 
 def test_points_have_one_decimal_on_the_page_alone() -> None:
@@ -105,9 +113,18 @@ def test_kept_maps_and_bars() -> None:
     assert (by_head.name, bars.name) == ("kept-enc-attn", "kept-dec-mlp")
     assert by_head.table.rows == ((0, 0, 25.0), (0, 1, 75.0), (1, 0, 25.0), (1, 1, 75.0))
     assert bars.table.rows == ((0, 10.0),)
-    assert len(values(by_head.chart)) == 4
+    assert [value["share"] for value in values(by_head.chart)] == [0.25, 0.75, 0.25, 0.75]
+    assert values(bars.chart) == [{"layer": "0", "share": 0.1}]
     assert kept_section(None) is None
     assert kept_section(cell(accuracy=accuracy(modules=()))) is None
+
+
+def test_kept_maps_of_one_page_can_be_compared() -> None:
+    modules = (Kept("enc.0.attn", 0.5, (0.25, 0.75)), Kept("dec.0.attn", 0.1, (0.125, 0.0625)))
+    section = kept_section(cell(accuracy=accuracy(modules=modules)))
+    assert section is not None
+    colours = [spec(figure.chart)["layer"][0]["encoding"]["color"] for figure in section.figures]
+    assert [colour["scale"]["domain"] for colour in colours] == [[0, 0.75]] * 2
 
 
 def test_sensitivity_map() -> None:

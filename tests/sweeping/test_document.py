@@ -12,7 +12,17 @@ from hf_sparsify.errors import UsageError
 from hf_sparsify.sweeping import document as doc
 from hf_sparsify.sweeping.grid import make_cells
 
-KEPT = {"kept_share": None, "cluster_scores_share": None, "activations_kept_share": None}
+ONE_LAYER = {
+    "decoder self": {"modules": 1, "patched": ["attention"]},
+    "decoder feed-forward": {"modules": 1, "patched": ["ffn"]},
+}
+
+
+def kept(setting: dict[str, Any]) -> dict[str, Any]:
+    """What a model of one layer keeps, if a setting keeps what it says."""
+    attention = {"kept_share": setting["keep"], "cluster_scores_share": setting["clusters"] and 0.4}
+    rows = {"attention": attention, "ffn": {"activations_kept_share": setting["ffn_keep"]}}
+    return {"total": attention | rows["ffn"], "modules": {name: {"elements": 10, **row} for name, row in rows.items()}}
 
 
 def made(*decisions: str | None, methods: str = "top-k", **grid: str) -> doc.Document:
@@ -24,7 +34,8 @@ def made(*decisions: str | None, methods: str = "top-k", **grid: str) -> doc.Doc
             continue
         results = {
             "verdict": {"decision": decision, "p": 0.01, "reason": "because"},
-            "kept": {"total": {**KEPT, "kept_share": entry["setting"]["keep"]}},
+            "module_kinds": ONE_LAYER,
+            "kept": kept(entry["setting"]),
         }
         doc.take_results(entry, results, "x/results.json", 0.025)
     return document
@@ -55,53 +66,57 @@ def test_several_chains_end_as_one() -> None:
     assert exit_code(made("PASS", "FAIL", "PASS", "INCONCLUSIVE", **grid), require_conclusion=True) == 5
 
 
-def totals(document: doc.Document, **more: Any) -> dict[str, Any]:
-    return {
-        entry["name"]: {**KEPT, "kept_share": entry["setting"]["keep"], **more.get(entry["name"], {})}
-        for entry in document["cells"]
-    }
-
-
 def test_the_largest_saving_that_passes_is_recommended() -> None:
-    document = made("PASS", "PASS", "PASS", "FAIL", keep="1.0,0.5,0.25,0.1")
-    found = doc.recommend(document, totals(document))
-    assert found == {
+    assert doc.recommend(made("PASS", "PASS", "PASS", "FAIL", keep="1.0,0.5,0.25,0.1"), {}) == {
         "cell": "top-k-keep-0.25",
         "reason": "top-k, keep = 0.25 saves 75.0 % of attention elements: the most of the 2 sparse ones that pass",
+        "others": [],
     }
-    document = made("PASS", "PASS", "FAIL", keep="1.0,0.5,0.25")
-    found = doc.recommend(document, totals(document))
+    found = doc.recommend(made("PASS", "PASS", "FAIL", keep="1.0,0.5,0.25"), {})
     assert found is not None
     assert found["reason"].endswith("the one sparse cell to pass")
-    document = made("PASS", "FAIL", keep="1.0,0.5")
-    assert doc.recommend(document, totals(document)) is None, "dense is no saving"
+    assert doc.recommend(made("PASS", "FAIL", keep="1.0,0.5"), {}) is None, "dense is no saving"
 
 
 def test_activations_count_beside_attention() -> None:
-    document = made("PASS", "PASS", keep="0.5", ffn_keep="1.0,0.25")
-    shares = {"top-k-keep-0.5-ffn-0.25": {"activations_kept_share": 0.25}}
-    found = doc.recommend(document, totals(document, **shares))
+    found = doc.recommend(made("PASS", "PASS", keep="0.5", ffn_keep="1.0,0.25"), {})
     assert found is not None
-    assert found["cell"] == "top-k-keep-0.5-ffn-0.25"
-    assert "saves 50.0 % of attention elements and 75.0 % of activations" in found["reason"]
+    assert (found["cell"], found["others"]) == ("top-k-keep-0.5-ffn-0.25", [])
+    assert "saves 50.0 % of attention elements and 75.0 % of feed-forward activations" in found["reason"]
 
 
-def test_a_share_is_of_the_modules_that_are_patched() -> None:
+def test_dense_modules_are_told_of() -> None:
     document = made("PASS", "FAIL", keep="0.5,0.25")
     document["cells"][0]["attention"] = {"patched": 10, "modules": 12}
-    found = doc.recommend(document, totals(document))
+    found = doc.recommend(document, {})
     assert found is not None
-    assert "saves 50.0 % of attention elements in 10 of 12 attention modules: the one" in found["reason"]
+    assert "of attention elements with 10 of 12 attention modules sparse: the one" in found["reason"]
 
 
-def test_shares_of_different_things_are_told_apart() -> None:
-    document = made("PASS", "PASS", keep="0.5,0.25")
-    document["cells"][0]["saved"]["of"] = "attention scores"
-    found = doc.recommend(document, totals(document))
+def test_shares_of_different_things_are_not_ranked() -> None:
+    document = made("PASS", "PASS", "PASS", methods="top-k,clustered", keep="0.5,0.25", clusters="4")
+    found = doc.recommend(document, {})
+    assert found == {
+        "cell": "top-k-keep-0.25",
+        "reason": "top-k, keep = 0.25 saves 75.0 % of attention elements; clustered, 4 clusters saves 60.0 % of "
+        "attention scores: shares of different things are not compared: take one by their times (--bench)",
+        "others": ["clustered-clusters-4"],
+    }
+    assert doc.recommend(document, {"top-k-keep-0.25": {"prefill": 2.0}}) == found, "one time says nothing"
+
+
+def test_times_decide_between_different_things() -> None:
+    document = made("PASS", "PASS", "PASS", methods="top-k,clustered", keep="0.5,0.25", clusters="4")
+    times = {"top-k-keep-0.5": {"prefill": 9.0}, "top-k-keep-0.25": {"prefill": 1.0}}
+    found = doc.recommend(document, times | {"clustered-clusters-4": {"prefill": 1.5}})
     assert found is not None
-    assert found["reason"].endswith(
-        "but shares of attention scores, of attention elements are not the same: compare times too (--bench)"
-    )
+    assert (found["cell"], found["others"]) == ("clustered-clusters-4", [])
+    assert found["reason"].endswith("the fastest of the 2 that save most of something")
+    slower = {"top-k-keep-0.25": {"prefill": 1.0, "decode": 2.0}, "clustered-clusters-4": {"prefill": 1.5, "decode": 1}}
+    found = doc.recommend(document, slower)
+    assert found is not None
+    assert (found["cell"], found["others"]) == ("top-k-keep-0.25", ["clustered-clusters-4"])
+    assert found["reason"].endswith("each is the fastest in one phase")
 
 
 def test_chains_that_cannot_be_planned_take_no_part_of_the_level() -> None:

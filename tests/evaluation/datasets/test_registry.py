@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hf_sparsify.errors import DataError
 from hf_sparsify.evaluation.datasets import DATASETS, dataset_of, datasets_rows, nearest_dataset
-from hf_sparsify.evaluation.datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT
+from hf_sparsify.evaluation.datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, SPEECH, TEXT
 from hf_sparsify.evaluation.datasets.squad import SQUAD, make_question_set
 from hf_sparsify.evaluation.formats import items_from_records
 from hf_sparsify.evaluation.items import Question
@@ -30,6 +30,9 @@ from hypothesis import strategies as st
         ("text label", "labels"),
         ("text", "text"),
         ("text meta", "text"),
+        ("audio text", "asr"),
+        ("audio sentence client_id", "asr"),
+        ("file_name text", "text"),
         ("question answers", None),
         ("", None),
     ],
@@ -64,7 +67,7 @@ def test_what_is_no_record(record: object) -> None:
 def test_every_data_set_is_complete() -> None:
     for name, dataset in DATASETS.items():
         assert dataset.name == name
-        assert dataset.task in (ANSWERS, CHOICES, LABELS, TEXT, ENCODED)
+        assert dataset.task in (ANSWERS, CHOICES, ENCODED, LABELS, SPEECH, TEXT)
         assert dataset.hub or dataset.fields or dataset.task == ENCODED
         assert len(dataset.labels) == len(dataset.words)
 
@@ -77,6 +80,7 @@ def test_rows() -> None:
     assert by_name["arc_easy"] == ("multiple choice", "accuracy (norm.)", "allenai/ai2_arc (ARC-Easy)")
     assert by_name["sst2"] == ("text classification", "accuracy", "nyu-mll/glue (sst2)")
     assert by_name["unifiedqa"] == ("encoded questions", "EM", "")
+    assert by_name["librispeech"] == ("speech recognition", "word accuracy", "openslr/librispeech_asr (clean)")
     assert by_name["text"] == ("plain text", "top-1 agreement", "")
     assert all(row[4] for row in rows)
 
@@ -103,6 +107,7 @@ FIELDS = (
     *("ctx", "ctx_a", "ctx_b", "endings", "label", "activity_label", "passage", "answer", "text", "sentence"),
     *("sentence1", "sentence2", "premise", "hypothesis", "document", "kind", "title", "is_impossible", "input"),
     *("article", "options", "summary"),
+    *("audio", "speaker_id"),
 )
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-2, 4), st.floats(), st.text(max_size=3), st.just("1"))
 VALUES = st.one_of(

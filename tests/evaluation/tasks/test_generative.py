@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import tiny_language_models
 from hf_sparsify.errors import UsageError
-from hf_sparsify.evaluation.datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, TEXT
+from hf_sparsify.evaluation.datasets.base import ANSWERS, CHOICES, ENCODED, LABELS, SPEECH, TEXT
 from hf_sparsify.evaluation.formats import read_items
 from hf_sparsify.evaluation.items import ItemSet
 from hf_sparsify.evaluation.tasks import TASKS, TaskOptions, task_for
 from hf_sparsify.evaluation.tasks.base import Task
 from hf_sparsify.evaluation.tasks.generative import Generative
 from hf_sparsify.patcher.binding.loading import load_model
-from hf_sparsify.patcher.binding.tasks import AUTO_CLASSES, WITHOUT_TEXT
+from hf_sparsify.patcher.binding.tasks import AUTO_CLASSES, TRANSCRIBING, WITHOUT_TEXT
 
 
 @pytest.fixture
@@ -24,14 +24,15 @@ def questions(tmp_path: Path) -> ItemSet:
 
 
 def test_every_loadable_model_has_a_task() -> None:
-    assert {model for _, model in TASKS} == set(AUTO_CLASSES) - WITHOUT_TEXT
-    assert {data for data, _ in TASKS} == {ANSWERS, CHOICES, ENCODED, LABELS, TEXT}
+    assert {model for _, model in TASKS} == set(AUTO_CLASSES) - WITHOUT_TEXT | TRANSCRIBING
+    assert {data for data, _ in TASKS} == {ANSWERS, CHOICES, ENCODED, LABELS, SPEECH, TEXT}
     names = {data: {task.name for (kind, _), task in TASKS.items() if kind == data} for data, _ in TASKS}
     assert names == {
         ANSWERS: {"generative", "extractive", "retrieval"},
         ENCODED: {"generative"},
         CHOICES: {"multiple-choice"},
         LABELS: {"multiple-choice", "classification"},
+        SPEECH: {"asr"},
         TEXT: {"fidelity"},
     }
 

@@ -15,6 +15,8 @@ from hf_sparsify.patcher.methods import AttentionInputs, Clustered, ClusteredPla
 from native_clusters import METHOD_LIST, attend, call_of, double, near
 from torch import Tensor
 
+HAMMING = [replace(method, clustering="hamming") for method in METHOD_LIST]
+
 pytestmark = pytest.mark.skipif(native() is None, reason="the native library is not built, or SPARSIFY_NATIVE is 0")
 
 
@@ -82,7 +84,7 @@ def padded(call: AttentionInputs, poison: float) -> tuple[AttentionInputs, Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", [*METHOD_LIST, Clustered(k=2**31), Clustered(clusters=15, k=15)], ids=str)
+@pytest.mark.parametrize("method", [*METHOD_LIST, *HAMMING, Clustered(k=2**31), Clustered(clusters=15, k=15)], ids=str)
 def test_a_padded_sequence_is_as_it_is_alone(method: ClusteredPlain, dtype: torch.dtype) -> None:
     call, valid = padded(call_of(batch=4, dtype=dtype), torch.nan)
     out, counts = kernel.attend(call, method, count=True)
@@ -95,6 +97,20 @@ def test_a_padded_sequence_is_as_it_is_alone(method: ClusteredPlain, dtype: torc
         count = int(valid[index].sum())
         alone = replace(call, **tensors, visibility=RowRanges.all_keys(count, count))
         assert torch.equal(out[index, :, valid[index]], attend(method, alone)[0])
+
+
+@pytest.mark.parametrize("min_length", [0, 14])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", HAMMING, ids=str)
+def test_clusters_of_codes_are_found_in_torch(method: ClusteredPlain, dtype: torch.dtype, min_length: int) -> None:
+    """The library then attends by them."""
+    call, valid = padded(call_of(batch=4, dtype=dtype), torch.nan)
+    method = replace(method, min_length=min_length)
+    out, expected = attend(method, call).transpose(1, 2), method.attend(call)[0].transpose(1, 2)
+    assert not out[~valid].any()
+    near(out[valid], expected[valid], 1e-5 if dtype == torch.float32 else 1e-2)
+    by_rows = attend(replace(method, clustering="rows"), call).transpose(1, 2)
+    assert float((by_rows - out)[0].abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("method", METHOD_LIST, ids=str)

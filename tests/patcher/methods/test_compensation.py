@@ -198,7 +198,7 @@ def test_no_dropped_mass_is_no_compensation_and_weights_fall_as_it_grows(sinks: 
     def weights(mass: float) -> Tensor:
         def select(chunk: Chunk) -> Selection:
             keep = kept[..., chunk.low : chunk.high]
-            return Selection(keep, dropped_mass=torch.full(keep.shape[:-1], mass, dtype=torch.float64))
+            return Selection(keep, dropped_mass=lambda *_: torch.full(keep.shape[:-1], mass, dtype=torch.float64))
 
         return attend_rows(replace(call, value=value), select, compensation="sdc")[0]
 

@@ -1,0 +1,98 @@
+"""Speech recognition by models that label every frame: Wav2Vec2, HuBERT, WavLM and their kin with a CTC head."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ...errors import DataError
+from ...patcher.binding.loading import LoadedModel
+from ...patcher.differences import TOLERANCE, difference
+from ...patcher.meter import Meter
+from ..generation import kl_divergence
+from ..items import ItemSet
+from .asr import Transcription
+from .base import Answer, TaskOptions
+
+NOISE_FRAMES = 64
+
+
+class CTC(Transcription):
+    """The likeliest token of every frame, repeats and blanks removed; the KL divergence runs over the frames.
+
+    Graves et al. 2006. Recordings are padded into batches only where that changes nothing, which is tried on noise: a
+    model whose first normalisation runs over the whole sound (feat_extract_norm "group") hears them one by one.
+    """
+
+    decoding = "greedy CTC"
+    kl_unit = "nats per frame"
+
+    def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
+        super().__init__(loaded, items, options)
+        if self.batch_size > 1 and not self._heeds_no_padding():
+            self.batch_size = 1
+        # log p of the batch that `predict` saw last, so that `observe` need not run the model again.
+        self._seen: tuple[list[str], list[Tensor]] | None = None
+
+    def encode(self, item: Any) -> list[int] | None:
+        samples = item.sound.samples_at(self.rate)
+        if self._counts_frames() and int(self._frames([samples])[0]) < 1:
+            raise DataError(f"{item.sound.name} is too short: of its {samples} samples the model makes no frame")
+        return super().encode(item)
+
+    def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
+        log_probs = self._log_probs(batch)
+        self._seen = ([item.id for item in batch], log_probs)
+        answers = []
+        for row in log_probs:
+            best = row.topk(2, -1)
+            text = self.tokenizer.decode(best.indices[:, 0].tolist())
+            answers.append({"answer": text, "margin": float((best.values[:, 0] - best.values[:, 1]).min())})
+        return answers
+
+    def observe(self, batch: Sequence[Any], dense: Sequence[Answer]) -> list[Tensor]:
+        """log p of every frame, float32 [frames, vocabulary] for each recording."""
+        seen, self._seen = self._seen, None
+        return seen[1] if seen is not None and seen[0] == [item.id for item in batch] else self._log_probs(batch)
+
+    def compare(
+        self, batch: Sequence[Any], dense: Sequence[Answer], patched: Sequence[Answer], observed: tuple[Any, Any]
+    ) -> list[dict[str, Any]]:
+        return [{"kl": float(kl_divergence(p, q).mean()), "tokens": len(p)} for p, q in zip(*observed, strict=True)]
+
+    def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
+        return [self._extracted([item])]
+
+    def _log_probs(self, batch: Sequence[Any]) -> list[Tensor]:
+        logits = self.model(**self.inputs(batch)).logits.float().log_softmax(-1).cpu()
+        if len(batch) == 1:
+            return [logits[0]]
+        frames = self._frames([item.sound.samples_at(self.rate) for item in batch]).tolist()
+        return [row[:count] for row, count in zip(logits, frames, strict=True)]
+
+    def _frames(self, samples: list[int]) -> Tensor:
+        counted: Tensor = self.model._get_feat_extract_output_lengths(torch.tensor(samples))
+        return counted
+
+    def _counts_frames(self) -> bool:
+        """Whether the model says how many frames it makes of samples."""
+        return self.model.main_input_name == "input_values" and hasattr(self.model, "_get_feat_extract_output_lengths")
+
+    def _heeds_no_padding(self) -> bool:
+        """Whether the model says the same of noise alone and padded behind, beside longer noise."""
+        takes_mask = "attention_mask" in inspect.signature(self.model.forward).parameters
+        if not (takes_mask and self._counts_frames() and getattr(self.extractor, "return_attention_mask", False)):
+            return False
+        draw = numpy.random.default_rng(0)
+        long = draw.standard_normal(math.prod(self.model.config.conv_stride) * NOISE_FRAMES).astype(numpy.float32)
+        short = long[: 3 * len(long) // 4]
+        with torch.inference_mode():
+            alone = self.model(**self._features([short])).logits
+            padded = self.model(**self._features([short, long])).logits[:1, : alone.shape[1]]
+        return difference(padded, alone) <= TOLERANCE[self.model.dtype]

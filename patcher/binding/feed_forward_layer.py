@@ -1,0 +1,187 @@
+"""Whole feed-forward layers while they are trained: where their form is known, they need memory for what is kept alone.
+
+A patch at the down-projection comes too late for that, since autograd has all activations by then. So another one
+stands in for the forward of the module around it, and does something only where gradients are wanted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..methods.feed_forward_gradients import Inner, Projection, feed_forward_kept
+from ..methods.top_k_feed_forward import TopKFeedForward
+
+if TYPE_CHECKING:
+    from .feed_forward import FeedForwardPatch
+
+
+class Form(NamedTuple):
+    """The names of a layer's modules. up: one, which may hold both projections of a gated layer, or two. inner: dropout
+    before the down-projection. outer: dropout after it."""
+
+    up: tuple[str, ...]
+    activation: str
+    down: str
+    inner: str | None = None
+    outer: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        return {name for name in (*self.up, self.activation, self.down, self.inner, self.outer) if name is not None}
+
+
+FORMS = (
+    Form(("wi",), "act", "wo", inner="dropout"),  # T5
+    Form(("wi_0", "wi_1"), "act", "wo", inner="dropout"),  # T5 1.1, UMT5, Pix2Struct
+    Form(("gate_proj", "up_proj"), "act_fn", "down_proj"),  # Llama, Mistral, Qwen, Gemma, SmolLM
+    Form(("gate_up_proj",), "activation_fn", "down_proj"),  # Phi-3, GLM
+    Form(("c_fc",), "act", "c_proj", outer="dropout"),  # GPT-2, GPT-Neo
+    Form(("fc_in",), "act", "fc_out", outer="dropout"),  # GPT-J, CodeGen
+    Form(("dense_h_to_4h",), "act", "dense_4h_to_h"),  # GPT-NeoX, Persimmon
+    Form(("fc1",), "activation_fn", "fc2"),  # CLIP, ViT, Phi
+    Form(("Wi",), "act", "Wo", inner="drop"),  # ModernBERT
+    Form(("intermediate_dense",), "intermediate_act_fn", "output_dense", "intermediate_dropout", "output_dropout"),
+)  # Wav2Vec2 and its kin
+
+# All that the forward of such a layer calls and reads, beside its own modules: no other factor, no other step.
+PLAIN = {"to", "dtype", "int8", "isinstance", "torch", "Tensor", "weight", "chunk"}
+ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
+
+
+@dataclass
+class LayerPatch:
+    """Stands in for the forward of the module around a patched down-projection."""
+
+    module: nn.Module = field(repr=False)
+    form: Form
+    down: FeedForwardPatch = field(repr=False)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The layer's output [..., d_model] for hidden [..., d_model]."""
+        if not self.down.active or not self._trains(hidden):
+            return self._ordinary(hidden)
+        if not torch.compiler.is_compiling():
+            return self._train(hidden)
+        # A graph cannot hold what is kept, and torch.export has no gradients.
+        return self._outside_graphs(hidden) if torch.compiler.is_dynamo_compiling() else self._ordinary(hidden)
+
+    def install(self) -> None:
+        """Takes the place of the module's forward, unless something else did."""
+        if "forward" not in vars(self.module):
+            self.module.forward = self
+
+    def uninstall(self) -> None:
+        """Puts the module's own forward back."""
+        if vars(self.module).get("forward") is self:
+            del self.module.__dict__["forward"]
+
+    @torch.compiler.disable
+    def _outside_graphs(self, hidden: Tensor) -> Tensor:
+        return self._train(hidden)
+
+    def _ordinary(self, hidden: Tensor) -> Tensor:
+        out: Tensor = type(self.module).forward(self.module, hidden)
+        return out
+
+    def _trains(self, hidden: Tensor) -> bool:
+        return torch.is_grad_enabled() and (
+            hidden.requires_grad or any(parameter.requires_grad for parameter in self.module.parameters())
+        )
+
+    def _train(self, hidden: Tensor) -> Tensor:
+        form, device = self.form, hidden.device.type
+        d_ff = _matrix(self._part(form.down)).shape[1]
+        k = self.down.method.width(d_ff)
+        if k >= d_ff or not self._takes(hidden):
+            return self._ordinary(hidden)
+        self.down.count(hidden.numel() // hidden.shape[-1], d_ff, "torch: gradients of a whole layer")
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        down = _projection(self._part(form.down), dtype)
+        up = [half for name in form.up for half in _halves(_projection(self._part(name), dtype), d_ff)]
+        dropout = self._part(form.inner) if form.inner is not None else None
+        inner = Inner(self._part(form.activation), dropout.p if dropout is not None and dropout.training else 0.0)
+        with torch.autocast(device, enabled=False):
+            out = feed_forward_kept(hidden.to(dtype), up, inner, down, k)
+        return out if form.outer is None else self._part(form.outer)(out)
+
+    def _takes(self, hidden: Tensor) -> bool:
+        """Whether the modules are as `FORMS` says in this call, and nothing else waits for theirs."""
+        linears = [self._part(name) for name in (*self.form.up, self.form.down)]
+        return (
+            bool(hidden.numel())
+            and type(self.down.method) is TopKFeedForward
+            and all(_plain(part, hidden) for part in linears)
+            and not any(_watched(self._part(name)) for name in self.form.names)
+        )
+
+    def _part(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+def layer_patch(parent: nn.Module, down: FeedForwardPatch) -> LayerPatch | None:
+    """The patch of the module around a down-projection; None where its form is not known."""
+    names = {name for name, _ in parent.named_children()}
+    for form in FORMS:
+        if names == form.names and getattr(parent, form.down) is down.module and _is_of_form(parent, form):
+            return LayerPatch(parent, form, down)
+    return None
+
+
+def _is_of_form(parent: nn.Module, form: Form) -> bool:
+    """Whether a module with the names of a form also calculates what the form says."""
+    code = getattr(type(parent).forward, "__code__", None)
+    if not type(parent).__module__.startswith("transformers.models.") or code is None or code.co_argcount != 2:
+        return False
+    activation = getattr(parent, form.activation)
+    dropouts = [getattr(parent, name) for name in (form.inner, form.outer) if name is not None]
+    up, down = (getattr(parent, name) for name in (form.up[0], form.down))
+    if type(up) not in (nn.Linear, Conv1D) or type(down) not in (nn.Linear, Conv1D):
+        return False
+    times = 2 if "chunk" in code.co_names else 1
+    return (
+        set(code.co_names) <= PLAIN | form.names
+        and _matrix(up).shape[0] == times * _matrix(down).shape[1]
+        and type(activation).__module__ in ELEMENTWISE
+        and not [*activation.parameters()]
+        and all(type(dropout) is nn.Dropout for dropout in dropouts)
+    )
+
+
+def _plain(part: Any, hidden: Tensor) -> bool:
+    """Whether a linear module has an ordinary weight that goes with hidden, and its own forward or only our patch."""
+    if type(part) not in (nn.Linear, Conv1D) or type(part.weight) is not nn.Parameter:
+        return False
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    return part.weight.device == hidden.device and (autocast or part.weight.dtype == hidden.dtype)
+
+
+def _watched(part: nn.Module) -> bool:
+    """Whether something waits for a module's calls, or changes them."""
+    forward = vars(part).get("forward")
+    replaced = forward is not None and getattr(forward, "replaced", forward) is not None
+    return replaced or bool(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    )
+
+
+def _projection(part: Any, dtype: torch.dtype) -> Projection:
+    return _matrix(part).to(dtype), None if part.bias is None else part.bias.to(dtype)
+
+
+def _halves(up: Projection, d_ff: int) -> list[Projection]:
+    """Both projections of a gated layer where one module holds them."""
+    weight, bias = up
+    if len(weight) == d_ff:
+        return [up]
+    return list(zip(weight.split(d_ff), (None, None) if bias is None else bias.split(d_ff), strict=True))
+
+
+def _matrix(part: Any) -> Tensor:
+    """The weight as [outputs, inputs]."""
+    weight: Tensor = part.weight
+    return weight.t() if type(part) is Conv1D else weight
