@@ -22,8 +22,8 @@ class Dataset:
     read: (record, where, id for a record that has none) -> item; raises DataError that begins with `where`.
     prompt: (item, style) -> what a generating model is told. style: see evaluation.prompts.
     task: ANSWERS, CHOICES, ENCODED, LABELS, SPEECH or TEXT. metric: the key of the metric that decides. fields: what a
-    record must have to be taken for one of this schema. hub, config: where it is on the Hub; "" for a schema that is none of
-    its own.
+    record must have to be taken for one of this schema. hub, config: where it is on the Hub; "" for a schema that is
+    none of its own.
     labels: the names of the labels in order; words: what a model that writes says for each.
     version_2: some questions have no answer, and the metric is that of SQuAD v2.
     prepare: (data set, records, what messages call them) -> the same, where all records are needed before one can be
