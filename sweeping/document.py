@@ -143,7 +143,7 @@ def recommend(document: Document, speeds: Mapping[str, Mapping[str, float]]) -> 
             best = [best[place] for place in unbeaten([speeds[cell["name"]] for cell in best])]
             why = f"the fastest of the {count} that save most of something"
             if len(best) > 1:
-                why = "each is the fastest in one phase"
+                why = "none is faster in both phases"
     reason = f"{'; '.join(_saves(cell) for cell in best)}: {why}"
     return {"cell": best[0]["name"], "reason": reason, "others": [cell["name"] for cell in best[1:]]}
 

@@ -116,7 +116,23 @@ def test_times_decide_between_different_things() -> None:
     found = doc.recommend(document, slower)
     assert found is not None
     assert (found["cell"], found["others"]) == ("top-k-keep-0.25", ["clustered-clusters-4"])
-    assert found["reason"].endswith("each is the fastest in one phase")
+    assert found["reason"].endswith("none is faster in both phases")
+
+
+def test_one_between_two_others_is_the_fastest_in_no_phase() -> None:
+    document = made("PASS", "PASS", "PASS", keep="0.5", methods="top-k,clustered,clustered-plain", clusters="4")
+    for entry, of in zip(document["cells"], ("elements", "scores", "activations"), strict=True):
+        entry["saved"] = {"share": 0.5, "of": of}
+    times = {"top-k-keep-0.5": (2, 1), "clustered-clusters-4": (1.5, 1.5), "clustered-plain-clusters-4": (1, 2)}
+    speeds = {name: {"prefill": prefill, "decode": decode} for name, (prefill, decode) in times.items()}
+    found = doc.recommend(document, speeds)
+    assert found is not None
+    assert [found["cell"], *found["others"]] == list(speeds)
+    assert found["reason"].endswith("none is faster in both phases")
+    speeds["clustered-clusters-4"]["prefill"] = 0.5
+    found = doc.recommend(document, speeds)
+    assert found is not None
+    assert found["others"] == ["clustered-plain-clusters-4"], "slower than another in both phases"
 
 
 def test_chains_that_cannot_be_planned_take_no_part_of_the_level() -> None:
