@@ -101,6 +101,7 @@ _SWEEPING: dict[str, tuple[Any, Any]] = {
     "k": (so.Ks, None),
     "clusters": (so.ClusterCounts, None),
     "ffn_keep": (so.FfnKeeps, None),
+    "ffn_k": (so.FfnKs, None),
     **{
         name: _PATCHING[name]
         for name in ("layers", "skip_layers", "kind", "stack", "compensation", "v_mean", "placement", "denominator")

@@ -47,6 +47,10 @@ FfnKeeps = Annotated[
         rich_help_panel=GRID,
     ),
 ]
+FfnKs = Annotated[
+    str | None,
+    typer.Option("--ffn-k", metavar="<list>", help="Instead: kept activations per token.", rich_help_panel=GRID),
+]
 CalibrationSamples = Annotated[
     int, typer.Option("--samples", help="Items that top-theta is calibrated on.", rich_help_panel=FITTING)
 ]

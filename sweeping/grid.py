@@ -23,18 +23,21 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between cells. Of keep, k and clusters at most one; ffn_keep: None where that was not asked for."""
+    """What differs between cells. Of keep, k and clusters at most one; of ffn_keep and ffn_k at most one, None where
+    feed-forward layers were not asked for."""
 
     method: str
     keep: float | None = None
     k: int | None = None
     clusters: int | None = None
     ffn_keep: float | None = None
+    ffn_k: int | None = None
 
     @property
     def is_dense(self) -> bool:
         """Whether it keeps all, by construction: the control of a chain."""
-        return self.ffn_keep in (None, 1.0) and (self.method == NONE or self.keep == 1.0)
+        whole_ffn = self.ffn_k is None and self.ffn_keep in (None, 1.0)
+        return whole_ffn and (self.method == NONE or self.keep == 1.0)
 
     @property
     def needs_thresholds(self) -> bool:
@@ -44,36 +47,42 @@ class Setting:
     @property
     def patches_ffn(self) -> bool:
         """At keep = 1 only where nothing else is patched, so that the cell is a recipe at all."""
-        return self.ffn_keep is not None and (self.ffn_keep < 1 or self.method == NONE)
+        return self.ffn_k is not None or (self.ffn_keep is not None and (self.ffn_keep < 1 or self.method == NONE))
 
     @property
     def chain(self) -> str:
         """The name of its chain: what does not change along it."""
         if self.method == NONE:
             return FFN_CHAIN
-        return f"{self.method}-ffn-{self.ffn_keep}" if self.patches_ffn else self.method
+        return self.method + self._ffn_name
 
     @property
     def name(self) -> str:
         """As a folder."""
         if self.method == NONE:
-            return f"ffn-keep-{self.ffn_keep}"
-        return f"{self.method}-{self._budget[0]}-{self._budget[1]}" + (
-            f"-ffn-{self.ffn_keep}" if self.patches_ffn else ""
-        )
+            return f"ffn-keep-{self.ffn_keep}" if self.ffn_k is None else f"ffn-k-{self.ffn_k}"
+        return f"{self.method}-{self._budget[0]}-{self._budget[1]}{self._ffn_name}"
 
     @property
     def label(self) -> str:
         """For tables: "top-k, keep = 0.5, FFN keep = 0.25"."""
+        ffn = f"keep = {self.ffn_keep}" if self.ffn_k is None else f"k = {self.ffn_k}"
         if self.method == NONE:
-            return f"FFN, keep = {self.ffn_keep}"
-        return f"{self.method}, {self.budget}" + (f", FFN keep = {self.ffn_keep}" if self.patches_ffn else "")
+            return f"FFN, {ffn}"
+        return f"{self.method}, {self.budget}" + (f", FFN {ffn}" if self.patches_ffn else "")
 
     @property
     def budget(self) -> str:
         """Of attention: "keep = 0.5", "k = 64" or "100 clusters"."""
         what, value = self._budget
         return f"{value} clusters" if what == "clusters" else f"{what} = {value}"
+
+    @property
+    def _ffn_name(self) -> str:
+        """Behind what attention is; nothing where feed-forward layers stay dense."""
+        if not self.patches_ffn:
+            return ""
+        return f"-ffn-{self.ffn_keep}" if self.ffn_k is None else f"-ffn-k-{self.ffn_k}"
 
     @property
     def _budget(self) -> tuple[str, Any]:
@@ -98,12 +107,13 @@ def make_cells(
     k: str | None = None,
     clusters: str | None = None,
     ffn_keep: str | None = None,
+    ffn_k: str | None = None,
     **patching: Any,
 ) -> tuple[Cell, ...]:
     """All cells, chain after chain, each chain from dense to sparse.
 
-    methods, keep, k, clusters, ffn_keep: lists separated by commas, in any order. patching: what holds for all cells,
-    as in make_wanted; a method takes what it knows. UsageError names what is no list, and what no method takes.
+    methods, keep, k, clusters, ffn_keep, ffn_k: lists separated by commas, in any order. patching: what holds for all
+    cells, as in make_wanted; a method takes what it knows. UsageError names what is no list, and what no method takes.
     """
     names = _methods(methods)
     fields = {name: value for name, value in patching.items() if name not in WHERE and value is not None}
@@ -111,17 +121,19 @@ def make_cells(
     where = {name: patching.get(name) for name in WHERE}
     _check_used(names, fields, keep=keep, k=k, clusters=clusters)
     check_exclusive(k, keep)  # type: ignore[arg-type]
+    check_exclusive(ffn_k, ffn_keep, "ffn-")  # type: ignore[arg-type]
     budgets: list[dict[str, Any]] = [{"k": value} for value in _list("--k", k, _count)]
     budgets = budgets or [{"keep": value} for value in _list("--keep", KEEPS if keep is None else keep, _fraction)]
     groups = [{"clusters": value} for value in _list("--clusters", CLUSTERS if clusters is None else clusters, _count)]
-    ffn: Sequence[float | None] = _list("--ffn-keep", ffn_keep, _fraction) or [None]
-    if NONE in names and ffn_keep is None:
-        raise UsageError("--methods none leaves attention dense: give --ffn-keep too")
+    ffn: list[dict[str, Any]] = [{"ffn_k": value} for value in _list("--ffn-k", ffn_k, _count)]
+    ffn = ffn or [{"ffn_keep": value} for value in _list("--ffn-keep", ffn_keep, _fraction)] or [{}]
+    if NONE in names and ffn == [{}]:
+        raise UsageError("--methods none leaves attention dense: give --ffn-keep or --ffn-k too")
     cells = []
     for method in names:
         along: list[dict[str, Any]] = [{}] if method == NONE else budgets if _has_budget(method) else groups
         for share in ffn:
-            cells += [_cell(Setting(method, ffn_keep=share, **budget), fields, where) for budget in along]
+            cells += [_cell(Setting(method, **share, **budget), fields, where) for budget in along]
     return tuple(cells)
 
 
@@ -149,6 +161,7 @@ def _cell(setting: Setting, fields: Mapping[str, Any], where: Mapping[str, Any])
             setting.method,
             ffn="top-k" if setting.patches_ffn else "none",
             ffn_keep=setting.ffn_keep if setting.patches_ffn else None,
+            ffn_k=setting.ffn_k,
             **where,
             **own,
             **{name: value for name, value in fields.items() if name in known},
@@ -196,7 +209,13 @@ def _list(option: str, text: str | None, read: Callable[[str], Number | None]) -
     return sorted(values, reverse=True)
 
 
-_EXAMPLES = {"--keep": KEEPS, "--k": "256,128,64,32", "--clusters": CLUSTERS, "--ffn-keep": "1.0,0.5,0.25"}
+_EXAMPLES = {
+    "--keep": KEEPS,
+    "--k": "256,128,64,32",
+    "--clusters": CLUSTERS,
+    "--ffn-keep": "1.0,0.5,0.25",
+    "--ffn-k": "256,64",
+}
 
 
 def _fraction(text: str) -> float | None:

@@ -43,7 +43,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _table(document: Document, done: list[tuple[Entry, dict[str, Any]]], times: dict[str, Any]) -> RenderableType:
     first = done[0][1]
     short = first["metrics"][first["primary"]]
-    activations = any(entry["setting"]["ffn_keep"] is not None for entry, _ in done)
+    settings = [entry["setting"] for entry, _ in done]
+    activations = any(setting["ffn_keep"] is not None or setting.get("ffn_k") is not None for setting in settings)
     kl = any(results["distance"].get("kl") for _, results in done)
     phases = list(next(iter(times.values()))["lengths"][-1]["phases"]) if times else []
     header = ["cell", "verdict", "dense", "patched", "difference", "95 % interval", "p", "kept"]

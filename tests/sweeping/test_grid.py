@@ -58,6 +58,18 @@ def test_feed_forward_layers_are_a_further_axis() -> None:
     assert cells[3].setting.label == "top-k, keep = 0.5, FFN keep = 0.25"
 
 
+def test_feed_forward_layers_take_counts_too() -> None:
+    cells = make_cells("top-k,none", keep="1.0,0.5", ffn_k="64,256")
+    assert {name: names(chain) for name, chain in chains_of(cells).items()} == {
+        "top-k-ffn-k-256": ["top-k-keep-1.0-ffn-k-256", "top-k-keep-0.5-ffn-k-256"],
+        "top-k-ffn-k-64": ["top-k-keep-1.0-ffn-k-64", "top-k-keep-0.5-ffn-k-64"],
+        "ffn": ["ffn-k-256", "ffn-k-64"],
+    }
+    assert not any(cell.setting.is_dense for cell in cells)
+    assert [cell.wanted.feed_forward for cell in cells] == [TopKFeedForward(k=k) for k in (256, 256, 64, 64, 256, 64)]
+    assert [cells[0].setting.label, cells[-1].setting.label] == ["top-k, keep = 1.0, FFN k = 256", "FFN, k = 64"]
+
+
 @pytest.mark.parametrize(
     ("keep", "at"), [("1.0,0.5,0.25,0.1,0.05", 0.25), ("1.0,0.3", 0.3), ("0.5,0.1", 0.5), ("0.5,0.2,0.1", 0.2)]
 )
@@ -93,7 +105,9 @@ def test_nothing_to_calibrate() -> None:
         ("clustered", {"k": "5"}, "--k does not go with --methods clustered"),
         ("clustered,none", {"ffn_keep": "0.5", "compensation": "sdc"}, "--compensation does not go with"),
         ("top-k", {"min_keep": 2}, "--min-keep does not go with --methods top-k"),
-        ("none", {}, "--methods none leaves attention dense: give --ffn-keep too"),
+        ("none", {}, "--methods none leaves attention dense: give --ffn-keep or --ffn-k too"),
+        ("none", {"ffn_k": "64,x"}, "--ffn-k: 'x' is no whole number of at least 1; write a list such as 256,64"),
+        ("none", {"ffn_k": "64", "ffn_keep": "0.5"}, "--ffn-k and --ffn-keep exclude each other"),
         ("top-k", {"k": "8,2", "protect_first": 3}, "top-k, k = 2: 3 protected keys do not fit in k = 2"),
         ("top-k", {"layers": "x"}, "layers: 'x' is neither"),
         ("top-theta", {"min_keep": 0}, "min_keep must be a whole number of at least 1"),
