@@ -13,6 +13,7 @@ import fake_hub
 import pytest
 import tiny_language_models
 from command_line import Sparsify, runner
+from sweep_commands import Asked
 from transformers.utils import logging as transformers_logging
 
 
@@ -48,6 +49,12 @@ def quiet_libraries() -> Iterator[None]:
         yield
     transformers_logging.set_verbosity(verbosity)
     logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What the cells of a sweep are asked, and which one fails."""
+    return Asked(monkeypatch)
 
 
 @pytest.fixture

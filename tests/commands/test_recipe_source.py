@@ -10,7 +10,8 @@ import fake_hub
 import hf_sparsify
 import pytest
 from command_line import Sparsify, contents, refused
-from fake_hub import FakeHub, Repository
+from fake_hub import FakeHub
+from fake_repository import Repository
 from hf_sparsify.commands.recipe_source import RecipeSource, find_recipe
 from hf_sparsify.errors import SparsifyError, UsageError
 from hf_sparsify.patcher.binding.patching import current_patch

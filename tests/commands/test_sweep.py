@@ -1,64 +1,19 @@
-"""`sparsify sweep`: cells are recipes with evaluations, one fails alone, and a second run does only what is missing."""
+"""`sparsify sweep`: cells are recipes with evaluations, and a second run does only what is missing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_language_models
 from command_line import Sparsify, content, contents, refused
-from hf_sparsify.errors import DataError
 from hf_sparsify.evaluation.saved import ACTIVATIONS, ELEMENTS
-from hf_sparsify.evaluation.tasks.generative import Generative
-from hf_sparsify.patcher.meter import Meter
+from hf_sparsify.patcher.methods import TopKFeedForward
 from hf_sparsify.patcher.recipe import load_recipe
+from sweep_commands import ASK, BASE, TOP_K, Asked, cells, document
 
-BASE = ("sweep", "llama", "-d", "q.jsonl", "--max-new-tokens", "2", "--max-drop", "100", "-q")
-ASK = (*BASE, "--keep", "1.0,0.5,0.2", "--calibrate-on", "train.jsonl", "--samples", "4")
-TOP_K = (*BASE, "--methods", "top-k", "--keep", "1.0,0.5,0.2")
 CELLS = [f"{method}-keep-{keep}" for method in ("top-k", "top-theta") for keep in (1.0, 0.5, 0.2)]
-
-
-def document(directory: str = "sparsified-sweep") -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(Path(directory, "sweep.json").read_text())
-    return made
-
-
-def cells(directory: str = "sparsified-sweep") -> dict[str, dict[str, Any]]:
-    return {entry["name"]: entry for entry in document(directory)["cells"]}
-
-
-def statuses(directory: str = "sparsified-sweep") -> list[str]:
-    return [entry["status"] for entry in cells(directory).values()]
-
-
-class Asked:
-    """Counts the batches that each arm answers, and lets one patched pass of them fail."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.dense = self.patched = 0
-        self.failing: int | None = None
-        self.error: Exception = RuntimeError("no kernel for this\nand more lines")
-        predict = Generative.predict
-
-        def counted(task: Generative, batch: Sequence[Any], meter: Meter | None = None) -> Any:
-            if meter is None:
-                self.dense += 1
-            else:
-                self.patched += 1
-                if self.patched - 1 == self.failing:
-                    raise self.error
-            return predict(task, batch, meter)
-
-        monkeypatch.setattr(Generative, "predict", counted)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(monkeypatch)
 
 
 def test_cells_are_recipes_with_evaluations(sparsify: Sparsify, asked: Asked) -> None:
@@ -152,68 +107,6 @@ def test_a_directory_of_something_else_is_never_taken(sparsify: Sparsify, recipe
     assert contents(recipe) == before
 
 
-def test_cells_that_cannot_be_planned(sparsify: Sparsify, work: Path) -> None:
-    done = sparsify(*BASE, "--methods", "clustered,top-k", "--clusters", "4,2", "--keep", "0.5")
-    assert done.code == 0
-    assert statuses() == ["refused", "refused", "done"]
-    assert "causal self-attention" in cells()["clustered-clusters-4"]["error"]
-    assert "clustered, 4 clusters; clustered, 2 clusters: refused: clustered attention is for" in " ".join(
-        done.out.split()
-    )
-    assert cells()["top-k-keep-0.5"]["verdict"]["level"] == 0.025
-    refused(sparsify(*BASE, "--methods", "clustered", "-o", "out"), 4, "bidirectional self-attention only")
-    assert not (work / "out").exists()
-
-
-def test_a_cell_that_fails_leaves_the_others(sparsify: Sparsify, asked: Asked) -> None:
-    asked.failing = 4  # of the second batch the second cell
-    done = sparsify(*TOP_K, "--batch-size", "2")
-    assert done.code == 0
-    assert statuses() == ["done", "failed", "done"]
-    assert cells()["top-k-keep-0.5"]["error"] == "no kernel for this"
-    assert cells()["top-k-keep-0.2"]["verdict"]["decision"] == "PASS", "what was not run is left out of the sequence"
-    assert asked.patched == 3 + 3 + 2
-    assert "top-k, keep = 0.5: failed: no kernel for this" in done.out
-    asked.patched, asked.failing = 0, None
-    again = sparsify(*TOP_K, "--batch-size", "2")
-    assert statuses() == ["done", "done", "done"]
-    assert asked.patched == 2, "only the failed cell goes on"
-    assert "failed" not in again.out
-
-
-def test_out_of_memory_is_one_sentence(sparsify: Sparsify, asked: Asked) -> None:
-    asked.failing, asked.error = 1, RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
-    assert sparsify(*TOP_K).code == 0
-    assert cells()["top-k-keep-0.5"]["error"].startswith("out of memory: lower --batch-size")
-
-
-def test_a_smaller_batch_goes_on_in_the_same_sweep(sparsify: Sparsify, asked: Asked) -> None:
-    asked.failing, asked.error = 1, RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
-    assert sparsify(*TOP_K).code == 0
-    asked.failing = None
-    assert sparsify(*TOP_K, "--batch-size", "3").code == 0
-    assert statuses() == ["done"] * 3
-
-
-def test_no_sparse_cell_could_be_run(sparsify: Sparsify, asked: Asked) -> None:
-    asked.failing = 1
-    done = sparsify(*BASE, "--methods", "top-k", "--keep", "1.0,0.5")
-    assert done.code == 1
-    assert statuses() == ["done", "failed"]
-    assert "recommended: none" in done.out
-
-
-def test_an_error_that_is_no_cell_s_ends_all(sparsify: Sparsify, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked.failing, asked.error = 1, ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
-        sparsify(*TOP_K)
-    assert statuses() == ["waiting"] * 3
-    assert document()["ended"] is False
-    asked.failing = None
-    assert sparsify(*TOP_K).code == 0
-    assert statuses() == ["done"] * 3
-
-
 def test_calibration_never_sees_what_is_evaluated(sparsify: Sparsify, work: Path) -> None:
     asked, others = (work / "q.jsonl").read_text(), (work / "train.jsonl").read_text()
     (work / "train.jsonl").write_text(others.replace('"id": "q', '"id": "t') + asked.replace('"id": "q', '"id": "s'))
@@ -222,28 +115,6 @@ def test_calibration_never_sees_what_is_evaluated(sparsify: Sparsify, work: Path
     assert document()["calibration"]["samples"] == 6
     (work / "train.jsonl").write_text(asked)
     refused(sparsify(*ASK, "--force"), 2, "every item of train.jsonl is evaluated, so none is left to calibrate on")
-
-
-def test_calibration_that_fails(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: Any, **__: Any) -> None:
-        raise DataError("no row sees more keys than its k")
-
-    with monkeypatch.context() as patching:
-        patching.setattr("hf_sparsify.commands.calibrator.calibrate_target", failing)
-        assert sparsify(*ASK).code == 0
-    assert statuses() == ["done", "done", "done", "done", "failed", "failed"]
-    assert cells()["top-theta-keep-0.2"]["error"] == "calibration failed: no row sees more keys than its k"
-    assert cells()["top-theta-keep-1.0"]["verdict"]["decision"] == "PASS"
-    assert sparsify(*ASK).code == 0
-    assert statuses() == ["done"] * 6
-
-
-def test_no_cell_could_be_made(sparsify: Sparsify) -> None:
-    done = sparsify(*BASE, "--methods", "top-theta", "--k", "5000", "--calibrate-on", "train.jsonl", "--samples", "4")
-    assert (done.code, statuses()) == (1, ["failed"])
-    assert "top-theta, k = 5000: failed: calibration failed: no row" in done.out
-    assert "recommended: none" in done.out
-    assert document()["ended"] is True
 
 
 def test_thresholds_that_keep_too_much_are_fitted_anew(sparsify: Sparsify, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +139,18 @@ def test_feed_forward_layers(sparsify: Sparsify) -> None:
     ]
     assert [chain["name"] for chain in document()["chains"]] == ["ffn", "top-k", "top-k-ffn-0.5"]
     assert document()["recommended"]["cell"] == "top-k-keep-0.5-ffn-0.5"
+
+
+def test_feed_forward_layers_at_counts(sparsify: Sparsify) -> None:
+    done = sparsify(*BASE, "--methods", "none", "--ffn-k", "4,16")
+    assert done.code == 0, done.err
+    assert [(entry["name"], entry["saved"]["of"]) for entry in cells().values()] == [
+        ("ffn-k-16", ACTIVATIONS),
+        ("ffn-k-4", ACTIVATIONS),
+    ]
+    assert load_recipe("sparsified-sweep/recipes/ffn-k-4").plan["model.layers.0.mlp"] == TopKFeedForward(k=4)
+    assert " activations " in done.out
+    assert document()["recommended"]["cell"] == "ffn-k-4"
 
 
 def test_the_same_modules_stay_dense_for_every_method(sparsify: Sparsify, work: Path) -> None:

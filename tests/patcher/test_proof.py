@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,9 @@ import tiny_models
 import torch
 from families.every import EVERY
 from hf_sparsify.errors import NotPatchableError
-from hf_sparsify.patcher import proof
 from hf_sparsify.patcher.binding import attention
 from hf_sparsify.patcher.binding.modules import attention_modules
-from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE, Patch
+from hf_sparsify.patcher.binding.patching import MODEL_ATTRIBUTE
 from hf_sparsify.patcher.checks import Check, ProofFailedError
 from hf_sparsify.patcher.methods import AttentionMethod, Chunk, TopK, TopTheta
 from hf_sparsify.patcher.methods.chunk import Selection
@@ -251,41 +249,6 @@ def test_a_failed_proof_names_the_way_out() -> None:
         ProofFailedError, match=r"--set 're:model\\.layers\\.\\d\+\\.self_attn=none' leaves the first and"
     ):
         prove(model, plan_for(model, KeepsTooFew(k=8)), None, "causal-lm")
-
-
-def forget_modules(patch: Patch) -> None:
-    for config, _ in patch.configs:
-        config._attn_implementation_internal = attention.ATTENTION_NAME
-    patch.active = False
-
-
-def forget_configs(patch: Patch) -> None:
-    for module, _ in patch.attention:
-        if hasattr(module, attention.PATCH_ATTRIBUTE):
-            delattr(module, attention.PATCH_ATTRIBUTE)
-    patch.active = False
-
-
-@pytest.mark.parametrize("forgetful", [forget_modules, forget_configs])
-def test_an_unpatching_that_forgets_something_is_found(
-    forgetful: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny_models.build("llama")
-    plan = plan_for(model, TopK(k=8))
-    monkeypatch.setattr(Patch, "deactivate", forgetful)
-    with pytest.raises(ProofFailedError) as caught:
-        prove(model, plan, None, "causal-lm")
-    assert "unpatching restores the dense model to the bit" in [c.name for c in caught.value.checks if not c.passed]
-
-
-def test_an_error_while_proving_leaves_the_model_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_models.build("llama")
-    before = tiny_models.logits(model, tiny_models.inputs("llama"))
-    monkeypatch.setattr(proof, "typical_difference", lambda *tensors: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prove(model, plan_for(model, TopK(k=4)), None, "causal-lm")
-    assert not hasattr(model, MODEL_ATTRIBUTE)
-    assert torch.equal(tiny_models.logits(model, tiny_models.inputs("llama")), before)
 
 
 def test_a_model_without_tokens_says_how_to_go_on() -> None:

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 import torch
 from clustered_oracle import TensorSizes, dense, oracle, self_attention, with_rows_as_output
-from hf_sparsify.errors import UsageError
 from hf_sparsify.patcher.methods import (
-    METHODS,
     AttentionInputs,
     Clustered,
     ClusteredPlain,
     FullMask,
     RowRanges,
-    method_from_dict,
-    method_to_dict,
 )
 from hf_sparsify.patcher.methods.clustered import ClusterCounts
 from torch import Tensor
@@ -276,31 +272,3 @@ def test_as_dense_and_as_small() -> None:
     assert ClusteredPlain().as_small(6) == ClusteredPlain(clusters=6)
     assert Clustered().as_small(6) == Clustered(clusters=6, k=6)
     assert Clustered(k=3).as_small(6) == Clustered(clusters=6, k=3)
-
-
-def test_names_descriptions_and_recipe_entries() -> None:
-    assert ClusteredPlain(clusters=7).describe() == "7 clusters"
-    assert ClusteredPlain(clusters=7, min_length=9).describe() == "7 clusters, dense below 9 tokens"
-    assert Clustered(clusters=7, k=5).describe() == "7 clusters, k = 5"
-    assert Clustered(clusters=7, k=5, min_length=9).describe() == "7 clusters, k = 5, dense below 9 tokens"
-    assert (ClusteredPlain().refined, Clustered(k=5).refined) == (0, 5)
-    for method in (ClusteredPlain(7, 2, 64, 3), Clustered(7, 2, 64, 3, 5)):
-        assert METHODS[method.name] is type(method)
-        assert method_from_dict(method_to_dict(method)) == method
-
-
-@pytest.mark.parametrize("method", [ClusteredPlain, Clustered])
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("clusters", 0), ("clusters", 2.0), ("clusters", True), ("clusters", "8"), ("clusters", None)]
-    + [(field, value) for field in ("iterations", "min_length", "seed") for value in (-1, 0.5, True, None)],
-)
-def test_fields_outside_their_range_are_refused(method: type[ClusteredPlain], field: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=f"^{field} must be a whole number of at least {int(field == 'clusters')}"):
-        method(**{field: value})
-
-
-@pytest.mark.parametrize("k", [0, -1, 1.5, True, None])
-def test_a_k_outside_its_range_is_refused(k: Any) -> None:
-    with pytest.raises(UsageError, match=r"^k must be a whole number of at least 1"):
-        Clustered(k=k)
