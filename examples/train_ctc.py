@@ -103,11 +103,15 @@ def losses(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, batch: list[Utte
 
 
 def train(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, args: argparse.Namespace) -> None:
-    """Fresh utterances at every step; the rate rises for 5 % of them and then falls as a cosine."""
+    """Fresh utterances at every step; the rate rises for 5 % of them and then falls as a cosine.
+
+    args.stop_after: ends there, at the rates of all args.steps. The configuration says how many steps were made in all.
+    """
     rng = random.Random(args.seed)
+    stop = args.steps if args.stop_after is None else min(args.stop_after, args.steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     start = time.monotonic()
-    for step in range(args.steps):
+    for step in range(stop):
         progress = step / args.steps
         batch = [make_utterance(rng, WORDS) for _ in range(args.batch)]
         ctc, frame = losses(model, processor, batch)
@@ -117,11 +121,17 @@ def train(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, args: argparse.Na
         (ctc * min(1.0, 2 * progress) + frame * max(0.0, 1.2 - progress)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 25 == 0 or step + 1 == args.steps:
+        model.config.trained_steps = trained_steps(model) + 1
+        if step % 25 == 0 or step + 1 == stop:
             minutes = (time.monotonic() - start) / 60
             print(f"{minutes:5.1f} min  step {step}  ctc {ctc.item():.3f}  frame {frame.item():.3f}", flush=True)
         if step % 100 == 99:
             save(model, processor, args.output)
+
+
+def trained_steps(model: Wav2Vec2ForCTC) -> int:
+    """How many steps the model has learnt for, in all commands together."""
+    return getattr(model.config, "trained_steps", 0)
 
 
 def save(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, output: Path) -> None:
@@ -133,8 +143,9 @@ def save(model: Wav2Vec2ForCTC, processor: Wav2Vec2Processor, output: Path) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--stop-after", type=int, metavar="N", help="end after N of them, at the rates of all")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of weights and utterances (default: the steps made so far)")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--batch", type=int, default=8, help="utterances per step")
     parser.add_argument("--resume", action="store_true", help="go on with the model in OUTPUT; the rate rises again")
@@ -142,11 +153,13 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=400, help="utterances to write for `sparsify eval`")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
     if args.resume:
         model = Wav2Vec2ForCTC.from_pretrained(args.output / "model").train()
         processor = Wav2Vec2Processor.from_pretrained(args.output / "model")
+        args.seed = trained_steps(model) if args.seed is None else args.seed
     else:
+        args.seed = args.seed or 0
+        torch.manual_seed(args.seed)
         rng = random.Random(10_000)
         utterances = [make_utterance(rng, VALIDATION_WORDS) for _ in range(args.validation)]
         write_folder(args.output / "validation", utterances)

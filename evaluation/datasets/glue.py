@@ -1,6 +1,7 @@
 """GLUE: sentences and pairs of sentences with a label.
 
-Questions and words are those that lm-evaluation-harness uses, so that scores can be compared.
+Questions and words are those that lm-evaluation-harness uses, so that scores can be compared. The metric is accuracy,
+which is a mean over items as the verdict needs it; GLUE itself scores CoLA by Matthews correlation, which is none.
 """
 
 from __future__ import annotations
