@@ -6,24 +6,26 @@
     python examples/listops.py --size published --methods ''                 # what rules without structure find
 
 All methods see the same examples, the same first weights and, by seed, the same order of the examples. What is finished
-is kept in the output, and the same command goes on after Ctrl-C. Memory and time are those of a training step at the
-greatest length, above weights and optimizer, in a process of its own; seconds are of all threads on a CPU, where others
-may be busy too, and by the clock elsewhere. Rules that see no structure stand beside.
+is kept in the output, and the same command goes on after Ctrl-C while the code is the same. Memory and time are those of
+a training step at the greatest length, above weights and optimizer, in a process of its own; seconds are of all threads
+on a CPU, where others may be busy too, and by the clock elsewhere. Rules that see no structure stand beside.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import hf_sparsify
 import torch
-import transformers
 from hf_sparsify.files import write_file
 from listops_data import generate
 from listops_rules import RULES
@@ -36,7 +38,7 @@ HEADER = "| attention | accuracy, % | seeds | steps | MiB a step | seconds a ste
 def main() -> None:
     parser, arguments = parse()
     size = sized(arguments)
-    settings = {**asdict(size), "device": str(arguments.device), "data_seed": DATA_SEED}
+    settings = {**asdict(size), "device": str(arguments.device), "data_seed": DATA_SEED, "code": code()}
     try:
         results = Results(settings, arguments.output)
     except (ValueError, OSError) as error:
@@ -100,8 +102,18 @@ def sized(arguments: argparse.Namespace) -> Size:
     )
 
 
+def code() -> dict[str, str]:
+    """What else a result depends on: versions, and a hash of the package's patcher."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(hf_sparsify.__file__).parent.joinpath("patcher").rglob("*.py")):
+        digest.update(file.read_bytes())
+    versions = {name: version(name) for name in ("hf-sparsify", "torch", "transformers")}
+    return {**versions, "patcher": digest.hexdigest()}
+
+
 class Results:
-    """What is finished, and its file. ValueError for one of other settings or in no folder, OSError as open()."""
+    """What is finished, and its file. ValueError for one of other settings, by other code or in no folder; OSError as
+    open()."""
 
     def __init__(self, settings: dict[str, Any], path: Path | None) -> None:
         self.path = path
@@ -109,7 +121,6 @@ class Results:
             raise ValueError("its folder is not there; make it first")
         self.document: dict[str, Any] = {
             "settings": settings,
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "rules": {},
             "step": {},
             "runs": {},
@@ -117,7 +128,7 @@ class Results:
         if path is not None and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(found, dict) or found.get("settings") != settings:
-                raise ValueError("it holds results of other settings; name another file")
+                raise ValueError("it holds results of other settings or other code; name another file")
             self.document = found
 
     def once(self, kind: str, name: str, find: Callable[[], Any]) -> None:

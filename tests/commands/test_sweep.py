@@ -148,7 +148,7 @@ def test_feed_forward_layers_at_counts(sparsify: Sparsify) -> None:
         ("ffn-k-16", ACTIVATIONS),
         ("ffn-k-4", ACTIVATIONS),
     ]
-    assert load_recipe("sparsified-sweep/recipes/ffn-k-4").plan["model.layers.0.mlp"] == TopKFeedForward(k=4)
+    assert set(load_recipe("sparsified-sweep/recipes/ffn-k-4").plan.values()) == {TopKFeedForward(k=4)}
     assert " activations " in done.out
     assert document()["recommended"]["cell"] == "ffn-k-4"
 

@@ -175,6 +175,8 @@ def test_what_is_finished_is_not_run_again(
     assert made == [0, 1]
     assert run("--seeds", "2", "--steps", "7") == (2, "")  # other settings
     assert run("--seeds", "2") == (0, table)
+    monkeypatch.setattr(listops, "version", lambda _: "1.0")
+    assert run("--seeds", "2") == (2, "")  # other code
     assert made == [0, 1]
 
 
