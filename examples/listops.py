@@ -5,10 +5,11 @@
     python examples/listops.py --size published --measure --batch-size 1     # memory and time of a step, no training
     python examples/listops.py --size published --methods ''                 # what rules without structure find
 
-All methods see the same examples, the same first weights and, by seed, the same order of the examples. What is finished
-is kept in the output, and the same command goes on after Ctrl-C while the code is the same. Memory and time are those of
-a training step at the greatest length, above weights and optimizer, in a process of its own; seconds are of all threads
-on a CPU, where others may be busy too, and by the clock elsewhere. Rules that see no structure stand beside.
+All methods see the same examples, the same first weights and, by seed, the same order of the examples. What is
+finished is kept in the output, and the same command goes on after Ctrl-C, as long as the code is the same. Memory and
+time are those of a training step at the greatest length, above weights and optimizer, in a process of its own; seconds
+are of all threads on a CPU, where others may be busy too, and by the clock elsewhere. Rules that see no structure
+stand beside.
 """
 
 from __future__ import annotations
