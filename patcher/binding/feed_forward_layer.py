@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
@@ -141,11 +142,13 @@ class LayerPatch:
         """Whether the module's own forward gives the same where all is kept. Names do not show the order of operands, a
         factor or a residual."""
         if self.confirmed is None:
-            probe = torch.randn(PROBES, hidden.shape[-1], generator=torch.Generator().manual_seed(0)).to(hidden)
-            with torch.no_grad():
+            # Dispatch modes, e.g. of selective checkpoints, would take this for a part of the layer.
+            with torch.no_grad(), _disable_current_modes():
+                probe = torch.randn(PROBES, hidden.shape[-1], generator=torch.Generator().manual_seed(0))
+                probe = probe.to(hidden.device, hidden.dtype)
                 own, ours = type(self.module).forward(self._dense_twin(), probe), self._kept(probe, d_ff, 0.0)
                 allowed = torch.finfo(ours.dtype).eps ** 0.5 * own.float().norm()
-                self.confirmed = bool((own.float() - ours.float()).norm() <= allowed)
+                self.confirmed = bool((own - ours).float().norm() <= allowed)
         return self.confirmed
 
     def _dense_twin(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from feed_forward_training import SOME, WHOLE, by_down_projections, only_patch, 
 from hf_sparsify.patcher.binding.patching import apply_plan
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 
@@ -57,6 +59,22 @@ def test_finding_out_leaves_no_trace(dtype: torch.dtype) -> None:
     first = train(model, call)
     same(train(model, call), first, 0)  # from the same seed
     assert patch.paths == {WHOLE: 2 * len(patch.feed_forward)}
+
+
+def test_finding_out_is_no_part_of_what_a_checkpoint_caches() -> None:
+    layer = only_patch(make("llama"))
+    x = torch.randn(1, 5, 32, requires_grad=True)
+
+    def gradient(save: bool) -> Tensor:
+        contexts = (
+            partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default]) if save else noop_context_fn
+        )
+        out = checkpoint(layer.module, x, use_reentrant=False, context_fn=contexts)
+        return torch.autograd.grad(out.square().sum(), x)[0]
+
+    found = gradient(save=True)
+    torch.testing.assert_close(found, gradient(save=False))
+    assert layer.down.paths[WHOLE]
 
 
 class Unusual(nn.ReLU):
@@ -139,7 +157,8 @@ def test_functional_gradients(over: str) -> None:
         return out
 
     by_weights, by_inputs = grad(loss, (0, 1))(weights, embeds)
-    assert patch.paths and WHOLE not in patch.paths
+    assert patch.paths
+    assert WHOLE not in patch.paths
     leaf = embeds.clone().requires_grad_()
     model.zero_grad()
     loss({}, leaf).backward()
