@@ -136,7 +136,7 @@ def _gradients(ctx: Any, out_grad: Tensor) -> list[Tensor | None]:
                 _accumulate(weight_sum, buffer.t(), hidden[rows])
             if bias_sum is not None:
                 bias_sum += buffer.sum(0, dtype=bias_sum.dtype)
-        if hidden_grad is not None:
+        if hidden_grad is not None and hidden_sum is not None:
             hidden_grad[rows] = hidden_sum
     return [hidden_grad, *(None if total is None else total.to(hidden.dtype) for total in sums)]
 
