@@ -30,6 +30,12 @@ _MAKERS: dict[str, Callable[[], Any]] = {
         hf.DistilBertConfig(vocab_size=97, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=64)
     ),
     "albert": lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=16)),
+    "moonshine": lambda: hf.MoonshineForConditionalGeneration(
+        hf.MoonshineConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=40, encoder_num_hidden_layers=1,
+            decoder_num_hidden_layers=2, encoder_num_attention_heads=4, decoder_num_attention_heads=4,
+        )
+    ),
     "modernbert": lambda: hf.ModernBertModel(hf.ModernBertConfig(**TEXT, cls_token_id=1, sep_token_id=2)),
     "vit": lambda: hf.ViTModel(hf.ViTConfig(**_IMAGE)),
     "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=TEXT, vision_config=_IMAGE)),
@@ -69,6 +75,8 @@ def call_of(name: str) -> dict[str, Tensor]:
         return {"input_ids": ids, "pixel_values": image}
     if name == "whisper":
         return {"input_features": torch.randn(2, 8, 16, generator=generator), "decoder_input_ids": ids[:, :6]}
+    if name == "moonshine":
+        return {"input_values": torch.randn(2, 2000, generator=generator), "decoder_input_ids": ids[:, :6]}
     if name == "bert-cross":
         return {"input_ids": ids, "encoder_hidden_states": torch.randn(2, 5, 32, generator=generator)}
     if name in ("t5-gated", "switch"):

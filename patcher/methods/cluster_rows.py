@@ -28,11 +28,11 @@ def attend_clusters(inputs: AttentionInputs, assigned: Tensor, clusters: int, re
     shares = scores.softmax(-1)
     weights = _dropped(shares, inputs.dropout)
     if not refined:
-        return _of_cluster(_by_group(weights, value), assigned).to(inputs.value.dtype)
+        return _of_cluster(_group_matmul(weights, value), assigned).to(inputs.value.dtype)
     # The mass is the centroid's, before dropout, as in the authors' code.
     strongest = scores.topk(refined, dim=-1).indices
     mass = shares.gather(-1, strongest).sum(-1)
-    rest = _by_group(weights.scatter(-1, strongest, 0), value)
+    rest = _group_matmul(weights.scatter(-1, strongest, 0), value)
     exact = _refine(inputs, query, value, assigned, strongest, mass)
     return (_of_cluster(rest, assigned) + exact).to(inputs.value.dtype)
 
@@ -41,7 +41,7 @@ def _centroid_scores(inputs: AttentionInputs, query: Tensor, assigned: Tensor, c
     """The mean score row of each cluster [B, H, C, n], which is the row of its mean query."""
     nothing = query.new_zeros(*query.shape[:2], clusters, query.shape[-1])
     centroids = cluster_means(query, assigned, nothing)
-    scores = _by_group(centroids, working(inputs.key).transpose(2, 3)) * inputs.scale
+    scores = _group_matmul(centroids, working(inputs.key).transpose(2, 3)) * inputs.scale
     if inputs.bias is not None:
         members = query.new_zeros(*nothing.shape[:3], query.shape[2]).scatter(2, assigned.unsqueeze(2), 1.0)
         sizes = cluster_sizes(assigned, clusters).clamp(min=1).unsqueeze(-1)
@@ -110,7 +110,7 @@ def _of_cluster(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.gather(2, wide)
 
 
-def _by_group(rows: Tensor, matrix: Tensor) -> Tensor:
+def _group_matmul(rows: Tensor, matrix: Tensor) -> Tensor:
     """[B, H, C, a] @ [B, G, a, b] -> [B, H, C, b], the matrix of a KV head for all its query heads."""
     batch, heads, count, width = rows.shape
     groups = matrix.shape[1]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .kept_keys import smallest_integer
 from .top_k_feed_forward import largest
 
 CHUNK_ELEMENTS = 1024 * 1024  # inner activations of one chunk (4 MB in float32)
@@ -74,7 +75,7 @@ class _Kept(torch.autograd.Function):
         (down, down_bias), *ups = _pairs(parameters)
         tokens, d_ff = len(hidden), down.shape[1]
         out = hidden.new_empty(tokens, down.shape[0])
-        positions = torch.empty(tokens, k, dtype=smallest_integer(d_ff), device=hidden.device)
+        positions = torch.empty(tokens, k, dtype=smallest_integer(d_ff - 1), device=hidden.device)
         before = [hidden.new_empty(tokens, k) for _ in ups]
         passed = torch.empty_like(positions, dtype=torch.bool) if inner.dropout else None
         zeros = inner.zeros_have_gradients(len(ups) > 1)
@@ -92,14 +93,17 @@ class _Kept(torch.autograd.Function):
             values = activations.gather(1, kept)
             out[rows] = linear(activations.zero_().scatter_(1, kept, values), down, down_bias)
         ctx.inner, ctx.chunk_size = inner, chunk_size
-        ctx.shapes = [None if one is None else one.shape for one in (hidden, *parameters)]
+        ctx.shapes = [None if one is None else one.shape for one in parameters]
         ctx.save_for_backward(hidden, positions, passed, down, *before, *(weight for weight, _ in ups))
         return out
 
     @staticmethod
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError("top-k feed-forward layers have no second derivatives: train without create_graph=True")
+            raise RuntimeError(
+                "second derivatives through sparse feed-forward layers are not supported: compute this part with the "
+                "model unpatched, or without create_graph"
+            )
         with torch.autocast(out_grad.device.type, enabled=False):
             return (None, None, None, *_gradients(ctx, out_grad))
 
@@ -110,27 +114,31 @@ def _gradients(ctx: Any, out_grad: Tensor) -> list[Tensor | None]:
     hidden, positions, passed, down, *rest = ctx.saved_tensors
     before, ups = rest[: len(rest) // 2], rest[len(rest) // 2 :]
     wanted = ctx.needs_input_grad[3:]
-    sums = [_sums(shape, hidden) if want else None for shape, want in zip(ctx.shapes, wanted, strict=True)]
-    hidden_sum, down_sum, down_bias_sum, *up_sums = sums
+    hidden_grad = torch.empty_like(hidden) if wanted[0] else None  # of one chunk after another: nothing to add up
+    sums = [_zeros(shape, hidden) if want else None for shape, want in zip(ctx.shapes, wanted[1:], strict=True)]
+    down_sum, down_bias_sum, *up_sums = sums
     for rows in _chunks(len(hidden), ctx.chunk_size):
         kept, grad = positions[rows].long(), out_grad[rows]
         factor = None if passed is None else passed[rows].to(hidden.dtype) * inner.scale
         buffer = grad @ down  # for one [c, d_ff] after another
         values, before_grads = _through_inner(inner, [one[rows] for one in before], factor, buffer.gather(1, kept))
         if down_sum is not None:
-            _add_product(down_sum, grad.t(), buffer.zero_().scatter_(1, kept, values))
+            _accumulate(down_sum, grad.t(), buffer.zero_().scatter_(1, kept, values))
         if down_bias_sum is not None:
             down_bias_sum += grad.sum(0, dtype=down_bias_sum.dtype)
+        hidden_sum = _zeros(hidden[rows].shape, hidden) if hidden_grad is not None else None
         for number, (weight, before_grad) in enumerate(zip(ups, before_grads, strict=True)):
             weight_sum, bias_sum = up_sums[2 * number : 2 * number + 2]
             buffer.zero_().scatter_(1, kept, before_grad)
             if hidden_sum is not None:
-                _add_product(hidden_sum[rows], buffer, weight)
+                _accumulate(hidden_sum, buffer, weight)
             if weight_sum is not None:
-                _add_product(weight_sum, buffer.t(), hidden[rows])
+                _accumulate(weight_sum, buffer.t(), hidden[rows])
             if bias_sum is not None:
                 bias_sum += buffer.sum(0, dtype=bias_sum.dtype)
-    return [None if total is None else total.to(hidden.dtype) for total in sums]
+        if hidden_grad is not None and hidden_sum is not None:
+            hidden_grad[rows] = hidden_sum
+    return [hidden_grad, *(None if total is None else total.to(hidden.dtype) for total in sums)]
 
 
 def _through_inner(
@@ -145,12 +153,13 @@ def _through_inner(
         return values.detach(), torch.autograd.grad(values, leaves, grad)
 
 
-def _sums(shape: torch.Size, hidden: Tensor) -> Tensor:
-    """Zeros to sum a gradient in."""
+def _zeros(shape: torch.Size, hidden: Tensor) -> Tensor:
+    """To add up a gradient in."""
     return torch.zeros(shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
@@ -164,11 +173,3 @@ def _pairs(parameters: tuple[Tensor, ...]) -> list[Projection]:
 def _chunks(tokens: int, size: int) -> Iterator[slice]:
     for start in range(0, tokens, size):
         yield slice(start, start + size)
-
-
-def smallest_integer(count: int) -> torch.dtype:
-    """The smallest integer type that numbers so many things."""
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        if count - 1 <= torch.iinfo(dtype).max:
-            return dtype
-    return torch.int64
