@@ -1,0 +1,13 @@
+"""What torch.func does to a call: its transforms take plain autograd alone."""
+
+from __future__ import annotations
+
+import torch
+
+
+def transforms_active() -> bool:
+    """Whether a transform of torch.func is running (grad, vjp, jvp and others).
+
+    They take no autograd function that is written for backward() alone, no checkpoint, and no look at a tensor's memory.
+    """
+    return bool(torch._C._are_functorch_transforms_active())
