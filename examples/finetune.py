@@ -2,10 +2,12 @@
 
     python examples/finetune.py
     python examples/finetune.py --k 2 16 --seeds 0 --steps 100 --output /tmp/finetune
+    python examples/finetune.py --compensation sdc
 
 For each seed it trains one dense model and one model per k that is patched before its first step, all on the same
 stories in the same order. It prints how many questions each of them answers right, and how many the dense model does
-when it is patched after training. The architecture is that of demo-t5, of the T5 family. The questions ask what a short
+when it is patched after training. Compensation is none in both, unless told otherwise: what is dropped then counts for
+nothing and gets no gradient. The architecture is that of demo-t5, of the T5 family. The questions ask what a short
 story names most often, so that an answer rests on many words. One CPU thread is enough.
 """
 
@@ -23,6 +25,7 @@ import hf_sparsify
 import torch
 from hf_sparsify import TopK
 from hf_sparsify.evaluation.demo.stories import POOL_QUESTIONS, POOL_VALUES
+from hf_sparsify.patcher.methods.compensation import COMPENSATIONS
 from train_demo_t5 import build_model, build_tokenizer
 from transformers import (
     EvalPrediction,
@@ -101,7 +104,7 @@ def measure(seed: int, args: Any, test: list[Example], output: Path) -> dict[str
         name = "dense" if k is None else f"k-{k}"
         trainer = make_trainer(model, data, seed, args, str(output / f"{name}-seed-{seed}"))
         if k is not None:
-            hf_sparsify.patch(model, TopK(k=k))
+            hf_sparsify.patch(model, TopK(k=k, compensation=args.compensation))
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
@@ -110,7 +113,7 @@ def measure(seed: int, args: Any, test: list[Example], output: Path) -> dict[str
         found["dense" if k is None else "trained"].append(right)
         if k is None:
             for afterwards in args.k:
-                with hf_sparsify.patch(model, TopK(k=afterwards)):
+                with hf_sparsify.patch(model, TopK(k=afterwards, compensation=args.compensation)):
                     found["patched"].append(trainer.evaluate(test)["eval_right"])
         if args.output is not None:
             trainer.save_model()
@@ -126,6 +129,7 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, nargs="+", default=[2, 16], help="kept keys per row")
+    parser.add_argument("--compensation", choices=COMPENSATIONS, default="none", help="for what top-k drops")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=120, help="of the optimizer, per model")
     parser.add_argument("--batch", type=int, default=32, help="questions per step")

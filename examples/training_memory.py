@@ -13,14 +13,15 @@ import argparse
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from hf_sparsify import TopK
+from hf_sparsify.benchmark import peak
 from hf_sparsify.patcher.methods import AttentionInputs, RowRanges
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+CPU = torch.device("cpu")
 HEADS, WIDTH, KEPT = 12, 64, 64
 WAYS = ("top-k", "sdpa", "eager")
 
@@ -37,20 +38,14 @@ def attend(way: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return TopK(k=KEPT).attend(inputs)[0]
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 def measure(way: str, length: int) -> None:
     """Prints MiB and seconds of one step, after a small one that loads what torch loads late."""
     for count in (64, length):
         query, key, value = (torch.randn(1, HEADS, count, WIDTH, requires_grad=True) for _ in range(3))
-        before, start = peak(), time.perf_counter()
+        before, start = peak.peak(CPU) or 0, time.perf_counter()
         attend(way, query, key, value).sum().backward()
         seconds = time.perf_counter() - start
-    print(f"{(peak() - before) / 2**20:.0f} MiB, {seconds:.1f} s")
+    print(f"{((peak.peak(CPU) or 0) - before) / 2**20:.0f} MiB, {seconds:.1f} s")
 
 
 def main() -> None:
@@ -67,7 +62,7 @@ def main() -> None:
         cells = []
         for way in options.ways:
             command = [sys.executable, __file__, "--measure", way, str(length)]
-            cells.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+            cells.append(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
         print(f"| {length} | " + " | ".join(cells) + " |", flush=True)
 
 

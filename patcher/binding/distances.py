@@ -22,7 +22,8 @@ from ..methods.distance_bias import DistanceBias
 METHOD = "compute_bias"
 ARGUMENTS = ["self", "query_length", "key_length", "device", "past_seen_tokens"]
 
-# A module that stays dense gets the whole bias for torch's SDPA up to so many elements (64 MB in float32).
+# A module that stays dense gets the whole bias for torch's SDPA up to so many elements (64 MB in float32), and any
+# number of them under torch.compile.
 WHOLE_ELEMENTS = 2**24
 
 # The attribute of a position bias that holds it.

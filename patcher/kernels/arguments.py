@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..dtypes import dtype_name
 from ..methods.chunk import AttentionInputs, Observer
+from ..methods.row_gradients import needs_gradients
 from .library import native
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -29,9 +30,7 @@ def attention_refusal(inputs: AttentionInputs, observer: Observer | None) -> str
         return f"on {query.device.type}"
     if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype:
         return f"stored as {', '.join(sorted({dtype_name(tensor.dtype) for tensor in (query, key, value)}))}"
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return "gradients"
-    if torch.is_grad_enabled() and inputs.sinks is not None and inputs.sinks.requires_grad:
+    if needs_gradients(inputs):
         return "gradients"
     width, (_, _, keys, value_width) = query.shape[3], value.shape
     if width not in WIDTHS or value_width not in WIDTHS:

@@ -21,6 +21,7 @@ from .budget import require_choice, require_count
 from .chunk import AttentionInputs, Observer
 from .cluster_rows import attend_clusters, working
 from .distance_bias import DistanceBias
+from .functional import transforms_active
 from .hamming import MOST_BITS, hamming_k_means, hash_codes
 from .k_means import k_means, training_points
 from .row_gradients import needs_gradients
@@ -151,7 +152,7 @@ class ClusteredPlain:
             return attend_rows(whole)[0], counts
         clusters, refined = min(self.clusters, length), min(self.refined, length)
         assigned = self.group(inputs)
-        if not needs_gradients(inputs):
+        if transforms_active() or not needs_gradients(inputs):
             return attend_clusters(inputs, assigned, clusters, refined), counts
         # Rows and weights of every cluster are many times the inputs: the backward pass makes them anew.
         out: Tensor = checkpoint(

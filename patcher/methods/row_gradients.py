@@ -7,7 +7,7 @@ scores and weights again, a chunk at a time, as Gupta et al. 2021 (arXiv 2106.06
 
 The gradient is that of the hard selection: what was selected stays as it was, a dropped key has a gradient only where
 compensation reads its score or its value, a threshold has none. Sums over queries and keys are float32 or wider. There
-is no second derivative: asking for one raises RuntimeError.
+is no second derivative: asking for one (create_graph=True) raises RuntimeError. Under torch.func plain autograd runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .chunk import AttentionInputs, Chunk, Selection
 from .distance_bias import DistanceBias, bias_rows
 from .dropout import dropout_mask
+from .functional import transforms_active
 from .kept_keys import Store, pack, taken, unpack
 from .row_chunk import Span, by_group, chunk_of, grouped_query, scores_of, weights_of
 
@@ -33,12 +33,16 @@ Watch = Callable[[Chunk, Selection], None]
 
 
 def needs_gradients(inputs: AttentionInputs) -> bool:
-    """Whether a backward pass may follow."""
+    """Whether derivatives may be asked for."""
+    if transforms_active():
+        return True
     return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in _tensors(inputs))
 
 
 def attend_with_gradients(inputs: AttentionInputs, work: RowWork, watch: Watch) -> Tensor:
-    """As work.attend, differentiable in query, key, value, bias and sinks."""
+    """As work.attend, differentiable in query, key, value, bias and sinks. Under torch.func by plain autograd."""
+    if transforms_active():
+        return work.attend(_with_tensors(inputs, _tensors(inputs)), watch)
     bare = _with_tensors(inputs, (None,) * 5)
     out: Tensor = _Rows.apply(*_tensors(inputs), bare, work, watch)
     return out
@@ -91,8 +95,12 @@ class _Rows(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let a loss linear in the output pass
+            raise RuntimeError(
+                "second derivatives through sparse attention are not supported: "
+                "compute this part with the model unpatched, or without create_graph"
+            )
         *tensors, block = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             gradients = _Gradients(_with_tensors(ctx.bare, tuple(tensors)), ctx.work, ctx.needs_input_grad[:5])

@@ -13,6 +13,7 @@ from command_line import runner
 from hf_sparsify.evaluation.demo import demo_model_path
 from hf_sparsify.patcher.binding.patching import call_paths
 from hf_sparsify.patcher.methods import TopK, TopKFeedForward
+from patched_models import one_layer
 from tiny_models import build
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Trainer, TrainingArguments
@@ -126,6 +127,23 @@ def test_options_that_change_nothing(options: dict[str, Any], whole_run: Trainer
     run = trainer(patched(), tmp_path, **options)
     run.train()
     assert losses(run) == pytest.approx(losses(whole_run), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path: Path) -> None:
+    """One layer, and the compiler's front half: graphs break at what is patched and trained."""
+    runs = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
+        torch._dynamo.reset()
+        model = one_layer("llama")
+        hf_sparsify.patch(model, ATTENTION, FEED_FORWARD)
+        run = trainer(model, tmp_path, max_steps=2, save_strategy="no", **options)
+        run.train_dataset = [{**one, "labels": one["input_ids"]} for one in data()]
+        run.train()
+        runs.append(run)
+    torch._dynamo.reset()
+    assert call_paths(runs[1].model) == call_paths(runs[0].model)
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-3)
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"bf16": True, "gradient_checkpointing": True}], ids=str)

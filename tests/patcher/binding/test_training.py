@@ -10,11 +10,12 @@ import torch
 from hf_sparsify.patcher.binding.attention import PATCH_ATTRIBUTE
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.binding.patching import apply_plan
-from hf_sparsify.patcher.methods import AttentionMethod, TopK, TopTheta
+from hf_sparsify.patcher.methods import AttentionMethod, Clustered, TopK, TopTheta
 from hf_sparsify.patcher.thresholds import ModuleThresholds
 from patched_models import close, everything, one_layer
 from tiny_models import build, inputs, real_positions
 from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 MEANS = TopK(k=3, compensation="sdc+vmc")
@@ -81,6 +82,29 @@ def test_a_compiled_model_has_the_gradients_of_itself(method: AttentionMethod) -
     model = sparse(one_layer("llama"), method)
     expected = gradients(model, "llama")
     same(gradients(model, "llama", torch.compile(model, backend="aot_eager")), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("llama", MEANS), ("bert", Clustered(clusters=3, k=4)), ("t5", METHODS[1])],
+    ids=["top-k", "clustered", "top-theta"],
+)
+def test_torch_func_gives_the_same_gradients(name: str, method: AttentionMethod) -> None:
+    model = sparse(build(name), method)
+    expected = gradients(model, name)
+    parameters = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    call = inputs(name, "right")
+
+    def loss(given: dict[str, Tensor]) -> Tensor:
+        output = functional_call(model, given, kwargs=call)
+        scores = output.start_logits if "start_logits" in output else output.logits
+        return scores[real_positions(name, call)].square().mean()  # type: ignore[no-any-return]
+
+    found = grad(loss)(parameters)
+    same({key: found[key] for key in expected}, expected)
+    directions = {key: torch.cos(parameter) for key, parameter in parameters.items()}
+    slope = jvp(loss, (parameters,), (directions,))[1]
+    close(slope, torch.stack([(expected[key] * directions[key]).sum() for key in expected]).sum())
 
 
 def test_autocast_trains() -> None:

@@ -276,6 +276,7 @@ def test_no_sequence_at_all_gives_no_rows(method: TopK | TopTheta, queries: int)
         ({"dropout": 0.1}, "dropout"),
         ({"query": torch.zeros(2, 4, 70, 32, dtype=torch.float64)}, "stored as float32, float64"),
         ({"query": torch.zeros(2, 4, 70, 32, requires_grad=True)}, "gradients"),
+        ({"sinks": torch.zeros(4, requires_grad=True)}, "gradients"),
         ({"query": torch.zeros(2, 4, 70, 20), "key": torch.zeros(2, 2, 130, 20)}, "head size 20"),
         ({"bias": torch.full((1, 4, 70, 130), -torch.inf)}, "a position bias that hides keys"),
     ],

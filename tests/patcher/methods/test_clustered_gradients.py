@@ -127,6 +127,30 @@ def test_under_checkpointing(method: ClusteredPlain, reentrant: bool) -> None:
     assert torch.equal(call.query.grad, expected)
 
 
+@pytest.mark.parametrize("power", [1, 2], ids=["linear", "square"])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_second_derivatives(method: ClusteredPlain, power: int) -> None:
+    """A gradient penalty, against differences of it, with the same clusters."""
+    call, step = self_attention(16), 1e-6
+    directions = [torch.cos(part) for part in leaves(call).values()]
+
+    def penalty(*parts: Tensor) -> Tensor:
+        out = method.attend(replace(call, **dict(zip(leaves(call), parts, strict=True))))[0]
+        found = torch.autograd.grad(out.pow(power).sum(), parts, create_graph=True)
+        return torch.stack([grad.square().sum() for grad in found]).sum()
+
+    parts = [part.detach().requires_grad_() for part in leaves(call).values()]
+    second = torch.autograd.grad(penalty(*parts), parts)
+    ahead, behind = (
+        penalty(
+            *((part + sign * step * one).detach().requires_grad_() for part, one in zip(parts, directions, strict=True))
+        )
+        for sign in (1, -1)
+    )
+    found = torch.stack([(grad * one).sum() for grad, one in zip(second, directions, strict=True)]).sum()
+    torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_two_backward_passes_and_gradients_of_the_values_alone(method: ClusteredPlain) -> None:
     call = self_attention(16)
