@@ -68,7 +68,9 @@ def test_whisper_is_clustered_in_its_encoder_alone(sparsify: Sparsify) -> None:
 
 @pytest.mark.parametrize("name", ["ctc", "whisper"])
 def test_calibrated_and_saved_with_the_model(name: str, sparsify: Sparsify) -> None:
-    assert sparsify("patch", name, "--k", "4", "--save-model", "--no-verify").code == 0
+    done = sparsify("patch", name, "--k", "4", "--save-model", "--no-verify")
+    assert done.code == 0
+    assert "next: sparsify calibrate --dataset RECORDINGS" in done.out
     done = sparsify("calibrate", "-d", "sound/speech.jsonl", "--samples", "3")
     assert done.code == 0
     assert "next: sparsify eval --dataset RECORDINGS" in done.out
@@ -100,6 +102,12 @@ def test_refusals(sparsify: Sparsify, work: Path) -> None:
     refused(sparsify("eval", "-d", "q.jsonl", "--task", "hearing"), 2, "--task hearing: there are qa, ")
     (work / "silent.jsonl").write_text(json.dumps({"audio": "sound/r0.wav", "text": "?!"}))
     refused(sparsify("eval", "-d", "silent.jsonl"), 1, "no item of silent.jsonl can be evaluated: 1 whose text has no")
+
+
+def test_a_sweep_cannot_time_models_of_speech(sparsify: Sparsify, work: Path) -> None:
+    options = ("--methods", "clustered", "--k", "4", "--dataset", "sound/speech.jsonl", "--bench")
+    refused(sparsify("sweep", "ctc", *options), 2, "does not read text alone, which is what bench measures on")
+    assert not (work / "sparsified-sweep").exists()
 
 
 @pytest.mark.parametrize("name", ["ctc", "whisper"])
