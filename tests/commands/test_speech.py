@@ -105,7 +105,7 @@ def test_refusals(sparsify: Sparsify, work: Path) -> None:
 
 
 def test_a_sweep_cannot_time_models_of_speech(sparsify: Sparsify, work: Path) -> None:
-    options = ("--methods", "clustered", "--k", "4", "--dataset", "sound/speech.jsonl", "--bench")
+    options = ("--methods", "top-k", "--k", "4", "--dataset", "sound/speech.jsonl", "--bench")
     refused(sparsify("sweep", "ctc", *options), 2, "does not read text alone, which is what bench measures on")
     assert not (work / "sparsified-sweep").exists()
 
