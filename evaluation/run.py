@@ -43,7 +43,7 @@ class Evaluation:
     task: Task
     first_input: str
     records: list[Record]
-    left_out: Mapping[str, int]
+    left_out: Counter[str]
     journal: Journal
 
 
@@ -108,7 +108,7 @@ def _left_out(task: Task) -> Counter[str]:
 
 
 def _evaluation(
-    task: Task, items: Sequence[Any], left_out: Mapping[str, int], contender: Contender, processes: Processes
+    task: Task, items: Sequence[Any], left_out: Counter[str], contender: Contender, processes: Processes
 ) -> Evaluation:
     journal = contender.journal
     journal.merge(processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,9 @@ RECORDS = [
 
 def evaluation(records: list[Record], kind: type[Task] = AnswerTask) -> Evaluation:
     journal = Journal(seconds={"dense": 1.0, "patched": 2.0}, cached=3, work={1: 1, 0: len(records) - 1})
-    return Evaluation(task_without_model(kind, records), "Prompt", records, {TOO_LONG: 2, "of no use": 1}, journal)
+    return Evaluation(
+        task_without_model(kind, records), "Prompt", records, Counter({TOO_LONG: 2, "of no use": 1}), journal
+    )
 
 
 def scored(records: list[Record]) -> dict[str, dict[str, float]]:
