@@ -23,6 +23,7 @@ def measure_kept(
 
     The model must not be patched, and is left as it was. Raises what apply_plan raises.
     """
+    samples = list(samples)  # whatever makes them may run the model
     with apply_plan(model, plan, thresholds) as patch, torch.inference_mode(), patch.metered(Meter()) as meter:
         for inputs in samples:
             model(**inputs, use_cache=False)

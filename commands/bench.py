@@ -25,7 +25,7 @@ from ..errors import NotPatchableError, UsageError, require_at_least_one
 from ..evaluation.inputs import position_limit
 from ..evaluation.items import ItemSet
 from ..files import cannot_write, write_file
-from ..patcher.binding.loading import LoadOptions
+from ..patcher.binding.loading import LoadedModel, LoadOptions
 from ..patcher.binding.modules import interception_of
 from ..patcher.binding.tasks import WITHOUT_TEXT
 from ..patcher.methods import TopKFeedForward
@@ -91,6 +91,14 @@ def make_options(lengths: str | None = None, **others: Any) -> BenchOptions:
     return BenchOptions(parse_lengths(lengths), **others)
 
 
+def require_text(loaded: LoadedModel) -> None:
+    """UsageError for a model that does not read text alone."""
+    if loaded.base.task in WITHOUT_TEXT:
+        raise UsageError(
+            f"{loaded.base.id} ({loaded.base.task}) does not read text alone, which is what bench measures on"
+        )
+
+
 def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
     """The lengths to measure. UsageError for one that the model has no positions for or that new tokens fill, for a
     model that does not read text alone, and for --write where there is nothing to write to. NotPatchableError for
@@ -101,10 +109,7 @@ def check_target(target: Target, options: BenchOptions) -> tuple[int, ...]:
     if options.write:
         _check_write(target)
     loaded = target.loaded
-    if loaded.base.task in WITHOUT_TEXT:
-        raise UsageError(
-            f"{loaded.base.id} ({loaded.base.task}) does not read text alone, which is what bench measures on"
-        )
+    require_text(loaded)
     limit = position_limit(loaded.model)
     least = 1 + (options.new_tokens if loaded.base.task == "causal-lm" else 0)
     if options.lengths is None:

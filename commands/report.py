@@ -51,12 +51,11 @@ def patch_report(planned: Planned, loaded: LoadedModel, checks: list[Check], wri
         parts.append("dry run: nothing was written")
     else:
         takes_thresholds = any(isinstance(method, Budget) for method in planned.recipe.plan.values()) and not calibrated
-        if loaded.base.task in TRANSCRIBING:
-            parts.append(f"wrote {written}; next: {_evaluation(planned.recipe, written)}")
-        elif loaded.base.task in WITHOUT_TEXT:
+        if loaded.base.task in WITHOUT_TEXT - TRANSCRIBING:
             parts.append(f"wrote {written}; calibrate and eval have no data for a model that does not read text alone")
         else:
-            parts.append(f"wrote {written}; next: {_command('calibrate' if takes_thresholds else 'eval', written)}")
+            following = _following("calibrate" if takes_thresholds else "eval", planned.recipe, written)
+            parts.append(f"wrote {written}; next: {following}")
     return Group(*parts)
 
 
@@ -87,9 +86,9 @@ def _proof(checks: list[Check]) -> list[RenderableType]:
     ]
 
 
-def _evaluation(recipe: Recipe, directory: Path) -> str:
+def _following(name: str, recipe: Recipe, directory: Path) -> str:
     """The command that comes next; for models of speech there are no recordings to go by default."""
-    command = _command("eval", directory)
+    command = _command(name, directory)
     return f"{command} --dataset RECORDINGS" if recipe.base_model.task in TRANSCRIBING else command
 
 
@@ -157,7 +156,7 @@ def calibration_report(calibrated: Calibrated, directory: Path) -> RenderableTyp
         _kept_table(calibrated),
         "",
         *said,
-        f"wrote {directory}; next: {_evaluation(recipe, directory)}",
+        f"wrote {directory}; next: {_following('eval', recipe, directory)}",
     )
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .datasets.base import Record
 
 METADATA = "metadata"  # the stem of the file in an audio folder whose file_name names the sound
-_NAMES = tuple(f"{METADATA}{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))
+METADATA_FILES = tuple(f"{METADATA}{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))
 
 
 def described(folder: Path) -> Path | None:
     """The file that describes an audio folder; None for any other folder."""
-    return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+    return next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
 
 
 def with_places(records: Iterable[Record], file: Path) -> Iterator[Record]:
@@ -23,6 +24,14 @@ def with_places(records: Iterable[Record], file: Path) -> Iterator[Record]:
         if isinstance(record, dict):
             if file.stem == METADATA and "file_name" in record and "audio" not in record:
                 record = {**record, "audio": record["file_name"]}
-            if isinstance(record.get("audio"), str):
-                record = {**record, "audio": os.path.join(file.parent, record["audio"])}
+            if "audio" in record:
+                record = {**record, "audio": _placed(record["audio"], file.parent)}
         yield where, record
+
+
+def _placed(audio: Any, folder: Path) -> Any:
+    if isinstance(audio, str):
+        return os.path.join(folder, os.path.expanduser(audio))
+    if isinstance(audio, dict) and isinstance(audio.get("path"), str) and audio.get("bytes") is None:
+        return {**audio, "path": _placed(audio["path"], folder)}
+    return audio

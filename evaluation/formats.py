@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .audio_folder import described, with_places
+from .audio_folder import METADATA_FILES, described, with_places
 from .datasets import dataset_of, nearest_dataset
 from .datasets.base import ANSWERS, ENCODED, Dataset, Record
 from .datasets.squad import make_question_set
@@ -31,7 +31,8 @@ def read_items(path: Path, name: str | None = None, split: str = "", dataset: Da
     if os.path.isdir(path):
         inside = described(path)
         if inside is None:
-            raise DataError(f"{name} is a directory; name a {_suffix_list()} file")
+            folders = f"a folder of sound with {_either(METADATA_FILES)}"
+            raise DataError(f"{name} is a directory; name a {_either(READERS)} file, or {folders}")
         path = inside
     if not os.path.exists(path):
         raise DataError(f"no such file: {name}")
@@ -39,7 +40,7 @@ def read_items(path: Path, name: str | None = None, split: str = "", dataset: Da
     if reader is _read_tsv and dataset is not None and dataset.task == ENCODED:
         reader = _read_encoded
     if reader is None:
-        raise DataError(f"{name}: cannot tell the format from the file name; it should end in {_suffix_list()}")
+        raise DataError(f"{name}: cannot tell the format from the file name; it should end in {_either(READERS)}")
     try:
         return items_from_records(with_places(reader(path, name), path), name, split, dataset)
     except OSError as error:
@@ -178,8 +179,8 @@ READERS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
 }
 
 
-def _suffix_list() -> str:
-    *first, last = READERS
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
     return f"{', '.join(first)} or {last}"
 
 

@@ -33,6 +33,13 @@ class _EndedSequences(StoppingCriteria):
         return torch.zeros_like(ended)
 
 
+class _AtOnce(StoppingCriteria):
+    """Ends every sequence after its first token."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 class TopMargins(LogitsProcessor):
     """Remembers at every step how far each sequence's best token was ahead of the second, in nats: [B] a step."""
 
@@ -79,6 +86,7 @@ def transcribe_greedy(
     max_new_tokens: int | None,
     meter: Meter | None = None,
     margins: TopMargins | None = None,
+    stopping: Sequence[StoppingCriteria] = (),
 ) -> tuple[Tensor, Tensor]:
     """What an encoder-decoder model writes of sound: the tokens that its decoder is given, int64 [B, s] (Whisper's say
     language and task), and new tokens, int64 [B, m].
@@ -99,11 +107,16 @@ def transcribe_greedy(
             **inputs,
             **cache_of(model, config, 0),
             generation_config=config,
-            stopping_criteria=criteria,
+            stopping_criteria=StoppingCriteriaList([*criteria, *stopping]),
             logits_processor=LogitsProcessorList([steps]),
         ).sequences
     start = sequences.shape[1] - len(steps.steps)
     return sequences[:, :start], sequences[:, start:]
+
+
+def transcript_start(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The tokens that the decoder is given before it writes, int64 [B, s]. Only `generate` knows: one step runs."""
+    return transcribe_greedy(model, inputs, None, stopping=[_AtOnce()])[0]
 
 
 def _greedy_config(model: Any) -> Any:

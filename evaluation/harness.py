@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class Harness:
         for arm, (meter, seconds) in zip(arms, journals, strict=True):
             records, journal = task.compare_arms(dense, arm), Journal()
             journal.append(0, records, meter, seconds, cached=0, rank=0)
-            evaluations.append(Evaluation(task, task.first_prompt, records, 0, journal))
+            evaluations.append(Evaluation(task, task.first_prompt, records, Counter(), journal))
         return evaluations
 
     def _run(self, lm: Any, asked: Asked, meter: Meter | None) -> Results:

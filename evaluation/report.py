@@ -13,6 +13,7 @@ from ..patcher.methods import METHODS
 from ..patcher.methods.budget import Budget
 from ..tables import facts, grid, percent, titled
 from .results import NEAR_TIE
+from .tasks.base import TOO_LONG
 from .verdict.gate import FAIL, INCONCLUSIVE, NOT_TESTED, PASS
 
 WAS_THERE = "note: nothing was run; these are the answers of an earlier run, judged anew (--no-cache runs it again)"
@@ -199,8 +200,10 @@ def _run_facts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "near ties", f"{ties} answers that another batch size may change (margin below {NEAR_TIE:g})"
     if results["seen_in_calibration"]:
         yield "seen in calibration", f"{results['seen_in_calibration']} of these items: the verdict flatters"
-    if left_out := results["dataset"]["left_out_too_long"]:
-        yield "left out", f"{left_out} items longer than what the model can read at once"
+    too_long, otherwise = results["dataset"]["left_out_too_long"], results["dataset"].get("left_out_otherwise", {})
+    for reason, count in {TOO_LONG: too_long, **otherwise}.items():
+        if count:
+            yield "left out", f"{count} items {reason}"
 
 
 def _kept_facts(kept: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .run import Evaluation
-from .tasks.base import ARMS, Record, Task
+from .tasks.base import ARMS, TOO_LONG, Record, Task
 from .verdict.flips import Flips
 from .verdict.gate import Gate, Verdict, decide, holm
 from .verdict.interval import Interval, interval
@@ -46,7 +46,8 @@ def summarize(evaluation: Evaluation, verdict: Verdict, seed: int) -> dict[str, 
             **items.describe(),
             "items": len(records),
             "groups": len(set(groups)),
-            "left_out_too_long": evaluation.left_out,
+            "left_out_too_long": evaluation.left_out.get(TOO_LONG, 0),
+            "left_out_otherwise": {why: count for why, count in evaluation.left_out.items() if why != TOO_LONG},
         },
         "prompt": {"style": task.style, "first": evaluation.first_input},
         "batch_size": task.batch_size,

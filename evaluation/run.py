@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..patcher.thresholds import ModuleThresholds
 from ..processes import Processes
 from .dense_cache import DenseCache, cache_name
 from .journal import Journal
-from .tasks.base import Answer, Record, Task
+from .tasks.base import TOO_LONG, Answer, Record, Task
 
 Advance = Callable[[int], None]
 Lost = dict[int, str]  # a contender's place among all -> why it could not go on
@@ -37,12 +38,12 @@ class Contender:
 
 @dataclass
 class Evaluation:
-    """Everything that was measured of one contender. left_out: items longer than the model's positions allow."""
+    """Everything that was measured of one contender. left_out: reason -> number of items."""
 
     task: Task
     first_input: str
     records: list[Record]
-    left_out: int
+    left_out: Counter[str]
     journal: Journal
 
 
@@ -64,9 +65,9 @@ def evaluate(
     model must not be patched, and is left dense. Raises what fitting_items raises.
     """
     processes, fitting = processes or Processes(), fitting_items(task)
-    left_out = len(task.items) - len(fitting)
+    left_out = _left_out(task)
     if advance is not None and left_out and processes.is_main:
-        advance(left_out * len(contenders))
+        advance(left_out.total() * len(contenders))
     if all(contender.journal.ended for contender in contenders):
         return [_evaluation(task, fitting, left_out, contender, processes) for contender in contenders]
     run = _Run(loaded, task, list(contenders), cache, processes.rank, lost)
@@ -92,14 +93,22 @@ def fitting_items(task: Task) -> list[Any]:
     DataError if there is none, and what is wrong with the options or the items, before anything is run or written.
     """
     task.check()
-    fitting = [item for item in task.items.items if task.input_ids(item) is not None]
-    if not fitting:
+    fitting = [item for item in task.items.items if task.unfit(item) is None]
+    if fitting:
+        return fitting
+    left_out = _left_out(task)
+    if set(left_out) == {TOO_LONG}:
         raise DataError(f"no item of {task.items.name} fits what the model can read at once")
-    return fitting
+    reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+    raise DataError(f"no item of {task.items.name} can be evaluated: {reasons}")
+
+
+def _left_out(task: Task) -> Counter[str]:
+    return Counter(reason for item in task.items.items if (reason := task.unfit(item)) is not None)
 
 
 def _evaluation(
-    task: Task, items: Sequence[Any], left_out: int, contender: Contender, processes: Processes
+    task: Task, items: Sequence[Any], left_out: Counter[str], contender: Contender, processes: Processes
 ) -> Evaluation:
     journal = contender.journal
     journal.merge(processes)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..commands.bench import require_text
 from ..commands.calibrate import CalibrateOptions
 from ..commands.calibrator import CALIBRATION, Calibrator, describe_calibration
 from ..commands.evaluate import EvalOptions, Outcome, evaluate_targets, make_task
@@ -53,7 +54,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Plans every cell. Raises the reason if the model can take none of them, and what cannot be asked of it;
-        UsageError if all that calibration could see is evaluated."""
+        UsageError if all that calibration could see is evaluated, and for --bench where bench cannot measure."""
+        if self.options.bench is not None:
+            require_text(self.loaded)
         if self.calibration_items is not None:
             judged = self.items.sample(self.asking.limit, self.asking.seed)
             self.calibration_items = not_judged(self.calibration_items, judged, "calibrate")

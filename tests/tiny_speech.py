@@ -30,7 +30,7 @@ _WAVE: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 2,
     "initializer_range": 0.5,
 }
-_SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+_SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|fr|>", "<|transcribe|>", "<|notimestamps|>")
 
 
 def sound(seconds: float, seed: int = 0) -> numpy.ndarray:
@@ -97,13 +97,16 @@ def save_whisper(folder: Path) -> Path:
         begin_suppress_tokens=None,
     )
     model = transformers.WhisperForConditionalGeneration(config)
-    model.generation_config.update(
-        is_multilingual=True,
-        lang_to_id={"<|en|>": tokens["<|en|>"]},
-        task_to_id={"transcribe": tokens["<|transcribe|>"]},
-        no_timestamps_token_id=tokens["<|notimestamps|>"],
-        max_length=24,
-    )
+    told = {
+        "is_multilingual": True,
+        "lang_to_id": {token: tokens[token] for token in ("<|en|>", "<|fr|>")},
+        "task_to_id": {"transcribe": tokens["<|transcribe|>"]},
+        "no_timestamps_token_id": tokens["<|notimestamps|>"],
+        "max_length": 24,
+        "_from_model_config": False,  # else loading drops what is only Whisper's, as GenerationConfig.update does
+    }
+    for name, value in told.items():
+        setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
     extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1, sampling_rate=RATE)
     transformers.WhisperProcessor(extractor, tokenizer).save_pretrained(folder)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy
 from torch import Tensor
 
-from ...errors import DataError, SparsifyError
+from ...errors import SparsifyError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.binding.modules import input_device
 from ..error_rates import accuracy, character_errors, normalizer_for, word_errors
@@ -48,11 +48,8 @@ class Transcription(Task):
         self.style = f"sound at {self.rate} Hz, {self.decoding}; compared after {said}"
         self._inputs: tuple[list[str], dict[str, Tensor]] = ([], {})
 
-    def check(self) -> None:
-        super().check()
-        for item in self.items.items:
-            if not self.normalized(item.text).strip():
-                raise DataError(f"{self.items.name}: the text of {item.id} has no words: {item.text!r}")
+    def unfit(self, item: Any) -> str | None:
+        return super().unfit(item) if self.normalized(item.text).strip() else "whose text has no words"
 
     def encode(self, item: Any) -> list[int] | None:
         """No tokens: what is heard is told by `read`. None for sound that is longer than the model can hear."""

@@ -11,7 +11,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from ...errors import DataError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.differences import TOLERANCE, difference
 from ...patcher.meter import Meter
@@ -40,11 +39,11 @@ class CTC(Transcription):
         # log p of the batch that `predict` saw last, so that `observe` need not run the model again.
         self._seen: tuple[list[str], list[Tensor]] | None = None
 
+    def unfit(self, item: Any) -> str | None:
+        return "too short for one frame" if self._too_short(item) else super().unfit(item)
+
     def encode(self, item: Any) -> list[int] | None:
-        samples = item.sound.samples_at(self.rate)
-        if self._counts_frames() and int(self._frames([samples])[0]) < 1:
-            raise DataError(f"{item.sound.name} is too short: of its {samples} samples the model makes no frame")
-        return super().encode(item)
+        return None if self._too_short(item) else super().encode(item)
 
     def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
         log_probs = self._log_probs(batch)
@@ -52,7 +51,7 @@ class CTC(Transcription):
         answers = []
         for row in log_probs:
             best = row.topk(2, -1)
-            text = self.tokenizer.decode(best.indices[:, 0].tolist())
+            text = self._text(best.indices[:, 0].tolist())
             answers.append({"answer": text, "margin": float((best.values[:, 0] - best.values[:, 1]).min())})
         return answers
 
@@ -67,7 +66,13 @@ class CTC(Transcription):
         return [{"kl": float(kl_divergence(p, q).mean()), "tokens": len(p)} for p, q in zip(*observed, strict=True)]
 
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
-        return [self._extracted([item])]
+        return [] if self.input_ids(item) is None else [self._extracted([item])]
+
+    def _text(self, frames: list[int]) -> str:
+        # Not skip_special_tokens: that takes the blanks away before repeats are merged ("hello" would be "helo").
+        special = {*self.tokenizer.all_special_ids} - {getattr(self.tokenizer, "word_delimiter_token_id", None)}
+        text: str = self.tokenizer.decode([self.tokenizer.pad_token_id if id in special else id for id in frames])
+        return text
 
     def _log_probs(self, batch: Sequence[Any]) -> list[Tensor]:
         logits = self.model(**self.inputs(batch)).logits.float().log_softmax(-1).cpu()
@@ -79,6 +84,9 @@ class CTC(Transcription):
     def _frames(self, samples: list[int]) -> Tensor:
         counted: Tensor = self.model._get_feat_extract_output_lengths(torch.tensor(samples))
         return counted
+
+    def _too_short(self, item: Any) -> bool:
+        return self._counts_frames() and int(self._frames([item.sound.samples_at(self.rate)])[0]) < 1
 
     def _counts_frames(self) -> bool:
         """Whether the model says how many frames it makes of samples."""

@@ -12,12 +12,10 @@ from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.binding.modules import input_device
 from ...patcher.meter import Meter
-from ..generation import TopMargins, answer_mask, decoder_start, kl_divergence, padded_answers, transcribe_greedy
+from ..generation import TopMargins, answer_mask, kl_divergence, padded_answers, transcribe_greedy, transcript_start
 from ..items import ItemSet
 from .asr import Transcription
 from .base import Answer, TaskOptions
-
-START = 4  # tokens that Whisper's decoder is given: start, language, task, no timestamps
 
 
 class GeneratedTranscription(Transcription):
@@ -33,18 +31,21 @@ class GeneratedTranscription(Transcription):
     def __init__(self, loaded: LoadedModel, items: ItemSet, options: TaskOptions) -> None:
         super().__init__(loaded, items, options)
         self.limit = options.max_new_tokens
-        own = loaded.model.generation_config.max_length
-        self.max_new_tokens = self.limit or own or getattr(loaded.model.config, "max_target_positions", None)
+        self.positions: int | None = getattr(loaded.model.config, "max_target_positions", None)
+        self.max_new_tokens = self.limit or loaded.model.generation_config.max_length or self.positions
         if not hasattr(self.extractor, "n_samples"):
             self.batch_size = 1
 
     def check(self) -> None:
         super().check()
-        positions = getattr(self.model.config, "max_target_positions", None)
-        if self.limit is not None and positions is not None and self.limit + START > positions:
+        heard = next((item for item in self.items.items if self.unfit(item) is None), None)
+        if self.limit is None or self.positions is None or heard is None:
+            return
+        start = len(self._start(heard))
+        if self.limit + start > self.positions:
             raise UsageError(
-                f"--max-new-tokens {self.limit} is too many: the model has {positions} positions, {START} of them for "
-                "what says language and task"
+                f"--max-new-tokens {self.limit} is too many: the model has {self.positions} positions, {start} of them "
+                "for what its transcripts begin with"
             )
 
     def predict(self, batch: Sequence[Any], meter: Meter | None = None) -> list[Answer]:
@@ -75,10 +76,14 @@ class GeneratedTranscription(Transcription):
         return [{"kl": float(kl_divergence(p, q).mean()), "tokens": len(p)} for p, q in zip(*observed, strict=True)]
 
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
-        """The sound with its text, as the model would see it while it writes that text."""
+        """The sound with its text, as the model would see it while it writes that text, cut to its positions."""
         if self.input_ids(item) is None:
             return []
-        tokens = self.tokenizer(item.text)["input_ids"]
-        start = decoder_start(self.model)
-        seen = tokens[:-1] if tokens[0] == start or start is None else [start, *tokens[:-1]]
+        text = self.tokenizer(item.text, add_special_tokens=False)["input_ids"]
+        seen = [*self._start(item), *text][: self.positions]
         return [self._extracted([item]) | {"decoder_input_ids": torch.tensor([seen], device=input_device(self.model))}]
+
+    def _start(self, item: Any) -> list[int]:
+        """What the decoder is given before it writes: for Whisper also language, task and "no timestamps"."""
+        start: list[int] = transcript_start(self.model, self._extracted([item]))[0].tolist()
+        return start

@@ -22,6 +22,7 @@ from ..items import Item, ItemSet
 
 ARMS = ("dense", "patched")
 DEFAULT_NEW_TOKENS = 32
+TOO_LONG = "longer than what the model can read at once"
 
 # What one arm said about one item, ready for JSON. "answer" is what people and the comparison of the arms look at;
 # names that begin with "_" are working data, which the final predictions.jsonl leaves out.
@@ -134,6 +135,10 @@ class Task(ABC):
             self._input_ids[item.id] = self.encode(item)
         return self._input_ids[item.id]
 
+    def unfit(self, item: Any) -> str | None:
+        """Why an item is left out, in words that go on from "items"; None for one that is evaluated."""
+        return TOO_LONG if self.input_ids(item) is None else None
+
     @abstractmethod
     def encode(self, item: Any) -> list[int] | None:
         """What input_ids remembers."""
@@ -195,7 +200,8 @@ class Task(ABC):
 
     @abstractmethod
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
-        """Inputs to calibrate on, one sequence each, without padding; none if the item does not fit."""
+        """Inputs to calibrate on, one sequence each, without padding; none if the item does not fit. May run the model,
+        which must not be patched."""
 
 
 def input_hash(tokens: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import soundfile
 import tiny_speech
 from command_line import Sparsify, refused
 
@@ -67,7 +68,9 @@ def test_whisper_is_clustered_in_its_encoder_alone(sparsify: Sparsify) -> None:
 
 @pytest.mark.parametrize("name", ["ctc", "whisper"])
 def test_calibrated_and_saved_with_the_model(name: str, sparsify: Sparsify) -> None:
-    assert sparsify("patch", name, "--k", "4", "--save-model", "--no-verify").code == 0
+    done = sparsify("patch", name, "--k", "4", "--save-model", "--no-verify")
+    assert done.code == 0
+    assert "next: sparsify calibrate --dataset RECORDINGS" in done.out
     done = sparsify("calibrate", "-d", "sound/speech.jsonl", "--samples", "3")
     assert done.code == 0
     assert "next: sparsify eval --dataset RECORDINGS" in done.out
@@ -98,4 +101,29 @@ def test_refusals(sparsify: Sparsify, work: Path) -> None:
     refused(sparsify("eval", "-d", "q.jsonl", "--task", "asr"), 2, "is for question answering, and --task asr asks")
     refused(sparsify("eval", "-d", "q.jsonl", "--task", "hearing"), 2, "--task hearing: there are qa, ")
     (work / "silent.jsonl").write_text(json.dumps({"audio": "sound/r0.wav", "text": "?!"}))
-    refused(sparsify("eval", "-d", "silent.jsonl"), 1, "the text of 0 has no words")
+    refused(sparsify("eval", "-d", "silent.jsonl"), 1, "no item of silent.jsonl can be evaluated: 1 whose text has no")
+
+
+def test_a_sweep_cannot_time_models_of_speech(sparsify: Sparsify, work: Path) -> None:
+    options = ("--methods", "top-k", "--k", "4", "--dataset", "sound/speech.jsonl", "--bench")
+    refused(sparsify("sweep", "ctc", *options), 2, "does not read text alone, which is what bench measures on")
+    assert not (work / "sparsified-sweep").exists()
+
+
+@pytest.mark.parametrize("name", ["ctc", "whisper"])
+def test_odd_recordings_are_left_out(name: str, sparsify: Sparsify, work: Path) -> None:
+    odd = [
+        {"audio": "blip.wav", "text": "abc"},
+        {"audio": "sound/r0.wav", "text": "..."},
+        {"audio": "sound/r1.wav", "text": "abcdefgh " * 9},
+        {"audio": "sound/r2.wav", "text": "ab cd"},
+    ]
+    soundfile.write(work / "blip.wav", tiny_speech.sound(0.002), tiny_speech.RATE)
+    (work / "odd.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in odd))
+    assert sparsify("patch", name, "--k", "4", "--no-verify").code == 0
+    done = sparsify("eval", "-d", "odd.jsonl")
+    assert done.code in (0, 3), done.err
+    rows = [" ".join(line.split()) for line in done.out.splitlines()]
+    assert any(row.endswith("left out 1 items whose text has no words") for row in rows)
+    assert any(row.endswith("left out 1 items too short for one frame") for row in rows) == (name == "ctc")
+    assert sparsify("calibrate", "-d", "odd.jsonl").code == 0

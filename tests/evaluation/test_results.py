@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_sparsify.evaluation.journal import Journal
 from hf_sparsify.evaluation.results import NEAR_TIE, TEXT_CHARACTERS, judge, prediction_lines, totals
 from hf_sparsify.evaluation.run import Evaluation
 from hf_sparsify.evaluation.tasks.answers import AnswerTask
-from hf_sparsify.evaluation.tasks.base import Record, Task, TaskOptions
+from hf_sparsify.evaluation.tasks.base import TOO_LONG, Record, Task, TaskOptions
 from hf_sparsify.evaluation.tasks.retrieval import Retrieval
 from hf_sparsify.evaluation.verdict.gate import FAIL, INCONCLUSIVE, PASS, Gate
 
@@ -68,7 +69,9 @@ RECORDS = [
 
 def evaluation(records: list[Record], kind: type[Task] = AnswerTask) -> Evaluation:
     journal = Journal(seconds={"dense": 1.0, "patched": 2.0}, cached=3, work={1: 1, 0: len(records) - 1})
-    return Evaluation(task_without_model(kind, records), "Prompt", records, 2, journal)
+    return Evaluation(
+        task_without_model(kind, records), "Prompt", records, Counter({TOO_LONG: 2, "of no use": 1}), journal
+    )
 
 
 def scored(records: list[Record]) -> dict[str, dict[str, float]]:
@@ -138,6 +141,7 @@ def test_summary_by_hand() -> None:
         "items": 4,
         "groups": 2,
         "left_out_too_long": 2,
+        "left_out_otherwise": {"of no use": 1},
     }
     assert (found["prompt"], found["batch_size"]) == ({"style": "completion", "first": "Prompt"}, 8)
     assert found["near_ties"] == {"below": NEAR_TIE, "dense": 2, "patched": 1}

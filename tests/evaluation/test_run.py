@@ -96,11 +96,11 @@ def test_questions_longer_than_the_positions_are_left_out_and_counted(
     done: list[int] = []
     for name in ("gpt2", "bart"):
         found = both_arms(models[name], mixed, TopK(k=4), advance=done.append)
-        assert found.left_out == 1
+        assert found.left_out.total() == 1
         assert [record.item.id for record in found.records] == ["q0", "q1", "q3", "q4", "q5", "q6"]
         assert summary(found)["dataset"]["left_out_too_long"] == 1
     assert sum(done) == 2 * len(mixed), "the progress bar reaches its end"
-    assert both_arms(models["t5"], mixed, TopK(k=4)).left_out == 0
+    assert both_arms(models["t5"], mixed, TopK(k=4)).left_out.total() == 0
     with pytest.raises(DataError, match=r"no item of q\.jsonl fits"):
         both_arms(models["gpt2"], replace(questions, items=(long,)), TopK(k=4))
 
@@ -108,8 +108,8 @@ def test_questions_longer_than_the_positions_are_left_out_and_counted(
 def test_room_for_the_answer_counts_for_a_decoder(models: dict[str, LoadedModel], questions: ItemSet) -> None:
     longest = max(record.tokens for record in both_arms(models["gpt2"], questions, TopK(k=4)).records)
     room = 96 - longest
-    assert both_arms(models["gpt2"], questions, TopK(k=4), max_new_tokens=room).left_out == 0
-    assert both_arms(models["gpt2"], questions, TopK(k=4), max_new_tokens=room + 1).left_out > 0
+    assert both_arms(models["gpt2"], questions, TopK(k=4), max_new_tokens=room).left_out.total() == 0
+    assert both_arms(models["gpt2"], questions, TopK(k=4), max_new_tokens=room + 1).left_out.total() > 0
 
 
 @pytest.mark.parametrize("option", ["batch_size", "max_new_tokens"])

@@ -64,10 +64,30 @@ def test_an_audio_folder_is_named_by_itself(recordings: list[dict[str, str]]) ->
     assert [item.text for item in by_folder.items] == [row["text"] for row in recordings]
     assert [item.group for item in by_folder.items] == ["0", "1", "2"]
     Path("../sound/metadata.csv").rename("../sound/other.csv")
-    with pytest.raises(DataError, match=r"^\.\./sound is a directory; name a "):
+    told = (
+        r"^\.\./sound is a directory; .* or a folder of sound with metadata\.csv, metadata\.jsonl or metadata\.parquet$"
+    )
+    with pytest.raises(DataError, match=told):
         load_items("../sound")
     with pytest.raises(DataError, match="no known data set has these fields: file_name, transcription"):
         load_items("../sound/other.csv")
+
+
+def test_every_way_to_name_a_file_counts_from_the_list(
+    recordings: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = (
+        "r0.wav",
+        {"path": "r1.wav"},
+        {"path": "r2.wav", "bytes": None},
+        "~/sound/r0.wav",
+        {"path": "~/sound/r1.wav"},
+    )
+    records = [{"audio": path, "text": "a"} for path in paths]
+    Path("../sound/ways.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    items = load_items("../sound/ways.jsonl").items
+    assert [Path(item.sound.name).name for item in items] == ["r0.wav", "r1.wav", "r2.wav", "r0.wav", "r1.wav"]
 
 
 def test_rows_of_the_hub_are_not_decoded(recordings: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:

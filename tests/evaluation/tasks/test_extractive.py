@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_left_out(models: dict[str, LoadedModel], questions
     long = replace(questions.items[0], id="long", question="Where is Ann ?" * 20)
     mixed = replace(questions, items=(long, *questions.items[1:]))
     found = both_arms(models["bert-qa"], mixed, TopK(k=4))
-    assert (found.left_out, len(found.records)) == (1, 6)
+    assert (found.left_out.total(), len(found.records)) == (1, 6)
     assert found.first_input.startswith(f"<s> {questions.items[1].question}"), "of a question that fits"
     assert task_for(models["bert-qa"], mixed).calibration_inputs(long) == []
 

@@ -97,7 +97,7 @@ def test_what_the_patched_pass_keeps_is_counted_once(models: dict[str, LoadedMod
 
 def test_a_text_of_one_token_is_left_out(models: dict[str, LoadedModel], items: ItemSet) -> None:
     short = make_item_set("t", "", (*items.items, Text("short", "Ann")), DATASETS["text"])
-    assert both_arms(models["llama"], short, TopK(k=2)).left_out == 1
+    assert both_arms(models["llama"], short, TopK(k=2)).left_out.total() == 1
 
 
 def test_long_texts_are_cut_at_the_models_positions(models: dict[str, LoadedModel]) -> None:

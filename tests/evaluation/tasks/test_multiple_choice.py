@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_left_out(models: dict[str, LoadedModel], items: It
         found = both_arms(models["gpt2"], items, TopK(k=2))
     finally:
         models["gpt2"].model.config.max_position_embeddings = before
-    assert 0 < found.left_out < len(items)
+    assert 0 < found.left_out.total() < len(items)
 
 
 def test_an_encoder_cannot_choose(models: dict[str, LoadedModel], items: ItemSet) -> None:
