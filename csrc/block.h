@@ -1,6 +1,7 @@
 // A block of rows that meet the keys together, and what is known of each row so far.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <vector>
 

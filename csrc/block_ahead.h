@@ -3,6 +3,8 @@
 // candidates are taken that drop out at the end.
 #pragma once
 
+#include <cmath>
+
 #include "block_scores.h"
 
 // Keys whose mean is compared with a query: n e^mean is no more than the sum of n exponentials (Jensen's inequality).

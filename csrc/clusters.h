@@ -5,6 +5,7 @@
 // with a running maximum, sum and candidates for the strongest keys, so that memory stays linear in length.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <vector>
 

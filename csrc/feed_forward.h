@@ -4,6 +4,7 @@
 // The definition is TopKFeedForward in hf_sparsify/patcher/methods/top_k_feed_forward.py; what is here is only faster.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <vector>
 

@@ -5,6 +5,7 @@
 // centroid is the one of the highest q . w - c . w / 2 with w = L L' c, so that no other form of a query is needed.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "candidates.h"

@@ -2,6 +2,8 @@
 // hf_sparsify/patcher/methods/rounded_keys.py.
 #pragma once
 
+#include <cmath>
+
 #include "attention.h"
 
 // Where the rounded keys of a group of heads lie.

@@ -3,6 +3,7 @@
 // values only the rows that some head keeps.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <numeric>
 #include <optional>

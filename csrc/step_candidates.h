@@ -1,6 +1,8 @@
 // The candidates among all scores of a single query.
 #pragma once
 
+#include <cmath>
+
 #include "candidates.h"
 
 // Leaves the scores above a limit, with their positions as keys; returns how many.

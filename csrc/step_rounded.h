@@ -2,6 +2,7 @@
 // scores of those. Every key is read rounded, few in full.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <vector>
 

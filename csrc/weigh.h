@@ -1,6 +1,8 @@
 // What happens to a row once its keys are chosen: the weights, and the sum of weighted value rows.
 #pragma once
 
+#include <cmath>
+
 #include "attention.h"
 
 struct RowSums {

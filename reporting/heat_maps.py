@@ -76,7 +76,9 @@ def _kept_figure(name: str, most: float, group: str, layers: Sequence[tuple[int,
     low, high = (choose(row[-1] for row in rows) for choose in (min, max))
     share = f"{low:.1f} %" if high - low < 0.05 else f"between {low:.1f} % and {high:.1f} %"
     says = f"{'Heads' if 'head' in header else 'Layers'} keep {share}."
-    titled = chart.properties(title=title, description=f"{title}: {says}")
+    # A page that fits a chart to its width wants a height that is a number.
+    height = ROW * max(2, len(layers))
+    titled = chart.properties(title=title, description=f"{title}: {says}", height=height)
     return Figure(name, title, says, titled, Table(name, title, header, tuple(rows)))
 
 

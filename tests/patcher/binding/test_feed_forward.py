@@ -39,6 +39,7 @@ LAYERS: dict[str, list[tuple[str, str, int]]] = {
     "neox": [("gpt_neox.layers.{}.mlp.dense_4h_to_h", "decoder", 2)],
     "distilbert": [("transformer.layer.{}.ffn.lin2", "encoder", 2)],
     "albert": [("encoder.albert_layer_groups.{}.albert_layers.0.ffn_output", "encoder", 1)],  # shared by all layers
+    "moonshine": [("model.encoder.layers.{}.mlp.fc2", "encoder", 1), ("model.decoder.layers.{}.mlp.fc2", "decoder", 2)],
     "modernbert": [("layers.{}.mlp.Wo", "encoder", 2)],
     "vit": [("layers.{}.mlp.fc2", "encoder", 2)],
     "clip": [
