@@ -25,7 +25,6 @@ import torch
 from hf_sparsify.patcher.methods import AttentionInputs, attend_rows
 from tiny_models import attention_inputs
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def self_attention(length: int = 20, **fields: Any) -> AttentionInputs:
@@ -78,18 +77,3 @@ def oracle(call: AttentionInputs, assigned: Tensor, refined: int) -> Tensor:
 
 def _capped(call: AttentionInputs, scores: Tensor) -> Tensor:
     return scores if call.softcap is None else call.softcap * (scores / call.softcap).tanh()
-
-
-class TensorSizes(TorchDispatchMode):
-    """Remembers how many elements the tensors have that operations make: the largest, and all together."""
-
-    largest = 0
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel())
-                self.total += tensor.numel()
-        return out

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at a time, to the byte and the same on every machine."""
+"""What operations make: the sizes of their tensors, and how many bytes are alive, the same on every machine."""
 
 from __future__ import annotations
 
@@ -45,3 +45,18 @@ class LiveStorage(TorchDispatchMode):
     def _freed(self, address: int, size: int) -> None:
         self.live -= size
         del self._known[address]
+
+
+class TensorSizes(TorchDispatchMode):
+    """Remembers how many elements the tensors have that operations make: the largest, and all together."""
+
+    largest = 0
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+                self.total += tensor.numel()
+        return out

@@ -10,15 +10,14 @@ import hf_sparsify
 import pytest
 import torch
 import transformers
-from clustered_oracle import TensorSizes
 from hf_sparsify.patcher.binding import distances
 from hf_sparsify.patcher.binding.modules import attention_modules
 from hf_sparsify.patcher.methods import AttentionMethod, Clustered, TopK
 from hf_sparsify.patcher.methods.distance_bias import DistanceBias
+from live_storage import LiveStorage, TensorSizes
 from patched_models import close, far, state
 from tiny_models import build, inputs, logits
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.models.longt5 import modeling_longt5
 from transformers.models.mt5 import modeling_mt5
@@ -180,27 +179,6 @@ def test_gradients_are_those_of_the_eager_model(checkpointing: bool | None, dens
     for name, gradient in found.items():
         assert float((gradient - expected[name]).abs().max()) < 1e-5, name
         assert float(gradient.abs().max()) > 1e-4, name
-
-
-class LiveStorage(TorchDispatchMode):
-    """Bytes of the tensors that operations made and that are still there: now, and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                place = storage._cdata
-                if place not in self.live:
-                    self.live[place] = storage.nbytes()
-                    weakref.finalize(storage, self.live.pop, place, None)
-        self.peak = max(self.peak, sum(self.live.values()))
-        return out
 
 
 @pytest.mark.parametrize("dense_layers", [0, 1])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from clustered_oracle import (
-    TensorSizes,
     dense,
     oracle,
     oracle_rows,
@@ -18,6 +17,7 @@ from clustered_oracle import (
 )
 from hf_sparsify.patcher.methods import AttentionInputs, cluster_rows
 from hf_sparsify.patcher.methods.cluster_rows import _blocks, attend_clusters
+from live_storage import TensorSizes
 from torch import Tensor
 
 EXTRAS: list[dict[str, Any]] = [

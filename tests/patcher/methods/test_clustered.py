@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustered_oracle import TensorSizes, dense, oracle, self_attention, with_rows_as_output
+from clustered_oracle import dense, oracle, self_attention, with_rows_as_output
 from hf_sparsify.patcher.methods import (
     AttentionInputs,
     Clustered,
@@ -17,6 +17,7 @@ from hf_sparsify.patcher.methods import (
     RowRanges,
 )
 from hf_sparsify.patcher.methods.clustered import ClusterCounts
+from live_storage import TensorSizes
 from torch import Tensor
 
 EXTRAS: list[dict[str, Any]] = [{}, {"heads": 3, "groups": 1}, {"bias": True}, {"softcap": 1.5}]

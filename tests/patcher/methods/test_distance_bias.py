@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from clustered_oracle import TensorSizes, self_attention
+from clustered_oracle import self_attention
 from hf_sparsify.patcher.methods import (
     AttentionInputs,
     AttentionMethod,
@@ -18,6 +18,7 @@ from hf_sparsify.patcher.methods import (
     attend_rows,
 )
 from hf_sparsify.patcher.methods.distance_bias import DistanceBias, bias_rows
+from live_storage import TensorSizes
 from tiny_models import LAYOUTS, attention_inputs
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustered_oracle import TensorSizes, dense, oracle, self_attention
+from clustered_oracle import dense, oracle, self_attention
 from hf_sparsify.errors import UsageError
 from hf_sparsify.patcher.methods import (
     AttentionInputs,
@@ -19,6 +19,7 @@ from hf_sparsify.patcher.methods import (
     method_to_dict,
 )
 from hf_sparsify.patcher.methods.hamming import hamming_k_means, hash_codes
+from live_storage import TensorSizes
 from torch import Tensor
 
 METHOD_LIST = [

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 import torch
 from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK, TopTheta, attend_rows
-from live_storage import LiveStorage
+from live_storage import LiveStorage, TensorSizes
 from row_oracle import Sparse, named, table_for
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 MIB = 2**20
 WIDTH = 64
@@ -139,20 +137,9 @@ def _select(method: Sparse, chunk: Any, table: Any) -> Any:
     return method.select(chunk, table) if isinstance(method, TopTheta) else method.select(chunk)
 
 
-class LargestPair(TorchDispatchMode):
-    """The most elements that one new tensor has."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.largest = max([self.largest, *(part.numel() for part in tree_leaves(out) if isinstance(part, Tensor))])
-        return out
-
-
 def test_no_tensor_has_more_rows_than_a_chunk() -> None:
     """Case 4: 2047 queries in chunks of 1024 are two chunks."""
     call = random_call(2047, 1)
-    with LargestPair() as sizes:
+    with TensorSizes() as sizes:
         top_k(call, chunk_size=1024).sum().backward()
     assert 1024 * 1024 < sizes.largest <= 1024 * 2048

@@ -10,28 +10,15 @@ import pytest
 import torch
 from hf_sparsify.patcher.methods import AttentionInputs, Chunk, FullMask, RowRanges, TopK, TopTheta, attend_rows
 from hf_sparsify.patcher.methods.chunk import Selection
+from live_storage import TensorSizes
 from tiny_models import LAYOUTS, attention_inputs, brute_force, everything, visible_keys
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 EXTRAS: list[dict[str, Any]] = [{}, {"bias": True}, {"softcap": 2.0}, {"sinks": True}]
 
 
 def dense(call: AttentionInputs, **options: Any) -> Tensor:
     return attend_rows(call, **options)[0]
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation made."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return out
 
 
 @pytest.mark.parametrize("extra", EXTRAS, ids=str)
@@ -268,7 +255,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(method: TopK | TopTheta, 
     if padded:
         first = torch.full((1, length), 7)
         call = replace(call, visibility=RowRanges(first, torch.maximum(first, call.visibility.last)))
-    with LargestTensor() as sizes:
+    with TensorSizes() as sizes:
         method.attend(call, count=True)
     # One chunk of bounded size at a time, whatever the length.
     assert 0 < sizes.largest < length * length / 3
