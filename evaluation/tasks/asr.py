@@ -12,9 +12,10 @@ from ...errors import SparsifyError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.binding.modules import input_device
 from ..error_rates import accuracy, character_errors, normalizer_for, word_errors
+from ..generation import kl_divergence
 from ..items import ItemSet
 from ..speech_extra import require_speech
-from .base import Record, Task, TaskOptions
+from .base import Answer, Record, Task, TaskOptions
 
 
 class Transcription(Task):
@@ -88,6 +89,12 @@ class Transcription(Task):
             for name, value in made.items()
             if name == self.model.main_input_name or name == "attention_mask"
         }
+
+    def compare(
+        self, batch: Sequence[Any], dense: Sequence[Answer], patched: Sequence[Answer], observed: tuple[Any, Any]
+    ) -> list[dict[str, Any]]:
+        """observed: log p of every frame or token, [n, vocabulary] for each recording, by both models."""
+        return [{"kl": float(kl_divergence(p, q).mean()), "tokens": len(p)} for p, q in zip(*observed, strict=True)]
 
     def score(self, record: Record, arm: str) -> dict[str, float]:
         gold, heard = self.normalized(record.item.text), self.normalized(record.answer(arm)["answer"])

@@ -14,7 +14,6 @@ from torch import Tensor
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.differences import TOLERANCE, difference
 from ...patcher.meter import Meter
-from ..generation import kl_divergence
 from ..items import ItemSet
 from .asr import Transcription
 from .base import Answer, TaskOptions
@@ -59,11 +58,6 @@ class CTC(Transcription):
         """log p of every frame, float32 [frames, vocabulary] for each recording."""
         seen, self._seen = self._seen, None
         return seen[1] if seen is not None and seen[0] == [item.id for item in batch] else self._log_probs(batch)
-
-    def compare(
-        self, batch: Sequence[Any], dense: Sequence[Answer], patched: Sequence[Answer], observed: tuple[Any, Any]
-    ) -> list[dict[str, Any]]:
-        return [{"kl": float(kl_divergence(p, q).mean()), "tokens": len(p)} for p, q in zip(*observed, strict=True)]
 
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
         return [] if self.input_ids(item) is None else [self._extracted([item])]

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from ...patcher.binding.loading import LoadedModel
 from ...patcher.binding.modules import input_device
 from ...patcher.meter import Meter
-from ..generation import TopMargins, answer_mask, kl_divergence, padded_answers, transcribe_greedy, transcript_start
+from ..generation import TopMargins, answer_mask, padded_answers, transcribe_greedy, transcript_start
 from ..items import ItemSet
 from .asr import Transcription
 from .base import Answer, TaskOptions
@@ -69,11 +69,6 @@ class GeneratedTranscription(Transcription):
         log_probs = logits.float().log_softmax(-1).cpu()
         lengths = [(len(answer["_start"]), len(answer["answer_tokens"])) for answer in dense]
         return [row[start - 1 :][:count] for row, (start, count) in zip(log_probs, lengths, strict=True)]
-
-    def compare(
-        self, batch: Sequence[Any], dense: Sequence[Answer], patched: Sequence[Answer], observed: tuple[Any, Any]
-    ) -> list[dict[str, Any]]:
-        return [{"kl": float(kl_divergence(p, q).mean()), "tokens": len(p)} for p, q in zip(*observed, strict=True)]
 
     def calibration_inputs(self, item: Any) -> list[dict[str, Tensor]]:
         """The sound with its text, as the model would see it while it writes that text, cut to its positions."""
