@@ -24,7 +24,7 @@ def describe_environment() -> dict[str, str]:
     """What a bug report needs, in order: versions, platform, processor, threads, accelerators."""
     import torch
 
-    from .patcher.kernels.library import describe
+    from .patcher.kernels import library, triton_library
 
     found = {"python": platform.python_version(), **package_versions(), "platform": platform.platform()}
     found["processor"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
@@ -36,7 +36,8 @@ def describe_environment() -> dict[str, str]:
     else:
         found["cuda"] = f"not available (torch built for {torch.version.cuda or 'CPU only'})"
     found["mps"] = "available" if torch.backends.mps.is_available() else "not available"
-    found["attention kernels"] = describe()
+    found["attention kernels"] = library.describe()
+    found["attention kernels on a GPU"] = triton_library.describe()
     return found
 
 

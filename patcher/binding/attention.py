@@ -225,7 +225,7 @@ def add_rows(
 def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
     """The method's output and counts, by its native kernel where that takes the call."""
     method, count = patch.method, patch.meter is not None
-    kernel = kernel_of(method)
+    kernel = kernel_of(method, inputs.query.device.type)
     if kernel is None:
         refusal = "no kernel for this method"
     elif count and patch.meter.last_rows_are_steps and inputs.query.shape[2] > 1:  # type: ignore[union-attr]
@@ -237,7 +237,7 @@ def _run(patch: ModulePatch, inputs: AttentionInputs) -> tuple[Tensor, Any]:
         if kernel is not None and refusal is None:
             out, counts = kernel.attend(inputs, method, patch.thresholds, count=count)
             staged = inputs.rounded is not None and inputs.rounded.used
-            way = "native, 8-bit first" if staged else "native"
+            way = f"{kernel.NAME}, 8-bit first" if staged else kernel.NAME
         else:
             out, counts = method.attend(inputs, thresholds=patch.thresholds, count=count, observer=patch.observer)
             way = f"torch: {refusal}"

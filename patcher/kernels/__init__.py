@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 from ..methods import Clustered, ClusteredPlain, TopK, TopTheta
 from . import clusters, rows
+from .triton_library import obstacle
 
 KERNELS: dict[type, ModuleType] = {
     TopK: rows,
@@ -14,10 +16,21 @@ KERNELS: dict[type, ModuleType] = {
     ClusteredPlain: clusters,
 }
 
+# Imported where they are wanted, because that imports Triton.
+TRITON_KERNELS = {
+    TopK: "triton_rows",
+    TopTheta: "triton_rows",
+    Clustered: "triton_clusters",
+    ClusteredPlain: "triton_clusters",
+}
 
-def kernel_of(method: object) -> ModuleType | None:
-    """The module with `refusal` and `attend` for a method; None if there is none.
+
+def kernel_of(method: object, device: str) -> ModuleType | None:
+    """The module with NAME, `refusal` and `attend` for a method on a type of device; None if there is none.
 
     By the method's own class: what a subclass of it does is not what the kernel does.
     """
-    return KERNELS.get(type(method))
+    if device != "cuda":
+        return KERNELS.get(type(method))
+    name = TRITON_KERNELS.get(type(method))
+    return None if name is None or obstacle() is not None else import_module(f"{__name__}.{name}")

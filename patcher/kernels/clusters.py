@@ -18,6 +18,7 @@ from ..methods.k_means import random_direction, training_points
 from .arguments import MOST_KEYS, as_rows, attention_refusal, strided
 from .library import native
 
+NAME = "native"  # of this way through a call, for `paths`
 LARGE = 2**25  # bytes; so much at once is memory that is new from the system
 
 

@@ -139,7 +139,7 @@ def _attend(call: _Call, inputs: AttentionInputs, table: list[Tensor]) -> Tensor
         return attend_rows(inputs)[0]
     if thresholds is not None:
         check_table(call.name, method, thresholds, inputs, _told(thresholds.shortest, thresholds.longest))
-    kernel = kernel_of(method)
+    kernel = kernel_of(method, inputs.query.device.type)
     try:
         if kernel is not None and kernel.refusal(inputs, method) is None:
             native: Tensor = kernel.attend(inputs, method, thresholds)[0]

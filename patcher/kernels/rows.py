@@ -38,6 +38,8 @@ UNCOUNTED = (0,) * 4
 
 Method = TopK | TopTheta
 
+NAME = "native"  # of this way through a call, for `paths`
+
 
 def refusal(inputs: AttentionInputs, method: Method, observer: Observer | None = None) -> str | None:
     """Why a call goes the torch way, in a few words; None if the native library takes it."""

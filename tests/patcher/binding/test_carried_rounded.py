@@ -75,7 +75,7 @@ def test_forty_steps_round_each_key_once(
     found = steps(model, growing_cache(model) if growing else DynamicCache(config=model.config), tokens)
     assert rounding.made == 2  # once in each of two layers
     assert rounding.asked == 2 * (43 if method.denominator == "exact" else 45)
-    monkeypatch.setattr(attention, "kernel_of", lambda method: None)
+    monkeypatch.setattr(attention, "kernel_of", lambda method, device: None)
     close(found, steps(model, DynamicCache(config=model.config), tokens))  # by the definition, from nothing every time
 
 
