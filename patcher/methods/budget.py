@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -92,6 +93,11 @@ class Budget(Kept):
         """As in Kept, and the length itself for rows shorter than min_length."""
         rows_k = super().rows_k(lengths)
         return torch.where(lengths < self.min_length, lengths, rows_k) if self.min_length else rows_k
+
+    def most(self, length: int) -> int:
+        """What no row of up to `length` keys exceeds."""
+        kept = self.k if self.k is not None else math.ceil(exact_share(self.keep) * length)
+        return min(max(kept, 1, self.min_length - 1), length)
 
     def describe(self) -> str:
         """For tables: 'k = 64, dense below 512 keys, sdc+vmc'."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import asking
 from .distance_bias import DistanceBias
 from .rounded_keys import RoundedKeys
 from .visibility import Visibility
@@ -160,6 +161,6 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
         column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         return torch.cat([scores, column], -1).softmax(-1)[..., :-1]
     empty = scores.detach().amax(-1, keepdim=True) == -torch.inf
-    if not bool(empty.any()):
+    if asking.answers(empty) and not bool(empty.any()):
         return scores.softmax(-1)
     return scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)  # a row of -inf would have a NaN gradient

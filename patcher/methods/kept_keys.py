@@ -1,13 +1,15 @@
 """The kept keys of a chunk in few bytes, from the forward to the backward pass.
 
 As columns, row after row, where few keys are kept: one to four bytes for each of them, and as many for each row. As
-bits, eight keys to a byte, where that is less.
+bits, eight keys to a byte, where that is less, and where it cannot be asked how many are kept.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from . import asking
 
 BITS = 8
 ALIGNED = 8  # bytes, of the widest integer
@@ -18,7 +20,7 @@ def pack(keep: Tensor) -> tuple[Tensor, ...]:
     width = keep.shape[-1]
     small, eighth = smallest_integer(width), -(-width // BITS)
     counts = keep.sum(-1)
-    if (int(counts.sum()) + counts.numel()) * small.itemsize < counts.numel() * eighth:
+    if asking.answers(keep) and (int(counts.sum()) + counts.numel()) * small.itemsize < counts.numel() * eighth:
         return (keep.flatten().nonzero().squeeze(-1) % width).to(small), counts.to(small)
     # Byte j has the keys j, j + eighth, j + 2 eighth ...: whole blocks are shifted.
     blocks = torch.nn.functional.pad(keep, (0, BITS * eighth - width)).view(torch.uint8).unflatten(-1, (BITS, eighth))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import asking
 from .chunk import AttentionInputs, Chunk, Selection, softmax
 from .compensation import compensated, with_mean
 from .distance_bias import bias_rows
@@ -115,9 +116,10 @@ def _weigh(weights: Tensor, value: Tensor, dtype: torch.dtype | None = None) -> 
     """weights [B, H, c, m] times V: [B, H, c, E], in the dtype of value unless another is asked for."""
     batch, heads, rows, _ = weights.shape
     grouped = by_group(weights, value.shape[1])
-    out = torch.matmul(grouped, value.to(weights.dtype))
-    if not bool(torch.isfinite(out).all()):
-        out = _weigh_visible(grouped, value.to(weights.dtype))
+    value_rows = value.to(weights.dtype)
+    out = torch.matmul(grouped, value_rows) if asking.answers(value) else None
+    if out is None or not bool(torch.isfinite(out).all()):
+        out = _weigh_visible(grouped, value_rows)
     return out.view(batch, heads, rows, value.shape[-1]).to(dtype or value.dtype)
 
 

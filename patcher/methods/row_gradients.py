@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import asking
 from .chunk import AttentionInputs, Chunk, Selection
 from .distance_bias import DistanceBias, bias_rows
 from .dropout import dropout_mask
@@ -210,7 +211,7 @@ def _wide_zeros(tensor: Tensor) -> Tensor:
 def _finite(tensor: Tensor) -> Tensor:
     """The same tensor, with 0 for what is not finite."""
     finite = tensor.isfinite()
-    return tensor if bool(finite.all()) else tensor.masked_fill(~finite, 0)
+    return tensor if asking.answers(finite) and bool(finite.all()) else tensor.masked_fill(~finite, 0)
 
 
 def _add_product(total: Tensor, span: Span, rows: Tensor, right: Tensor) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from . import asking
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Select, Selection
 from .dropout import draw_seed
 from .rounded_keys import rounded
@@ -20,6 +21,8 @@ from .row_gradients import Watch, attend_with_gradients, needs_gradients
 
 # Scores of one chunk, in elements (4 MB in float32): measured faster than 4M and 16M with 2 MB of L2 per core.
 CHUNK_ELEMENTS = 1024 * 1024
+# Where launching work takes longer than a small chunk does (128 MB in float32).
+DEVICE_CHUNK_ELEMENTS = 32 * CHUNK_ELEMENTS
 
 
 def attend_rows(
@@ -41,7 +44,8 @@ def attend_rows(
     """
     if chunk_size is None:
         batch, heads = inputs.query.shape[:2]
-        chunk_size = max(1, CHUNK_ELEMENTS // max(1, batch * heads * inputs.key.shape[2]))
+        elements = CHUNK_ELEMENTS if asking.answers(inputs.query) else DEVICE_CHUNK_ELEMENTS
+        chunk_size = max(1, elements // max(1, batch * heads * inputs.key.shape[2]))
     seed = draw_seed() if inputs.dropout else None
     work = RowWork(chunk_size, select, observer, compensation, v_mean, denominator, seed)
     groups, counts = inputs.key.shape[1], []
@@ -95,7 +99,7 @@ class RowWork:
         watch: Watch,
     ) -> Tensor:
         """The output rows start..stop."""
-        span = Span(start, stop, *inputs.visibility.key_span(start, stop))
+        span = Span(start, stop, *inputs.visibility.key_span(start, stop, inputs.key.shape[2]))
         key, coarse = inputs.key[:, :, span.low : span.high], None
         if self.denominator == "rounded" and inputs.query.shape[2] == 1:
             coarse = scores_of(inputs, span, rounded(key))

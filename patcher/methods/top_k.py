@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from . import asking
 from .budget import Budget, require_choice
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Selection
 from .rows import attend_rows
@@ -72,45 +73,56 @@ class TopK(Budget):
     def select(self, chunk: Chunk, thresholds: object = None) -> Selection:
         """The kept keys of a chunk; everything where no row is longer than its budget."""
         rows_k = self.rows_k(chunk.lengths)
-        if bool((rows_k >= chunk.lengths).all()):
+        if asking.answers(rows_k) and bool((rows_k >= chunk.lengths).all()):
             return Selection(None)
-        keep = keep_highest(chunk.scores, rows_k, self.protected(chunk))
+        keep = keep_highest(chunk.scores, rows_k, self.protected(chunk), self.most(chunk.scores.shape[-1]))
         return Selection(keep, dropped_mass=Chunk.rounded_mass)
 
 
-def keep_highest(scores: Tensor, rows_k: Tensor, protected: Tensor | None = None) -> Tensor:
+def keep_highest(
+    scores: Tensor, rows_k: Tensor, protected: Tensor | None = None, most: int | None = None
+) -> Tensor:
     """bool like scores: exactly min(rows_k, visible) keys per row, the highest; among equals the earliest.
 
     scores: [B, H, c, m], -inf where hidden. rows_k: int64 [B or 1, H or 1, c]. protected: bool, kept first of all.
+    most: what no rows_k exceeds (None: m); only where rows_k cannot be asked does less of it save work.
     """
     if protected is not None:
         scores = scores.masked_fill(protected, torch.inf)
     rows_k = rows_k.unsqueeze(-1)
-    limit, highest = _kth_highest(scores, rows_k)
-    if bool(highest.isnan().any()):
-        # A NaN counts as highest, so that it spoils its row instead of vanishing from it.
-        scores = scores.masked_fill(scores.isnan(), torch.inf)
-        limit, _ = _kth_highest(scores, rows_k)
+    if not asking.answers(scores):
+        scores = _nan_highest(scores)
+    limit, highest = _kth_highest(scores, rows_k, most)
+    if asking.answers(scores) and bool(highest.isnan().any()):
+        scores = _nan_highest(scores)
+        limit, _ = _kth_highest(scores, rows_k, most)
     visible = scores != -torch.inf
     keep = (scores >= limit) & visible
     over = keep.sum(-1, keepdim=True) > rows_k
-    if not bool(over.any()):
+    if asking.answers(over) and not bool(over.any()):
         return keep
     above = scores > limit
     level = keep & ~above
     return above | (level & (level.cumsum(-1) <= rows_k - above.sum(-1, keepdim=True)))
 
 
-def _kth_highest(scores: Tensor, rows_k: Tensor) -> tuple[Tensor, Tensor]:
+def _nan_highest(scores: Tensor) -> Tensor:
+    """A NaN counts as highest, so that it spoils its row instead of vanishing from it."""
+    return scores.masked_fill(scores.isnan(), torch.inf)
+
+
+def _kth_highest(scores: Tensor, rows_k: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
     """The values [B, H, c, 1] of each row's k-th highest (-inf for a row that sees fewer keys) and highest score."""
-    width = scores.shape[-1]
-    most = min(int(rows_k.max()), width)
+    width, asked = scores.shape[-1], asking.answers(rows_k)
+    if asked:
+        most = int(rows_k.max())
+    most = width if most is None else min(most, width)
     if most == 0:
         limit = torch.full_like(scores[..., :1], torch.inf)
         return limit, limit
     candidates = _best_groups(scores, most) if width >= GROUPED_FROM else scores
     best = candidates.topk(most, dim=-1).values
-    if bool((rows_k == most).all()):
+    if asked and bool((rows_k == most).all()):
         return best[..., -1:], best[..., :1]
     index = (rows_k.clamp(max=most) - 1).clamp(min=0).expand(*scores.shape[:-1], 1)
     return best.gather(-1, index), best[..., :1]

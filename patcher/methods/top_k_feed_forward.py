@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from . import asking
 from .budget import Kept, exact_share
 from .top_k import keep_highest
 
@@ -85,7 +86,7 @@ def keep_largest(hidden: Tensor, k: int) -> Tensor:
     """bool [..., d_ff], True for exactly k per token: the largest magnitudes, among equals the first."""
     tokens = hidden.detach().reshape(1, 1, -1, hidden.shape[-1])
     rows_k = torch.full((1, 1, tokens.shape[2]), k, device=hidden.device)
-    return keep_highest(tokens.abs(), rows_k).view(hidden.shape)
+    return keep_highest(tokens.abs(), rows_k, most=k).view(hidden.shape)
 
 
 def largest(tokens: Tensor, k: int, *, zeros: bool = False) -> Tensor:
@@ -93,6 +94,9 @@ def largest(tokens: Tensor, k: int, *, zeros: bool = False) -> Tensor:
 
     zeros: whether it matters which of several zeros are kept; if not, any may be.
     """
+    if not asking.answers(tokens):
+        sizes = tokens.detach().abs()
+        return sizes.masked_fill(sizes.isnan(), torch.inf).sort(-1, descending=True, stable=True).indices[:, :k]
     values, indices = tokens.detach().abs().topk(min(k + 1, tokens.shape[-1]), dim=-1)
     if k >= tokens.shape[-1]:
         return indices

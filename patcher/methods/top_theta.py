@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from . import asking
 from .budget import Budget, require_choice, require_count
 from .chunk import AttentionInputs, Chunk, Observer, RowCounts, Selection
 from .rows import attend_rows
@@ -113,11 +114,11 @@ class TopTheta(Budget):
         """The kept keys of a chunk, with the rows that fell back to top-k and those that min-keep saved."""
         rows_k = self.rows_k(chunk.lengths)
         sparse = rows_k < chunk.lengths
-        if not bool(sparse.any()):
+        if asking.answers(sparse) and not bool(sparse.any()):
             return Selection(None)
         protected = self.protected(chunk)
         if thresholds is None:
-            keep = keep_highest(chunk.scores, rows_k, protected)
+            keep = keep_highest(chunk.scores, rows_k, protected, self.most(chunk.scores.shape[-1]))
             return Selection(keep, fallback=sparse, dropped_mass=Chunk.rounded_mass)
         theta = thresholds.lookup(chunk.lengths).to(chunk.scores.dtype)
         fallback = sparse & theta.isnan()
@@ -126,11 +127,12 @@ class TopTheta(Budget):
         if protected is not None:
             keep |= protected
         few = sparse & ~fallback & (keep.sum(-1) < self.min_keep)
-        if bool(few.any()):
-            floor = keep_highest(chunk.scores, chunk.lengths.clamp(max=self.min_keep), protected)
-            keep = torch.where(few.unsqueeze(-1), floor, keep)
-        if bool(fallback.any()):
-            keep = torch.where(fallback.unsqueeze(-1), keep_highest(chunk.scores, rows_k, protected), keep)
+        exact = fallback | few
+        if not asking.answers(exact) or bool(exact.any()):
+            wanted = torch.where(fallback, rows_k, chunk.lengths.clamp(max=self.min_keep))
+            most = max(self.most(chunk.scores.shape[-1]), self.min_keep)
+            highest = keep_highest(chunk.scores, wanted, protected, most)
+            keep = torch.where(exact.unsqueeze(-1), highest, keep)
         keep = torch.where(sparse.unsqueeze(-1), keep, chunk.visible)
         return Selection(keep, fallback=fallback, rescued=few, dropped_mass=partial(self._dropped_mass, thresholds))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import asking
+
 
 @dataclass(frozen=True)
 class RowRanges:
@@ -47,8 +49,10 @@ class RowRanges:
         """Visible keys per row, int64 [B or 1, 1, q]."""
         return (self.last - self.first).unsqueeze(1)
 
-    def key_span(self, start: int, stop: int) -> tuple[int, int]:
-        """The smallest interval of keys that rows start..stop need."""
+    def key_span(self, start: int, stop: int, keys: int) -> tuple[int, int]:
+        """The smallest interval of `keys` keys that rows start..stop need; all of them where that cannot be asked."""
+        if not asking.answers(self.first):
+            return 0, keys
         first, last = self.first[:, start:stop], self.last[:, start:stop]
         empty = first >= last
         if bool(empty.all()):
@@ -56,9 +60,10 @@ class RowRanges:
         return int(first.masked_fill(empty, torch.iinfo(torch.int64).max).min()), int(last.masked_fill(empty, 0).max())
 
     def hidden(self, start: int, stop: int, low: int, high: int) -> Tensor | None:
-        """bool [B or 1, 1, stop - start, high - low], True where a row may not look; None where all is visible."""
+        """bool [B or 1, 1, stop - start, high - low], True where a row may not look; None where all is known to be
+        visible."""
         first, last = self.first[:, start:stop, None], self.last[:, start:stop, None]
-        if bool(((first <= low) & (last >= high)).all()):
+        if asking.answers(first) and bool(((first <= low) & (last >= high)).all()):
             return None
         keys = torch.arange(low, high, device=first.device)
         return ((keys < first) | (keys >= last)).unsqueeze(1)
@@ -83,8 +88,8 @@ class FullMask:
         """Visible keys per row, int64 [B or 1, H or 1, q]."""
         return self.visible.sum(-1, dtype=torch.int64)
 
-    def key_span(self, start: int, stop: int) -> tuple[int, int]:
-        return 0, self.visible.shape[-1]
+    def key_span(self, start: int, stop: int, keys: int) -> tuple[int, int]:
+        return 0, keys
 
     def hidden(self, start: int, stop: int, low: int, high: int) -> Tensor | None:
         return ~self.visible[:, :, start:stop, low:high]

@@ -39,7 +39,7 @@ def test_intervals_agree_with_the_loop(ranges: RowRanges, start: int, count: int
     visible = visible_keys(ranges, 2, 1, 5, KEYS)
     assert torch.equal(ranges.lengths(), visible.sum(-1))
 
-    low, high = ranges.key_span(start, stop)
+    low, high = ranges.key_span(start, stop, KEYS)
     seen = visible[:, :, start:stop].any(2).any(1).any(0).nonzero().flatten().tolist()
     assert (low, high) == ((seen[0], seen[-1] + 1) if seen else (0, 0))
 
@@ -58,7 +58,7 @@ def test_a_full_mask_says_the_same_as_the_intervals(layout: str) -> None:
     visible = visible_keys(seen, 2, 4, 5, 7)
     full = FullMask(visible)
     assert torch.equal(full.lengths(), seen.lengths().expand(2, 4, 5))
-    assert full.key_span(1, 4) == (0, 7)
+    assert full.key_span(1, 4, 7) == (0, 7)
     hidden = full.hidden(1, 4, 2, 6)
     assert hidden is not None
     assert torch.equal(hidden, ~visible[:, :, 1:4, 2:6])
