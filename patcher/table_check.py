@@ -6,7 +6,7 @@ import logging
 import math
 
 from ..errors import RecipeMismatchError
-from .methods import AttentionInputs, Chunk, TopTheta
+from .methods import AttentionInputs, Chunk, TopTheta, asking
 from .thresholds import ModuleThresholds
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ def check_table(
     """RecipeMismatchError for scores of another scale than those of module `name` had; a warning, once, for rows that
     the table does not cover.
 
-    told: the warnings that were given, to which this one is added.
+    told: the warnings that were given, to which this one is added. On a GPU, which would have to be asked for the
+    lengths of rows, there is no such warning.
     """
     if table.scale is not None and not math.isclose(table.scale, inputs.scale, rel_tol=1e-4):
         raise RecipeMismatchError(
@@ -28,7 +29,7 @@ def check_table(
     if "outside" in told or not isinstance(method, TopTheta):
         return
     lengths = inputs.visibility.lengths()
-    if not bool((table.outside(lengths) & (method.rows_k(lengths) < lengths)).any()):
+    if not asking.answers(lengths) or not bool((table.outside(lengths) & (method.rows_k(lengths) < lengths)).any()):
         return
     told.add("outside")
     logger.warning(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import read_file, write_file
 from ..strict_json import check_texts, shortened, shown
+from .methods import asking
 from .methods.budget import MOST_COUNT
 from .methods.top_theta import PLACEMENTS
 from .tensor_file import MALFORMED, read_content, read_tensors, reason, tensor_bytes
@@ -49,6 +50,7 @@ class ModuleThresholds:
     nature: str | None = None
     dropped: Tensor | None = None
     _on_device: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _copies: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _native: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -59,8 +61,7 @@ class ModuleThresholds:
         whole = all(isinstance(end, int) and not isinstance(end, bool) for end in (self.shortest, self.longest))
         if len(self.lengths) == 0 or not whole or not 1 <= self.shortest <= self.longest <= MOST_COUNT:
             raise DataError("a threshold table needs at least one calibrated row length")
-        good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()
-        if not bool(good) or bool((self.lengths.diff() <= 0).any()):
+        if asking.answers(self.theta) and not self._ascends():
             raise DataError("a threshold table needs ascending lengths and finite thresholds")
         if self.placement not in PLACEMENTS or not _is_number(self.scale) or not isinstance(self.nature, str | None):
             raise DataError(
@@ -69,6 +70,11 @@ class ModuleThresholds:
             )
         if self.dropped is not None and not _is_mass(self.dropped, self.theta):
             raise DataError("the dropped mass of a threshold table needs the shape of theta and no negative value")
+
+    def _ascends(self) -> bool:
+        """Whether all numbers are finite and the lengths ascend from 1 on. On a GPU it is a copy of a checked table."""
+        good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()
+        return bool(good) and not bool((self.lengths.diff() <= 0).any())
 
     @property
     def heads(self) -> int:
@@ -83,6 +89,21 @@ class ModuleThresholds:
         if self.dropped is None:
             raise DataError("the thresholds were calibrated without the offline denominator: calibrate them with it")
         return self._interpolated(1, lengths)
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """lengths, theta and, if there is one, dropped on a device. Outside a compiler they are copied there once."""
+        found = self._copies.get(device)
+        if found is None:
+            parts = (self.lengths, self.theta) if self.dropped is None else (self.lengths, self.theta, self.dropped)
+            found = [part.to(device) for part in parts]
+            if not torch.compiler.is_compiling():
+                self._copies[device] = found
+        return found
+
+    def copy_to(self, device: torch.device) -> None:
+        """Copies all that lookups and compiled graphs need to a device, so that no call has to: a copy waits for it."""
+        self.tensors(device)
+        self._tensors(device)
 
     def addresses(self) -> tuple[int, int, int]:
         """Where log lengths, theta and dropped mass (0: none) lie, contiguous float32 on the CPU, for a kernel."""
@@ -109,8 +130,8 @@ class ModuleThresholds:
     def _tensors(self, device: torch.device) -> list[Tensor]:
         """Log lengths, theta and, if there is one, the dropped mass on a device; moved once."""
         if device not in self._on_device:
-            tables = [self.theta] if self.dropped is None else [self.theta, self.dropped]
-            self._on_device[device] = [table.to(device) for table in (self.lengths.log(), *tables)]
+            lengths, *tables = self.tensors(device)
+            self._on_device[device] = [lengths.log(), *tables]
         return self._on_device[device]
 
 
@@ -120,7 +141,9 @@ def _is_number(scale: Any) -> bool:
 
 
 def _is_mass(dropped: Tensor, theta: Tensor) -> bool:
-    return dropped.shape == theta.shape and bool((dropped >= 0).all()) and bool(torch.isfinite(dropped).all())
+    if dropped.shape != theta.shape or not asking.answers(dropped):
+        return dropped.shape == theta.shape
+    return bool((dropped >= 0).all()) and bool(torch.isfinite(dropped).all())
 
 
 def _at(table: Tensor, column: Tensor) -> Tensor:

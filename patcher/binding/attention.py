@@ -155,7 +155,7 @@ def _outside_graphs(call: AttentionCall, dropout: float) -> Tensor:
 def _attend_call(call: AttentionCall, dropout: float) -> Tensor:
     """Attention [B, q, H, E], contiguous."""
     query, key, patch = call.query, call.key, call.patch
-    visibility, added = read_mask(call.mask, query.shape[2], key.shape[2], call.causal)
+    visibility, added = read_mask(call.mask, query.shape[2], key.shape[2], call.causal, query.device)
     inputs = AttentionInputs(
         query=query,
         key=key,

@@ -3,6 +3,9 @@
 V-mean compensation needs the mean of all value rows that a query sees. Summing them anew for every token would read the
 whole cache, which is what dropping keys is to avoid; with the sum of the step before only the new row is read. Where
 keys are read rounded to 8 bits first, only the new one has to be rounded.
+
+Whether a step follows the one before is a question to tensors. So on a GPU nothing is carried: V-mean compensation sums
+the whole cache there, as nothing else would be known without waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from ..kernels.arguments import DTYPES
 from ..kernels.library import native
-from ..methods import AttentionInputs, Method, RowRanges, TopK, TopTheta
+from ..methods import AttentionInputs, Method, RowRanges, TopK, TopTheta, asking
 from ..methods.budget import Budget
 from ..methods.rounded_keys import RoundedKeys
 from .growing_cache import GROWTH
@@ -89,14 +92,15 @@ class Carried:
             state.holds = state.seen[0]() is keys and state.seen[1]() is values
 
     def with_carried(self, inputs: AttentionInputs) -> AttentionInputs:
-        """A call with what is carried; the same for several queries, and for masks that are no ranges."""
+        """A call with what is carried; the same for several queries, masks that are no ranges, and on a GPU."""
         state, visibility = self._state, inputs.visibility
         holds, state.holds, state.seen = state.holds, False, None
-        if inputs.query.shape[2] != 1 or not isinstance(visibility, RowRanges):
+        ranges = visibility if isinstance(visibility, RowRanges) and asking.answers(visibility.first) else None
+        if inputs.query.shape[2] != 1 or ranges is None:
             state.steps, state.rounded = 0, None
             return inputs
         batch = inputs.value.shape[0]
-        first, last = visibility.first.expand(batch, 1)[:, 0], visibility.last.expand(batch, 1)[:, 0]
+        first, last = ranges.first.expand(batch, 1)[:, 0], ranges.last.expand(batch, 1)[:, 0]
         goes_on = holds and torch.equal(last, state.last + (0 if self.kind == "cross" else 1))
         total = self._sum(inputs.value, first, last, goes_on) if self.sums else None
         rounded = self._rounded(inputs.key, goes_on) if self.rounds != "no" else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.operator import attention, call_text, table_tensors
+from ..methods import asking
 from ..methods.distance_bias import DistanceBias
 from ..methods.visibility import RowRanges
 from .masks import bias_of, is_row_ranges, unmasked, visible_and_added
@@ -60,7 +61,7 @@ def attend_in_graph(call: AttentionCall) -> Tensor:
     bias = bias_of(call.position_bias, added, queries, keys)
     added = bias.by_distance if isinstance(bias, DistanceBias) else bias
     text, table = (DENSE, None) if call.patch is None else (call.patch.text, call.patch.thresholds)
-    tensors = table_tensors(table)
+    tensors = table_tensors(table, query.device)
     return attention(
         query, key, value, first, last, gaps, visible, added, call.sinks, tensors, call.scale, call.softcap, text
     )
@@ -70,15 +71,19 @@ def _trace_mask(
     mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """What read_mask says, without a look at the data: first, last, gaps and visible of the operator, and the additive
-    part of a float mask. Equal for all layers, so a compiler computes it once."""
+    part of a float mask. Equal for all layers, so a compiler computes it once. On a GPU the operator asks for no gaps:
+    what `visible` says stands alone."""
     if mask is None:
-        ranges = unmasked(queries, keys, causal)
-        return ranges.first.to(device), ranges.last.to(device), None, None, None
+        ranges = unmasked(queries, keys, causal, device)
+        return ranges.first, ranges.last, None, None, None
     mask = mask.to(device)
     if is_row_ranges(mask):
         first, last, _ = mask[:, 0].to(torch.int64).unbind(-1)
         return first, last, None, None, None
     visible, added = visible_and_added(mask, queries, keys)
+    if not asking.answers(visible):
+        ranges = unmasked(queries, keys, causal=False, device=device)
+        return ranges.first, ranges.last, None, visible, added
     ranges = _hull(visible)
     gaps = (visible.sum(-1) != ranges.lengths()).any()
     return ranges.first, ranges.last, gaps, visible, added

@@ -177,7 +177,7 @@ class Interception(TorchFunctionMode):
             raise self.refusal(f"its attention is causal, but {queries} queries meet {keys} keys")
         while attn_mask is not None and attn_mask.ndim < 4:
             attn_mask = attn_mask.unsqueeze(0)
-        visibility, added = read_mask(attn_mask, queries, keys, is_causal)
+        visibility, added = read_mask(attn_mask, queries, keys, is_causal, query.device)
         inputs = AttentionInputs(
             query=query,
             key=key,

@@ -4,6 +4,11 @@ The mask builder registered beside the attention function describes what padding
 one interval of keys per row: an int32 tensor [B, 1, q, 3] (first key, key after the last, is the query no padding).
 Being a plain 4-D tensor it passes through model code, caches and device moves; being int32 it cannot be mistaken for an
 ordinary mask. Whatever is not such an interval gets the ordinary boolean [B, 1, q, n] mask.
+
+Padding has to be looked at: whether it leaves one interval. On a GPU that waits for the device, once for each forward
+pass, as transformers' own mask of a dense model does; attention calls look at no mask. Transformers asks for an
+ordinary mask where a step is to be compiled (one query, a static cache), and a compiler or a CUDA graph that records
+gets one too: there nothing looks.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from ...errors import NotPatchableError
+from ..methods import asking
 from ..methods.distance_bias import DistanceBias
 from ..methods.visibility import FullMask, RowRanges, Visibility
 from .distances import read_bias
@@ -37,10 +43,10 @@ def build_mask(
 ) -> Tensor:
     """The mask builder for `AttentionMaskInterface` (its arguments: transformers.masking_utils.sdpa_mask).
 
-    Traced by a compiler it cannot look at what is padding: padding then gets the ordinary mask, as in a model that is
-    not patched.
+    Traced by a compiler, or recorded as a CUDA graph, it cannot look at what is padding: padding then gets the ordinary
+    mask, as in a model that is not patched.
     """
-    traced = torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling() or _is_recorded()
     pattern = None if traced and attention_mask is not None else _recognise(mask_function, kwargs)
     if pattern is not None:
         causal, window = pattern
@@ -103,6 +109,7 @@ def _row_ranges(
     device = attention_mask.device if attention_mask is not None else kwargs.get("device", "cpu")
     low = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     high = torch.full_like(low, keys)
+    padded = False
     if attention_mask is not None:
         valid = attention_mask.bool()
         missing = keys + kv_offset - valid.shape[-1]
@@ -112,7 +119,8 @@ def _row_ranges(
         total = valid.sum(-1, keepdim=True)
         low = valid.argmax(-1, keepdim=True)
         high = torch.where(total > 0, keys - valid.flip(-1).argmax(-1, keepdim=True), 0)
-        if bool((high - low != total).any()):
+        holes, padded = look((high - low != total).any(), (total < keys).any())
+        if holes:
             return None
     position = (torch.arange(queries, device=device) + offset).unsqueeze(0)
     counted = (position >= low) & (position < high)
@@ -122,7 +130,31 @@ def _row_ranges(
     if window is not None:
         first = torch.maximum(first, position - window + 1)
     last = torch.maximum(first, last)
-    return torch.stack([first, last, counted.to(torch.int64)], -1).to(torch.int32).unsqueeze(1)
+    ranges = torch.stack([first, last, counted.to(torch.int64)], -1).to(torch.int32).unsqueeze(1)
+    narrow = window is not None and window < keys
+    if not (padded or narrow or torch.compiler.is_compiling()):
+        _note_plain(ranges, keys, causal, offset)
+    return ranges
+
+
+def _is_recorded() -> bool:
+    """Whether a CUDA graph records what runs now."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def look(*conditions: Tensor) -> list[bool]:
+    """What these conditions are: the one time that a forward pass waits for a GPU."""
+    return torch.stack(conditions).tolist()  # type: ignore[no-any-return]
+
+
+def _note_plain(ranges: Tensor, keys: int, causal: bool, offset: int | Tensor) -> None:
+    """Keeps what ordinary_mask gives for intervals without padding or a window, where the sizes alone tell."""
+    if not causal:
+        ranges._hf_sparsify_ordinary = None, False  # type: ignore[attr-defined]
+    elif isinstance(offset, int) and offset + 1 >= keys:
+        ranges._hf_sparsify_ordinary = None, False  # type: ignore[attr-defined]
+    elif isinstance(offset, int) and offset == 0 and ranges.shape[2] == keys:
+        ranges._hf_sparsify_ordinary = None, True  # type: ignore[attr-defined]
 
 
 def is_row_ranges(mask: Tensor | None) -> bool:
@@ -130,27 +162,30 @@ def is_row_ranges(mask: Tensor | None) -> bool:
     return isinstance(mask, Tensor) and mask.dtype == torch.int32 and mask.ndim == 4 and mask.shape[-1] == 3
 
 
-def read_mask(mask: Tensor | None, queries: int, keys: int, causal: bool) -> tuple[Visibility, Tensor | None]:
+def read_mask(
+    mask: Tensor | None, queries: int, keys: int, causal: bool, device: torch.device | str = "cpu"
+) -> tuple[Visibility, Tensor | None]:
     """What a mask lets each row see, and the additive part of a float mask (None for the others).
 
-    causal: what the module says of itself; it counts only where there is no mask at all.
+    causal: what the module says of itself; it counts only where there is no mask at all. device: of what is made then.
     """
     if mask is None:
-        return unmasked(queries, keys, causal), None
+        return unmasked(queries, keys, causal, device), None
     if is_row_ranges(mask):
-        if mask.shape[0] > 1 and bool((mask == mask[:1]).all()):
+        if mask.shape[0] > 1 and asking.answers(mask) and bool((mask == mask[:1]).all()):
             mask = mask[:1]
         first, last, counted = mask[:, 0].to(torch.int64).unbind(-1)
-        return RowRanges(first, last, None if bool(counted.all()) else counted.bool()), None
+        all_count = asking.answers(counted) and bool(counted.all())
+        return RowRanges(first, last, None if all_count else counted.bool()), None
     visible, added = visible_and_added(mask, queries, keys)
     return FullMask(visible), added
 
 
-def unmasked(queries: int, keys: int, causal: bool) -> RowRanges:
+def unmasked(queries: int, keys: int, causal: bool, device: torch.device | str = "cpu") -> RowRanges:
     """What rows see in a call without a mask."""
     if causal and queries > 1 and queries != keys:
         raise NotPatchableError("a causal attention call with fewer queries than keys came without a mask")
-    return (RowRanges.causal if causal and queries > 1 else RowRanges.all_keys)(queries, keys)
+    return (RowRanges.causal if causal and queries > 1 else RowRanges.all_keys)(queries, keys, device)
 
 
 def visible_and_added(mask: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor | None]:
@@ -185,7 +220,7 @@ def bias_of(
 def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor | None, bool | None]:
     """A mask for torch SDPA and its is_causal flag (None: as the module says), for modules that stay dense.
 
-    The boolean mask of a forward pass is made once and kept on the mask tensor for the layers that follow.
+    What a forward pass needs is made once and kept on the mask tensor for the layers that follow.
     """
     if mask is None or not is_row_ranges(mask):
         return mask, None
@@ -200,7 +235,7 @@ def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor 
 
 def _ordinary(mask: Tensor, queries: int, keys: int) -> tuple[Tensor | None, bool]:
     first, last = mask[:, :, :, 0:1], mask[:, :, :, 1:2]
-    if bool((first == 0).all()):
+    if asking.answers(mask) and bool((first == 0).all()):
         if bool((last == keys).all()):
             return None, False
         steps = torch.arange(1, queries + 1, device=mask.device, dtype=mask.dtype).view(1, 1, -1, 1)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -202,7 +203,15 @@ def _attention_patch(
 ) -> ModulePatch:
     intercepted = isinstance(target, AttentionModule) and target.route == INTERCEPTION
     carried = None if intercepted else carried_for(target.kind, method)
+    if table is not None:
+        table.copy_to(_weights_device(target.module))
     return ModulePatch(target.name, target.kind, method, table, told, carried, intercepted=intercepted)
+
+
+def _weights_device(module: nn.Module) -> torch.device:
+    """Where a module works; the CPU where that shows in the call only, as Accelerate offloads its weights."""
+    weight = next(module.parameters(), None)
+    return torch.device("cpu") if weight is None or weight.is_meta else weight.device
 
 
 def prepare_patch(model: nn.Module, plan: Plan, thresholds: Mapping[str, ModuleThresholds] | None = None) -> Patch:

@@ -23,6 +23,7 @@ from ..methods import (
     RowRanges,
     TopKFeedForward,
     Visibility,
+    asking,
     attend_rows,
     method_from_dict,
     method_to_dict,
@@ -50,33 +51,30 @@ def call_text(name: str, method: AttentionMethod | None, table: ModuleThresholds
     return json.dumps({"name": name, "method": None if method is None else method_to_dict(method), "table": facts})
 
 
-def table_tensors(table: ModuleThresholds | None) -> list[Tensor]:
-    """The tensors of a threshold table, for the operator; none for no table."""
-    if table is None:
-        return []
-    return [table.lengths, table.theta] if table.dropped is None else [table.lengths, table.theta, table.dropped]
+def table_tensors(table: ModuleThresholds | None, device: torch.device) -> list[Tensor]:
+    """The tensors of a threshold table on a device, for the operator; none for no table."""
+    return [] if table is None else table.tensors(device)
 
 
 @dataclass
 class _Call:
-    """What call_text told. thresholds: the table of the last call, because checking a table takes longer than a short
-    step of attention."""
+    """What call_text told. thresholds: the table of the last call, made of `given`, because checking a table takes
+    longer than a short step of attention."""
 
     name: str
     method: AttentionMethod | None
     table: dict[str, Any] | None
-    thresholds: ModuleThresholds | None = field(default=None)
+    given: list[Tensor] = field(default_factory=list)
+    thresholds: ModuleThresholds | None = None
 
     def thresholds_of(self, tensors: list[Tensor]) -> ModuleThresholds | None:
         if self.table is None:
             return None
-        known = self.thresholds
-        if known is None or [*map(id, table_tensors(known))] != [*map(id, tensors)]:
+        if self.thresholds is None or [*map(id, self.given)] != [*map(id, tensors)]:
             lengths, theta, *dropped = tensors
-            self.thresholds = known = ModuleThresholds(
-                lengths, theta, dropped=dropped[0] if dropped else None, **self.table
-            )
-        return known
+            table = ModuleThresholds(lengths, theta, dropped=dropped[0] if dropped else None, **self.table)
+            self.given, self.thresholds = tensors, table
+        return self.thresholds
 
 
 @lru_cache(CALLS)
@@ -111,14 +109,16 @@ def attention(
     """Attention [B, q, H, E] in the dtype of value, contiguous; tensors and numbers as in AttentionInputs.
 
     bias: by distance where it has three dimensions. first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [],
-    whether `visible`, bool [B or 1, H or 1, q, n], says what the ranges cannot; both None where the ranges say it all.
+    whether `visible`, bool [B or 1, H or 1, q, n], says what the ranges cannot. Both None where the ranges say it all.
+    Without gaps `visible` counts, if there is one; so it does on a GPU, which nobody asks.
     table: see table_tensors. call: see call_text.
     Nothing is carried from step to step here, as a graph has no memory: V-mean compensation reads the whole cache, and
     the rounded denominator rounds all keys anew. There is no backward pass. Raises NotPatchableError and
     RecipeMismatchError as the method does.
     """
     visibility: Visibility = RowRanges(first, last)
-    if visible is not None and (gaps is None or bool(gaps)):
+    known = gaps is not None and asking.answers(gaps)
+    if visible is not None and not (known and not bool(gaps)):
         visibility = FullMask(visible)
     added = bias if bias is None or bias.ndim == 4 else DistanceBias(bias, query.shape[2])
     inputs = AttentionInputs(query, key, value, visibility, scale, added, softcap, sinks)

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from ...errors import UsageError
+from . import asking
 from .budget import Budget, budget_of
 from .chunk import AttentionInputs, Chunk, RowCounts
 from .clustered import Clustered, ClusteredPlain
@@ -63,6 +64,7 @@ __all__ = [
     "TopKFeedForward",
     "TopTheta",
     "Visibility",
+    "asking",
     "attend_rows",
     "exact_top_k",
     "method_from_dict",

@@ -62,7 +62,7 @@ def arguments(
         first, last = seen.first, seen.last
     inputs = (call.query, call.key, call.value, first, last, gaps, visible, call.bias, call.sinks)
     text = call_text(name, method, thresholds)
-    return (*inputs, table_tensors(thresholds), call.scale, call.softcap, text)
+    return (*inputs, table_tensors(thresholds, call.query.device), call.scale, call.softcap, text)
 
 
 def expected(call: AttentionInputs, method: AttentionMethod | None, thresholds: Any) -> Tensor:
