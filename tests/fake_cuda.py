@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,8 +27,8 @@ _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, every tensor that is made is fake, and can be on CUDA."""
-    with _guard(), FakeTensorMode():
+    """Inside, every tensor that is made is fake, and can be on CUDA; those that are there already are taken as fakes."""
+    with _guard(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
@@ -57,3 +57,19 @@ class no_copies(TorchDispatchMode):  # noqa: N801  # read as `with no_copies():`
             if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
                 raise RuntimeError(f"{func} has to do with a tensor {tuple(leaf.shape)} on the CPU")
         return out
+
+
+def like(tensor: Tensor) -> Tensor:
+    """A fake tensor on CUDA in place of a real one."""
+    made = torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def to_cuda(model: nn.Module) -> None:
+    """Puts fake weights into a real model."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = made.setdefault(id(tensor), like(tensor))  # some modules share theirs

@@ -96,7 +96,7 @@ def largest(tokens: Tensor, k: int, *, zeros: bool = False) -> Tensor:
     """
     if not asking.answers(tokens):
         sizes = tokens.detach().abs()
-        return sizes.masked_fill(sizes.isnan(), torch.inf).sort(-1, descending=True, stable=True).indices[:, :k]
+        return sizes.masked_fill(sizes.isnan(), torch.inf).sort(dim=-1, descending=True, stable=True).indices[:, :k]
     values, indices = tokens.detach().abs().topk(min(k + 1, tokens.shape[-1]), dim=-1)
     if k >= tokens.shape[-1]:
         return indices
