@@ -79,9 +79,7 @@ class TopK(Budget):
         return Selection(keep, dropped_mass=Chunk.rounded_mass)
 
 
-def keep_highest(
-    scores: Tensor, rows_k: Tensor, protected: Tensor | None = None, most: int | None = None
-) -> Tensor:
+def keep_highest(scores: Tensor, rows_k: Tensor, protected: Tensor | None = None, most: int | None = None) -> Tensor:
     """bool like scores: exactly min(rows_k, visible) keys per row, the highest; among equals the earliest.
 
     scores: [B, H, c, m], -inf where hidden. rows_k: int64 [B or 1, H or 1, c]. protected: bool, kept first of all.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda import fake_cuda, like, no_copies, to_cuda
+from fake_cuda import CUDA, fake_cuda, like, no_copies, to_cuda
 from families.cells import LENGTH, plan_for, tables_for
 from families.every import EVERY
 from families.family import Inputs
@@ -19,6 +19,7 @@ from hf_sparsify.patcher.methods import Method, TopK, TopKFeedForward, TopTheta,
 from tiny_models import FAMILIES
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, StaticCache
 
 METHODS: dict[str, Method] = {
@@ -40,6 +41,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     def on_cuda_alone(function: Any) -> Any:
         def called(*arguments: Any, **keywords: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return function(*arguments, **keywords)
             with no_copies():
                 return function(*arguments, **keywords)
 
@@ -95,9 +98,7 @@ PART = [(name, method) for name in FAMILIES for method in METHODS]
 REST = [(name, method) for name in EVERY if name not in FAMILIES for method in METHODS]
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [*PART, *(pytest.param(*cell, marks=pytest.mark.matrix) for cell in REST)]
-)
+@pytest.mark.parametrize(("name", "method"), [*PART, *(pytest.param(*cell, marks=pytest.mark.matrix) for cell in REST)])
 def test_no_call_waits_for_the_gpu(name: str, method: str) -> None:
     family = EVERY[name]
     if method == "feed-forward" and not family.feed_forward:
@@ -133,6 +134,32 @@ def test_a_step_with_a_static_cache_does_not_look_at_its_mask(name: str, method:
         token = inputs(name, "none")["input_ids"][:, :1]
         run(model, {"input_ids": token, "attention_mask": mask, "past_key_values": cache})
     assert not looks
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_graph_of_a_step_has_to_do_with_cuda_alone(method: str) -> None:
+    """A tensor on the CPU in it would keep torch.compile from recording a CUDA graph."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    with fake_cuda():
+        model = on_cuda("llama", METHODS[method])
+        cache = StaticCache(config=model.config, max_cache_len=MOST_KEYS)
+        run(model, {**inputs("llama", "none"), "past_key_values": cache})
+        call = {"input_ids": inputs("llama", "none")["input_ids"][:, :1], "past_key_values": cache}
+        mask = like(torch.ones(2, MOST_KEYS, dtype=torch.int64))
+        with torch.no_grad():
+            torch.compile(model, backend=backend, fullgraph=True)(**call, attention_mask=mask)
+    torch._dynamo.reset()
+    assert len(graphs) == 1
+    nodes = list(graphs[0].graph.nodes)
+    assert sum("hf_sparsify" in str(node.target) for node in nodes if node.op == "call_function") == 2
+    values = [leaf for node in nodes for leaf in tree_leaves(node.meta.get("example_value"))]
+    assert {value.device for value in values if isinstance(value, Tensor)} == {CUDA}
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from asking_nothing import asking_nothing
 from hf_sparsify.errors import NotPatchableError, RecipeMismatchError
 from hf_sparsify.patcher.kernels import feed_forward as feed_forward_kernel
+from hf_sparsify.patcher.kernels import operator
 from hf_sparsify.patcher.kernels.operator import attention, call_text, feed_forward, table_tensors
 from hf_sparsify.patcher.methods import (
     AttentionInputs,
@@ -121,6 +123,19 @@ def test_a_mask_is_read_only_where_the_ranges_do_not_say_it_all() -> None:
     assert torch.equal(attention(*given), exact)
     given[5:7] = [torch.tensor(True), seen]
     torch.testing.assert_close(attention(*given), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [None, TopK(k=2), TopTheta(k=2)], ids=["dense", "top-k", "top-theta"])
+@pytest.mark.parametrize("layout", ["left", "full"])
+def test_it_looks_at_no_tensor_that_cannot_be_asked(
+    layout: str, method: AttentionMethod | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operator, "kernel_of", lambda method, device: None)
+    thresholds, call = table(method), problem(layout, method)
+    given = arguments(call, method, thresholds)
+    with asking_nothing():
+        out = attention._init_fn(*given)  # a mode sees the operator, and not what is in it
+    torch.testing.assert_close(out, expected(call, method, thresholds), rtol=1e-4, atol=1e-5)
 
 
 def test_the_tables_of_one_module_are_not_mixed_up() -> None:
