@@ -18,7 +18,7 @@ class Look(AssertionError):
     """Something looked at a tensor."""
 
 
-class no_looks(TorchDispatchMode):  # noqa: N801  # read as `with no_looks():`
+class no_looks(TorchDispatchMode):  # read as `with no_looks():`
     """Inside, an operation that waits for a GPU raises Look."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

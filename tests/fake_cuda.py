@@ -27,7 +27,7 @@ _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, every tensor that is made is fake, and can be on CUDA; those that are there already are taken as fakes."""
+    """Inside, every tensor that is made is fake, and can be on CUDA; real ones are taken as fakes."""
     with _guard(), FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
@@ -48,7 +48,7 @@ def _guard() -> Iterator[None]:
         registry[_CUDA_KIND] = own
 
 
-class no_copies(TorchDispatchMode):  # noqa: N801  # read as `with no_copies():`
+class no_copies(TorchDispatchMode):  # read as `with no_copies():`
     """Inside, no operation makes or takes a tensor on the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

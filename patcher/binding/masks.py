@@ -131,8 +131,8 @@ def _row_ranges(
         first = torch.maximum(first, position - window + 1)
     last = torch.maximum(first, last)
     ranges = torch.stack([first, last, counted.to(torch.int64)], -1).to(torch.int32).unsqueeze(1)
-    narrow = window is not None and window < keys
-    if not (padded or narrow or torch.compiler.is_compiling()):
+    wide = window is None or (isinstance(offset, int) and offset + queries <= window)
+    if wide and not padded and not torch.compiler.is_compiling():
         _note_plain(ranges, keys, causal, offset)
     return ranges
 
@@ -148,10 +148,8 @@ def look(*conditions: Tensor) -> list[bool]:
 
 
 def _note_plain(ranges: Tensor, keys: int, causal: bool, offset: int | Tensor) -> None:
-    """Keeps what ordinary_mask gives for intervals without padding or a window, where the sizes alone tell."""
-    if not causal:
-        ranges._hf_sparsify_ordinary = None, False  # type: ignore[attr-defined]
-    elif isinstance(offset, int) and offset + 1 >= keys:
+    """Keeps what ordinary_mask gives for intervals without padding or a narrow window, where sizes tell."""
+    if not causal or (isinstance(offset, int) and offset + 1 >= keys):
         ranges._hf_sparsify_ordinary = None, False  # type: ignore[attr-defined]
     elif isinstance(offset, int) and offset == 0 and ranges.shape[2] == keys:
         ranges._hf_sparsify_ordinary = None, True  # type: ignore[attr-defined]

@@ -12,4 +12,4 @@ from torch import Tensor
 
 def answers(tensor: Tensor) -> bool:
     """Whether a tensor may be asked, and copied to the CPU: it is there."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
