@@ -144,7 +144,7 @@ def _is_recorded() -> bool:
 
 def look(*conditions: Tensor) -> list[bool]:
     """What these conditions are: the one time that a forward pass waits for a GPU."""
-    return torch.stack(conditions).tolist()  # type: ignore[no-any-return]
+    return torch.stack(conditions).tolist()
 
 
 def _note_plain(ranges: Tensor, keys: int, causal: bool, offset: int | Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from decoding import generate, reorder, repeat, select, steps
 from hf_sparsify.patcher.binding import attention, carried
 from hf_sparsify.patcher.binding.carried import Carried
-from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK
+from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK, asking
 from patched_models import GENERATORS, close, patched, state
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -154,6 +154,18 @@ def test_ten_thousand_steps_drift_by_less_than_rounding(checked: type[Checked]) 
     assert checked.made == 1
     assert found is not None
     torch.testing.assert_close(found, values.double().sum(2), rtol=1e-12, atol=1e-9)
+
+
+def test_nothing_is_carried_where_tensors_cannot_be_asked(checked: type[Checked]) -> None:
+    model = patched("llama", METHOD)
+    tokens = torch.randint(5, tiny_models.VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(5))
+    cache = DynamicCache(config=model.config)
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(asking, "answers", lambda tensor: False)
+        found = [steps(model, cache, tokens[:, position : position + 1]) for position in range(9)]
+    assert not checked.asked
+    with torch.no_grad():
+        close(torch.cat(found, 1), model(tokens, use_cache=False).logits)
 
 
 def test_the_hook_goes_with_the_patch_and_what_is_carried_stays_behind() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from asking_nothing import asking_nothing
 from hf_sparsify.errors import NotPatchableError
+from hf_sparsify.patcher.binding import masks
 from hf_sparsify.patcher.binding.masks import added_of, build_mask, is_row_ranges, ordinary_mask, read_mask
 from hf_sparsify.patcher.methods import RowRanges
 from hypothesis import given, settings
@@ -255,6 +257,38 @@ def test_ordinary_mask_equals_the_mask_of_transformers(pattern: str, shape: str,
     assert torch.equal(made, expected)
     again, _ = ordinary_mask(mask, queries, keys)
     assert again is None or again is ordinary_mask(mask, queries, keys)[0]
+
+
+@pytest.mark.parametrize("kind", ["none", "ones", "left"])
+@pytest.mark.parametrize("shape", ["prefill", "chunk", "decode", "empty static cache", "sliding cache"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_masks_that_cannot_be_asked_say_the_same(pattern: str, shape: str, kind: str) -> None:
+    """As on a GPU; when a mask is made its padding is looked at once."""
+    queries, keys, _q_offset, kv_offset = SHAPES[shape]
+    arguments = call(pattern, shape, padding(kind, keys + kv_offset))
+    mask, expected = build_mask(**arguments), expected_mask(arguments)
+    with asking_nothing():
+        made, causal = ordinary_mask(mask, queries, keys)
+        seen, _ = read_mask(mask, queries, keys, causal=True)
+    assert torch.equal(visible_keys(seen, 2, 1, queries, keys), expected)
+    if made is None:
+        whole = torch.ones(queries, keys, dtype=torch.bool)
+        made = (whole.tril() if causal else whole).expand(2, 1, queries, keys)
+    assert torch.equal(made, expected)
+
+
+def test_without_padding_sizes_tell_that_a_mask_needs_no_tensor() -> None:
+    with asking_nothing():
+        assert ordinary_mask(build_mask(2, 6, 6), 6, 6) == (None, True)
+        assert ordinary_mask(build_mask(2, 1, 6, q_offset=5), 1, 6) == (None, False)
+
+
+def test_nobody_looks_at_padding_while_a_cuda_graph_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = call("causal", "prefill", padding("left", 6))
+    monkeypatch.setattr(masks, "_is_recorded", lambda: True)
+    with asking_nothing():
+        mask = build_mask(**arguments)
+    assert torch.equal(mask, expected_mask(arguments))
 
 
 def test_a_plain_causal_mask_needs_no_tensor() -> None:
