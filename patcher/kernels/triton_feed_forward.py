@@ -24,7 +24,6 @@ from .triton_weight_rows import (
     COPY_TILE,
     DeviceRows,
     bands_of,
-    bits,
     device_rows,
     renew_band,
     run_length,
@@ -151,9 +150,7 @@ def _add_up(kept: Kept, rows: Tensor, bias: Tensor | None, out: Tensor) -> None:
     _add_rows[(tokens, columns, parts)](
         *(*kept, rows, rows.stride(0), sums, k, share, d_model), ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS
     )
-    _add_parts[(tokens, columns)](
-        *(sums, bias, out, parts, d_model), PARTS=PARTS, COLUMNS=COLUMNS, num_warps=WARPS
-    )
+    _add_parts[(tokens, columns)](*(sums, bias, out, parts, d_model), PARTS=PARTS, COLUMNS=COLUMNS, num_warps=WARPS)
 
 
 @triton.jit(do_not_specialize=["count", "k", "run", "written"])
@@ -191,9 +188,12 @@ def _select_and_renew(
 @triton.jit
 def _magnitudes(hidden, index, d_ff):
     """As integers in the order of the magnitudes, a NaN above all; -1 beyond the last."""
-    number = bits(tl.load(hidden + index, index < d_ff, other=0))
-    highest: tl.constexpr = 0x7FFF if hidden.dtype.element_ty.primitive_bitwidth == 16 else 0x7FFFFFFF
-    return tl.where(index < d_ff, number & highest, -1)
+    number = tl.load(hidden + index, index < d_ff, other=0)
+    if number.dtype.primitive_bitwidth == 16:
+        magnitude = number.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+    else:
+        magnitude = number.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.where(index < d_ff, magnitude, -1)
 
 
 @triton.jit

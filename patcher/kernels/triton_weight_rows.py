@@ -1,7 +1,7 @@
 """A Linear's weight [d_model, d_ff] on a GPU as rows [d_ff, d_model]: a transposed copy that kernels keep up to date.
 
-What weight_rows.py asks on the CPU, whether the weight is still what was copied, is asked on the GPU here, by the kernel
-that runs before the rows are read: the answer never comes to the host, which would have to wait for it.
+Whether the weight is still what was copied is asked on the GPU, by the kernel that runs before the rows are read: the
+answer never comes to the host, which would have to wait for it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ def renew_band(
         at = start_of_band + row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
         now = tl.load(at, sample < count, other=0)
         before = tl.load(samples + sample, sample < count, other=0)
-        different |= (bits(now) != bits(before)).to(tl.int32)
+        if now.dtype.primitive_bitwidth == 16:  # as integers, so that a NaN is like itself
+            changed = now.to(tl.int16, bitcast=True) != before.to(tl.int16, bitcast=True)
+        else:
+            changed = now.to(tl.int32, bitcast=True) != before.to(tl.int32, bitcast=True)
+        different |= changed.to(tl.int32)
     if tl.max(different, 0) + written > 0:
         for start in range(0, count, SAMPLES):
             sample = start + tl.arange(0, SAMPLES)
@@ -108,12 +112,3 @@ def renew_band(
             at = output.to(tl.int64)[None, :] * row_stride + inner.to(tl.int64)[:, None] * column_stride
             tile = tl.load(start_of_band + at, inside)
             tl.store(rows + inner.to(tl.int64)[:, None] * d_model + (first + output)[None, :], tile, inside)
-
-
-@triton.jit
-def bits(numbers):
-    """As integers, so that a NaN is like itself."""
-    if numbers.dtype.primitive_bitwidth == 16:
-        return numbers.to(tl.int16, bitcast=True).to(tl.int32)
-    else:
-        return numbers.to(tl.int32, bitcast=True)
