@@ -19,8 +19,12 @@ def call(dtype: torch.dtype, tokens: int, is_rows: bool, d_model: int = D_MODEL)
 
 CALLS = [
     partial(call, dtype, tokens, is_rows)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for tokens, is_rows in ((1, False), (4, True))
+    for dtype, tokens, is_rows in (
+        (torch.float32, 1, False),
+        (torch.bfloat16, 1, False),
+        (torch.bfloat16, 4, True),
+        (torch.float16, 1, False),
+    )
 ]
 # Nothing new: the number of tokens, and so of parts, does not matter.
 CALLS += [partial(call, torch.bfloat16, tokens, False) for tokens in (2, 3, 5)]
