@@ -101,6 +101,7 @@ def test_eager_is_dense_attention(causal: bool) -> None:
     torch.testing.assert_close(eager(inputs, causal=causal), attend_rows(inputs)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("causal", [False, True])
 def test_flex_attention_drops_what_ours_drops(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_sparsify.benchmark import gpu_dense
