@@ -136,7 +136,10 @@ def _prefill(
 def clustered(setup: Setup, batch: int, tokens: int) -> GpuCase:
     """Whole sequences without a mask. Not checked here: the definition depends on the clusters that were found."""
     inputs, method = setup.attention(batch, tokens, tokens), setup.clusters
-    others = {SDPA: partial(flash, inputs, causal=False), EAGER: partial(eager, inputs, causal=False)}
+    others: dict[str, Callable[[], object]] = {
+        SDPA: partial(flash, inputs, causal=False),
+        EAGER: partial(eager, inputs, causal=False),
+    }
     scores = method.clusters * tokens + tokens * method.k
     return GpuCase(
         f"clustered, {method.describe()}",

@@ -138,7 +138,7 @@ def measure(case: GpuCase, timer: Timer, seconds: float) -> tuple[GpuResult, lis
                 raise
             missing.append(name)
     times = timed(fitting, timer, seconds)
-    error, off, checked = (None, 0, 0) if case.checked is None else errors(case.checked)
+    largest, off, checked = (None, 0, 0) if case.checked is None else errors(case.checked)
     result = GpuResult(
         name=case.name,
         size=case.size,
@@ -148,7 +148,7 @@ def measure(case: GpuCase, timer: Timer, seconds: float) -> tuple[GpuResult, lis
         moved=case.moved,
         multiplied=case.multiplied,
         kept=None if case.checked is None else case.checked.kept,
-        error=error,
+        error=largest,
         rows_off=off,
         rows_checked=checked,
     )

@@ -5,9 +5,12 @@ transposed copy of the weight is up to date. The second adds up rows, with the k
 programs for the whole GPU; the third adds up those parts and the bias. Nothing waits for the GPU.
 """
 
+# What a kernel is given has no type in Python.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -123,7 +126,8 @@ def _select(
         torch.empty((count, k), dtype=torch.int32, device=tokens.device),
         torch.empty((count, k), dtype=torch.float32, device=tokens.device),
     )
-    watched, bands = (tokens, 0, 0, tokens, tokens, 0, 0, 0), 0
+    watched: tuple[Any, ...] = (tokens, 0, 0, tokens, tokens, 0, 0, 0)  # nothing
+    bands = 0
     if weight is not None and copy is not None:
         d_model = weight.shape[0]
         watched = (weight, *weight.stride(), copy.rows, copy.samples, d_model, run_length(d_ff), int(written))

@@ -4,6 +4,9 @@ Whether the weight is still what was copied is asked on the GPU, by the kernel t
 answer never comes to the host, which would have to wait for it.
 """
 
+# What a kernel is given has no type in Python.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from dataclasses import dataclass
