@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -39,23 +38,23 @@ def eager(inputs: AttentionInputs, *, causal: bool) -> Tensor:
 
 def flex(inputs: AttentionInputs, theta: Tensor, *, causal: bool) -> Callable[[], Tensor]:
     """FlexAttention that keeps scores above theta [H]; blocks of keys that no query may see are left out."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def drop(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return torch.where(score > theta[head], score, -torch.inf)
 
     blocks, queries, keys = None, inputs.query.shape[2], inputs.key.shape[2]
     if causal:
-        blocks = create_block_mask(
+        blocks = compiled(create_block_mask)(
             lambda batch, head, query, key: query >= key, None, None, queries, keys, device=inputs.query.device.type
         )
     grouped = inputs.query.shape[1] != inputs.key.shape[1]
-    parts = inputs.query, inputs.key, inputs.value
-    return lambda: _compiled()(*parts, score_mod=drop, block_mask=blocks, scale=inputs.scale, enable_gqa=grouped)
+    attend, parts = compiled(flex_attention), (inputs.query, inputs.key, inputs.value)
+    return lambda: attend(*parts, score_mod=drop, block_mask=blocks, scale=inputs.scale, enable_gqa=grouped)
 
 
-@cache
-def _compiled() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For the sizes that it is called with. What was compiled for other sizes is forgotten: torch compiles a function
+    for a few sizes alone, and runs it uncompiled for more."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)

@@ -117,8 +117,7 @@ def measured(
         try:
             result, missing = measure(make(), timer, seconds)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            _only_memory(error)
             print(f"| {name}: skipped, does not fit in memory |", flush=True)
             continue
         print(line(result, peaks, missing), flush=True)
@@ -134,8 +133,7 @@ def measure(case: GpuCase, timer: Timer, seconds: float) -> tuple[GpuResult, lis
             timer(way)
             fitting[name] = way
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+            _only_memory(error)
             missing.append(name)
     times = timed(fitting, timer, seconds)
     largest, off, checked = (None, 0, 0) if case.checked is None else errors(case.checked)
@@ -153,6 +151,13 @@ def measure(case: GpuCase, timer: Timer, seconds: float) -> tuple[GpuResult, lis
         rows_checked=checked,
     )
     return result, missing
+
+
+def _only_memory(error: BaseException) -> None:
+    """Raises an error that is no lack of memory; else gives back what torch keeps for later."""
+    if not is_out_of_memory(error):
+        raise error
+    torch.cuda.empty_cache()
 
 
 def errors(checked: Checked) -> tuple[float, int, int]:
