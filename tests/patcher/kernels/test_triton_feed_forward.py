@@ -17,8 +17,9 @@ from feed_forward_models import call_of, every_layer, make, output
 from feed_forward_oracle import LEVELS, Call, assert_exact, calls
 from hf_sparsify.errors import UsageError
 from hf_sparsify.patcher.binding import feed_forward as binding
-from hf_sparsify.patcher.binding.patching import apply_plan
-from hf_sparsify.patcher.kernels import operator
+from hf_sparsify.patcher.binding.patching import apply_plan, remove_patch
+from hf_sparsify.patcher.kernels import feed_forward_kernel_of, operator
+from hf_sparsify.patcher.kernels.weight_rows import copies
 from hf_sparsify.patcher.methods import TopKFeedForward
 from hypothesis import given, settings
 from patched_models import close
@@ -29,6 +30,7 @@ pytest.importorskip("triton")
 
 from hf_sparsify.patcher.kernels import triton_feed_forward as kernel
 from hf_sparsify.patcher.kernels.triton_feed_forward import project, refusal
+from hf_sparsify.patcher.kernels.triton_weight_rows import DeviceRows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -205,14 +207,23 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_patched_model_takes_the_kernel_and_gives_what_torch_gives(
     triton_everywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, call = make("llama"), call_of("llama")
+    model, call = make("llama"), {name: part[:1, :3] for name, part in call_of("llama").items()}
     monkeypatch.setattr(kernel, "FEWER_ROWS", 0)
     patches = apply_plan(model, every_layer(model, TopKFeedForward(k=4)))
     sparse = output(model, call)
     assert set(patches.paths) == {"triton"}
+    weights = [target.module.weight for target in binding.feed_forward_modules(model)]
+    assert all(isinstance(copies[weight], DeviceRows) for weight in weights)
     monkeypatch.setattr(kernel, "obstacle", lambda: "no Triton")
     close(sparse, output(model, call))
     assert patches.paths["triton"] == patches.paths["torch: no Triton"] > 0
+    remove_patch(model)
+    assert not any(weight in copies for weight in weights)
+
+
+def test_calls_on_a_gpu_are_its_calls() -> None:
+    assert feed_forward_kernel_of("cuda") is kernel
+    assert feed_forward_kernel_of("cpu") is feed_forward_kernel_of("mps") is not kernel
 
 
 def test_autocast_of_the_device_of_the_call_counts() -> None:
