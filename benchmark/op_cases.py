@@ -218,7 +218,7 @@ def row_arm(
         queries = inputs.query.shape[2]
         picked = torch.linspace(0, queries - 1, min(CHECKED_ROWS, queries)).long()
         expected, _ = method.attend(exact(queries_at(inputs, picked)), thresholds=table)
-        return Checked(_rows(out[:, :, picked]), _rows(expected), _kept_share(counts, inputs), least)
+        return Checked(flat_rows(out[:, :, picked]), flat_rows(expected), kept_share(counts, inputs), least)
 
     return Arm(name, lambda: rows.attend(inputs, method, table), check, floor)
 
@@ -236,7 +236,7 @@ def checked_step(inputs: AttentionInputs, method: TopTheta, table: ModuleThresho
             row_bytes = inputs.key.element_size() * WIDTH
             of_keys = rounded_bytes(WIDTH) / row_bytes + float(counts.k_rows.sum()) / (groups * keys)
         least = (of_keys + float(counts.v_rows.sum()) / (groups * keys)) / 2
-    return Checked(_rows(out), _rows(expected), _kept_share(counts, inputs), least)
+    return Checked(flat_rows(out), flat_rows(expected), kept_share(counts, inputs), least)
 
 
 def clustered_arm(inputs: AttentionInputs, floor: float | None) -> Arm:
@@ -249,17 +249,17 @@ def clustered_arm(inputs: AttentionInputs, floor: float | None) -> Arm:
         clusters.find_clusters(work)
         assigned = work.assigned.view(inputs.query.shape[:3])[:, :1].long()
         one = exact(replace(inputs, query=inputs.query[:, :1], key=inputs.key[:, :1], value=inputs.value[:, :1]))
-        return Checked(_rows(out[:, :1]), _rows(attend_clusters(one, assigned, method.clusters, method.k)))
+        return Checked(flat_rows(out[:, :1]), flat_rows(attend_clusters(one, assigned, method.clusters, method.k)))
 
     return Arm(f"clustered, {method.describe()}", lambda: clusters.attend(inputs, method), check, floor)
 
 
-def _rows(out: Tensor) -> Tensor:
+def flat_rows(out: Tensor) -> Tensor:
     """[B, H, n, E] -> [B H n, E]."""
     return out.reshape(-1, out.shape[-1])
 
 
-def _kept_share(counts: RowCounts | None, inputs: AttentionInputs) -> float | None:
+def kept_share(counts: RowCounts | None, inputs: AttentionInputs) -> float | None:
     """Kept keys of those that the rows see."""
     if counts is None:
         return None

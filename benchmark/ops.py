@@ -2,6 +2,7 @@
 
     python -m hf_sparsify.benchmark.ops            # a few minutes; `make bench`
     python -m hf_sparsify.benchmark.ops --quick    # small sizes, less than a minute
+    python -m hf_sparsify.benchmark.ops --device cuda    # the Triton kernels; see gpu_ops.py
 
 Both sides get the same inputs in one process and take turns. Every result is checked against its definition in float64:
 a wrong one makes the exit code 1. A speed below its floor is named at the end and changes nothing else.
@@ -28,6 +29,7 @@ from ..patcher.kernels import clusters
 from ..patcher.kernels.library import describe, native
 from ..patcher.methods import Clustered
 from ..terminal import exit_codes
+from .gpu_ops import gpu_of, measure_gpu
 from .op_cases import Arm, Case, Checked, cases
 from .op_inputs import attention
 from .op_memory import DENSE, WAYS, extra_bytes
@@ -194,9 +196,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, no floors, no memory.")] = False,
     threads: Annotated[int, typer.Option(help="Threads of the second figure.")] = min(2, os.cpu_count() or 1),
+    device: Annotated[str, typer.Option(help="cpu, or cuda[:n] for the Triton kernels.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file, too.")] = None,
 ) -> None:
     require_at_least_one(threads=threads)
+    if device != "cpu":
+        measure_gpu(gpu_of(device), quick=quick, json_file=json_file)
+        return
     if native() is None:
         raise SparsifyError(f"there are no native kernels to measure: attention runs in {describe()}")
     torch.set_num_threads(threads)

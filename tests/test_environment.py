@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import metadata
+from importlib.util import find_spec
 
 import pytest
 import torch
 from hf_sparsify.environment import describe_environment, package_versions
+from hf_sparsify.patcher.kernels import triton_library
 
 
 def test_versions_are_the_installed_ones() -> None:
@@ -35,6 +39,61 @@ def test_description_without_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["cuda"].startswith("not available")
     assert {"python", "torch", "platform", "processor", "cpu capability", "mps"} <= set(found)
     assert all(isinstance(value, str) and value and "\n" not in value for value in found.values())
+
+
+def test_description_says_what_runs_attention_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "attention kernels on a GPU"
+    if find_spec("triton") is not None:
+        assert describe_environment()[key] == f"Triton {metadata.version('triton')}"
+    monkeypatch.setattr(triton_library, "obstacle", lambda: "SPARSIFY_TRITON is 0")
+    assert describe_environment()[key] == "torch, because SPARSIFY_TRITON is 0"
+
+
+# Of a process of its own, as if Triton were not installed. The model runs on the CPU.
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import hf_sparsify, torch, transformers
+from hf_sparsify import TopK, TopKFeedForward
+from hf_sparsify.environment import describe_environment
+from hf_sparsify.patcher.kernels import feed_forward, feed_forward_kernel_of, kernel_of
+
+sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+config = transformers.LlamaConfig(vocab_size=97, intermediate_size=40, **sizes)
+model = transformers.LlamaForCausalLM(config).eval()
+hf_sparsify.patch(model, TopK(k=4), TopKFeedForward(k=4))
+with torch.no_grad():
+    model(torch.arange(12)[None])
+assert kernel_of(TopK(k=2), "cuda") is None and feed_forward_kernel_of("cuda") is feed_forward
+print(describe_environment()["attention kernels on a GPU"])
+"""
+
+# transformers itself may import Triton; we do not, before there is a call on a GPU.
+UNASKED = """
+import sys
+import hf_sparsify
+from hf_sparsify import TopK
+from hf_sparsify.patcher.kernels import feed_forward_kernel_of, kernel_of
+
+assert kernel_of(TopK(k=2), "cpu") and feed_forward_kernel_of("cpu")
+print([name for name in sys.modules if name.partition(".")[0] == "triton"])
+"""
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_without_triton_a_cpu_works_and_a_gpu_runs_torch() -> None:
+    assert run(WITHOUT_TRITON) == "torch, because Triton is not installed"
+
+
+@pytest.mark.slow
+def test_triton_is_not_imported_unasked() -> None:
+    assert run(UNASKED) == "[]"
 
 
 def test_description_names_every_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ def test_wheel_evaluates_the_demo_from_an_empty_directory(tmp_path: Path) -> Non
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.startswith(("hf_sparsify/", "hf_sparsify-", "hf_sparsify.")) for name in names)
     assert not [name for name in names if "/tests/" in name or "/examples/" in name or name.endswith("setup.py")]
+    for package in ("benchmark", "patcher/kernels"):
+        assert {f"hf_sparsify/{package}/{path.name}" for path in (ROOT / package).glob("*.py")} <= {*names}
     _python("-m", "pip", "install", "--no-deps", "--target", str(installed), str(wheel), cwd=tmp_path)
 
     # Ahead of the editable install that the other tests use.

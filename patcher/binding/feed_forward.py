@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch._subclasses import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import NotPatchableError
-from ..kernels import feed_forward as native
+from ..kernels import feed_forward_kernel_of
 from ..kernels.operator import feed_forward as feed_forward_operator
 from ..kernels.weight_rows import forget
 from ..meter import Meter
@@ -53,7 +54,7 @@ class FeedForwardPatch:
     """Stands in for the forward of a down-projection while its model is patched: an object that deepcopy and pickle
     can carry along, unlike a closure.
 
-    paths: how many calls went which way: "native", or "torch: " and why.
+    paths: how many calls went which way: "native", "triton", or "torch: " and why.
     """
 
     name: str
@@ -111,7 +112,7 @@ class FeedForwardPatch:
         in_graph), and where a hook, a packed weight or autocast has its own way."""
         if not self.active or self.meter is not None or type(self.method) is not TopKFeedForward:
             return True
-        if self._peculiarity() is not None or torch.is_autocast_enabled("cpu"):
+        if self._peculiarity() is not None or autocasts(hidden):
             return True
         tensors = (hidden, self.module.weight, self.module.bias)
         trains = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -121,12 +122,13 @@ class FeedForwardPatch:
         if not self.active:
             return self._dense(hidden, *args, **kwargs)
         obstacle = self._obstacle(hidden)
-        reason = obstacle or self._native_refusal(hidden)
+        kernel = feed_forward_kernel_of(hidden.device.type)
+        reason = obstacle or self._refusal(kernel, hidden)
         width = hidden.shape[-1]
-        self.count(hidden.numel() // width, width, "native" if reason is None else f"torch: {reason}")
+        self.count(hidden.numel() // width, width, kernel.NAME if reason is None else f"torch: {reason}")
         if obstacle is None:
             weight, bias, is_rows = self.module.weight, self.module.bias, type(self.module) is Conv1D
-            out = native.project_kept(hidden, weight, bias, is_rows, self.method, reason is not None)  # type: ignore[arg-type]
+            out = kernel.project_kept(hidden, weight, bias, is_rows, self.method, reason is not None)
             if out is not None:
                 return out
         return self._dense(self.method.mask(hidden), *args, **kwargs)
@@ -151,7 +153,7 @@ class FeedForwardPatch:
             return peculiarity
         if not hidden.numel():
             return "no tokens"
-        if torch.is_autocast_enabled("cpu"):
+        if autocasts(hidden):
             return "autocast"
         return None
 
@@ -168,12 +170,20 @@ class FeedForwardPatch:
             return f"a weight of class {type(self.module.weight).__name__}"
         return None
 
-    def _native_refusal(self, hidden: Tensor) -> str | None:
-        """Why the native kernel does not take a call of such a module; None if it does."""
+    def _refusal(self, kernel: ModuleType, hidden: Tensor) -> str | None:
+        """Why a kernel does not take a call of such a module; None if it does."""
         bias, weight = self.module.bias, self.module.weight
         if bias is not None and bias.requires_grad and torch.is_grad_enabled():
             return "gradients"
-        return native.refusal(hidden, weight if type(self.module) is Conv1D else weight.t(), self.method)  # type: ignore[arg-type,operator]
+        view = weight if type(self.module) is Conv1D else weight.t()  # type: ignore[operator]
+        reason: str | None = kernel.refusal(hidden, view, self.method)
+        return reason
+
+
+def autocasts(hidden: Tensor) -> bool:
+    """Whether autocast is on for tensors on the device of hidden."""
+    device = hidden.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def is_patched(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 from ..methods import Clustered, ClusteredPlain, TopK, TopTheta
-from . import clusters, rows
+from . import clusters, feed_forward, rows
 from .triton_library import obstacle
 
 KERNELS: dict[type, ModuleType] = {
@@ -34,3 +34,10 @@ def kernel_of(method: object, device: str) -> ModuleType | None:
         return KERNELS.get(type(method))
     name = TRITON_KERNELS.get(type(method))
     return None if name is None or obstacle() is not None else import_module(f"{__name__}.{name}")
+
+
+def feed_forward_kernel_of(device: str) -> ModuleType:
+    """The module with NAME, `refusal` and `project_kept` for top-k feed-forward on a type of device."""
+    if device != "cuda" or obstacle() is not None:
+        return feed_forward
+    return import_module(f"{__name__}.triton_feed_forward")

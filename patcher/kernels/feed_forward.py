@@ -11,6 +11,8 @@ from .arguments import DTYPES
 from .library import native
 from .weight_rows import weight_rows
 
+NAME = "native"  # of this way through a call, for `paths`
+
 MOST_ACTIVATIONS = 2**31 - 1024  # positions are 32 bits wide
 
 

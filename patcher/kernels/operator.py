@@ -31,8 +31,7 @@ from ..methods import (
 from ..methods.distance_bias import DistanceBias
 from ..table_check import check_table
 from ..thresholds import ModuleThresholds
-from . import feed_forward as feed_forward_kernel
-from . import kernel_of
+from . import feed_forward_kernel_of, kernel_of
 
 # Parsed calls that are remembered: one for each module of a few models.
 CALLS = 4096
@@ -160,8 +159,9 @@ def feed_forward(
     """
     method, view = TopKFeedForward(k, keep), weight if weight_is_rows else weight.t()
     with torch.no_grad():
-        refused = feed_forward_kernel.refusal(hidden, view, method) is not None
-        out = feed_forward_kernel.project_kept(hidden, weight, bias, weight_is_rows, method, refused)
+        kernel = feed_forward_kernel_of(hidden.device.type)
+        refused = kernel.refusal(hidden, view, method) is not None
+        out = kernel.project_kept(hidden, weight, bias, weight_is_rows, method, refused)
         if out is None:
             out = torch.nn.functional.linear(method.mask(hidden), view.t(), bias).contiguous()
     return out.view(out.shape)

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .library import native
 
-_copies = WeakTensorKeyDictionary()
+copies = WeakTensorKeyDictionary()  # of whatever kind
 
 
 def weight_rows(weight: Tensor) -> Tensor:
@@ -24,15 +24,15 @@ def weight_rows(weight: Tensor) -> Tensor:
     rows = weight.detach().t()
     if rows.is_contiguous():
         return rows
-    copy = _copies.get(weight)
-    if copy is None or not copy.is_fresh(weight):
-        _copies[weight] = copy = _Copy(weight.detach(), _state(weight))
+    copy = copies.get(weight)
+    if not isinstance(copy, _Copy) or not copy.is_fresh(weight):
+        copies[weight] = copy = _Copy(weight.detach(), state_of(weight))
     return copy.rows
 
 
 def forget(weight: Tensor) -> None:
     """Gives back the memory of a weight's copy, if there is one."""
-    _copies.pop(weight, None)
+    copies.pop(weight, None)
 
 
 class _Copy:
@@ -52,7 +52,7 @@ class _Copy:
     def is_fresh(self, weight: Tensor) -> bool:
         """Whether the weight is still what was copied. Changes through `weight.data` (merging an adapter) leave no
         trace but the values, so some of every row and column are compared, byte for byte."""
-        if _state(weight) != self.state:
+        if state_of(weight) != self.state:
             return False
         library = native()
         if library is None:
@@ -60,7 +60,7 @@ class _Copy:
         return all(library.same_pieces(*place) for place in self.places)
 
 
-def _state(weight: Tensor) -> tuple[Any, ...]:
+def state_of(weight: Tensor) -> tuple[Any, ...]:
     """Changes when the weight gets other memory or an operation writes to it."""
     version = 0 if weight.is_inference() else weight._version
     return weight.data_ptr(), version, weight.shape, weight.stride(), weight.dtype

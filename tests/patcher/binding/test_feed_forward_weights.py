@@ -13,7 +13,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, re
 from feed_forward_models import call_of, every_layer, make, output
 from hf_sparsify.patcher.binding.feed_forward import feed_forward_modules
 from hf_sparsify.patcher.binding.patching import apply_plan, remove_patch
-from hf_sparsify.patcher.kernels.weight_rows import _copies
+from hf_sparsify.patcher.kernels.weight_rows import copies
 from hf_sparsify.patcher.methods import TopKFeedForward
 from patched_models import close, far, state
 from torch import Tensor, nn
@@ -90,12 +90,12 @@ def test_unchanged_weights_are_copied_once_and_given_back() -> None:
     apply_plan(model, every_layer(model, SOME))
     output(model, ONE)
     weights = [target.module.weight for target in feed_forward_modules(model)]
-    copies = [_copies[weight] for weight in weights]
+    made = [copies[weight] for weight in weights]
     with torch.inference_mode():
         output(model, ONE)
-    assert all(_copies[weight] is copy for weight, copy in zip(weights, copies, strict=True))
+    assert all(copies[weight] is copy for weight, copy in zip(weights, made, strict=True))
     remove_patch(model)
-    assert not any(weight in _copies for weight in weights)
+    assert not any(weight in copies for weight in weights)
 
 
 def test_under_autocast_the_dtype_is_that_of_the_dense_layer() -> None:
@@ -239,6 +239,6 @@ def check_packed(model: Any) -> None:
     with hf_sparsify.patch(model, None, SOME):
         assert far(output(model, call), dense)
         output(model, ONE)
-        assert not any(weight in _copies for weight in model.parameters())
+        assert not any(weight in copies for weight in model.parameters())
     assert state(model) == before
     assert torch.equal(output(model, call), dense)

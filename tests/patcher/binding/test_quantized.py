@@ -9,7 +9,7 @@ import hf_sparsify
 import pytest
 import torch
 import transformers
-from hf_sparsify.patcher.kernels.weight_rows import _copies
+from hf_sparsify.patcher.kernels.weight_rows import copies
 from hf_sparsify.patcher.methods import TopK, TopKFeedForward
 from patched_models import close, far, state
 from tiny_models import inputs, logits
@@ -46,7 +46,7 @@ def check(model: Any) -> None:
         assert far(sparse, dense)
         assert logits(model, step).isfinite().all()
         assert all(layer.calls == 2 for layer in patch.feed_forward)
-        assert not any(weight in _copies for weight in model.parameters())
+        assert not any(weight in copies for weight in model.parameters())
         close(logits(model, call), sparse)
     assert state(model) == before
     assert torch.equal(logits(model, call), dense)

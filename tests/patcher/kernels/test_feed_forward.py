@@ -8,22 +8,20 @@ from typing import Any
 import pytest
 import torch
 from feed_forward_models import call_of, every_layer, make, output
+from feed_forward_oracle import LEVELS, Call, assert_exact, calls
 from hf_sparsify.patcher.binding.feed_forward import FeedForwardPatch
 from hf_sparsify.patcher.binding.patching import apply_plan
 from hf_sparsify.patcher.kernels import feed_forward as kernel
 from hf_sparsify.patcher.kernels.feed_forward import project, refusal
 from hf_sparsify.patcher.kernels.library import describe, native
 from hf_sparsify.patcher.methods import TopKFeedForward
-from hf_sparsify.patcher.methods.top_k_feed_forward import keep_largest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from patched_models import close
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 needs_native = pytest.mark.skipif(native() is None, reason=f"needs the native library: {describe()}")
 
-LEVELS = [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -34,58 +32,17 @@ def outputs_start_as_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel.torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(math.nan))
 
 
-def exact(hidden: Tensor, rows: Tensor, bias: Tensor | None, k: int) -> Tensor:
-    """The definition, in float64: NaN for a token with a NaN, and zeros do not meet a weight."""
-    tokens = hidden.double().reshape(-1, hidden.shape[-1])
-    out = torch.zeros(len(tokens), rows.shape[1], dtype=torch.float64)
-    for token, row in zip(tokens, out, strict=True):
-        row += math.nan if bool(token.isnan().any()) else 0 if bias is None else bias.double()
-        kept = keep_largest(token, min(k, len(token))) & (token != 0)
-        row += (token[kept, None] * rows[kept].double()).sum(0)
-    return out.view(*hidden.shape[:-1], rows.shape[1])
-
-
 def check(hidden: Tensor, rows: Tensor, bias: Tensor | None, k: int, threads: int = 1) -> None:
-    out, expected = project(hidden, rows, bias, k, threads=threads), exact(hidden, rows, bias, k)
-    assert out.dtype == hidden.dtype
-    assert out.shape == expected.shape
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-3}[out.dtype]
-    scale = float(expected[expected.isfinite()].abs().amax()) if bool(expected.isfinite().any()) else 1.0
-    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=1e-6 * max(scale, 1), equal_nan=True)
+    assert_exact(project(hidden, rows, bias, k, threads=threads), hidden, rows, bias, k)
 
 
-@st.composite
-def calls(draw: st.DrawFn) -> tuple[Any, ...]:
-    tokens = draw(st.sampled_from([0, 1, 2, 3, 5, 16, 17, 33, 70]))
-    d_ff = draw(st.sampled_from([1, 2, 7, 15, 16, 17, 40, 129, 1030, 1531]))
-    d_model = 8 * draw(st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 36]))
-    k = draw(st.sampled_from([1, 2, 3, d_ff // 16 + 1, d_ff // 2 + 1, d_ff, d_ff + 3]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    wide = torch.randn(tokens, d_ff + 5, generator=generator)
-    kind = draw(st.sampled_from(["normal", "relu", "levels", "sparse", "one value", "tiny", "huge"]))
-    if kind == "relu":
-        wide = wide.relu()
-    elif kind == "levels":
-        wide = torch.tensor(LEVELS)[torch.randint(len(LEVELS), wide.shape, generator=generator)]
-    elif kind == "sparse":
-        wide = wide * (torch.rand(wide.shape, generator=generator) < 0.02)
-    elif kind == "one value":
-        wide = torch.full_like(wide, -1.5)
-    elif kind == "tiny":
-        wide = wide * 1e-41
-    elif kind == "huge":
-        wide = wide * 1e30
-    dtype = draw(st.sampled_from(DTYPES))
-    hidden = wide.to(dtype)[:, 3 : 3 + d_ff] if draw(st.booleans()) else wide[:, :d_ff].to(dtype).contiguous()
-    rows = (torch.randn(d_ff, d_model, generator=generator) / math.sqrt(k)).to(dtype)
-    bias = torch.randn(d_model, generator=generator).to(dtype) if draw(st.booleans()) else None
-    return hidden, rows, bias, k, draw(st.sampled_from([1, 2, 3, 7]))
+TOKENS, WIDTHS = (0, 1, 2, 3, 5, 16, 17, 33, 70), (1, 2, 7, 15, 16, 17, 40, 129, 1030, 1531)
 
 
 @needs_native
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(calls())
-def test_random_calls(call: tuple[Any, ...]) -> None:
+@given(calls(TOKENS, WIDTHS, DTYPES))
+def test_random_calls(call: Call) -> None:
     check(*call)
 
 

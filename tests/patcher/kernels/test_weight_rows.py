@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 from hf_sparsify.patcher.kernels import weight_rows as module
-from hf_sparsify.patcher.kernels.weight_rows import _copies, forget, weight_rows
+from hf_sparsify.patcher.kernels.weight_rows import copies, forget, weight_rows
 from torch import Tensor, nn
 
 SHAPES = [(12, 40), (40, 12), (7, 7), (1, 9), (9, 1), (5, 13)]
@@ -49,18 +49,18 @@ def test_unchanged_weights_are_copied_once() -> None:
 def test_a_weight_that_lies_as_rows_is_not_copied() -> None:
     weight = torch.randn(40, 12).t()
     assert weight_rows(weight).data_ptr() == weight.data_ptr()
-    assert weight not in _copies
+    assert weight not in copies
 
 
 def test_a_copy_goes_with_its_weight_or_when_it_is_told_to() -> None:
     gc.collect()
-    before = len(_copies)
+    before = len(copies)
     weights = [nn.Parameter(torch.randn(12, 40)) for _ in range(3)]
     for weight in weights:
         weight_rows(weight)
-    assert len(_copies) == before + 3
+    assert len(copies) == before + 3
     forget(weights[0])
     forget(weights[0])
-    assert len(_copies) == before + 2
+    assert len(copies) == before + 2
     del weights, weight
-    assert len(_copies) == before
+    assert len(copies) == before
