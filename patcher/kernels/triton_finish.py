@@ -51,7 +51,7 @@ def merged(sums, number, real, rows, splits, V_WIDTH: tl.constexpr, V_BLOCK: tl.
         before, here = tl.exp(top - safe), tl.exp(other - safe)
         mass = mass * before + tl.load(sums.mass + place, mask=real, other=0.0) * here
         kept += tl.load(sums.kept + place, mask=real, other=0)
-        added = tl.load(sums.values + at, mask=inside, other=0.0)
+        added = tl.load(sums.weighed + at, mask=inside, other=0.0)
         values = values * before[:, None] + added * here[:, None]
         if DROPPED:
             unweighed += tl.load(sums.unweighed + at, mask=inside, other=0.0)

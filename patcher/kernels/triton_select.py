@@ -52,7 +52,7 @@ def _kth_highest(work, first, last, wanted, N: tl.constexpr):
     known = tl.full([], 0, tl.int32)  # the digits that are known, the highest first
     equals = wanted
     for step in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * step
+        shift = 24 - 8 * step
         histogram = tl.zeros([256], tl.int32)
         for at in range(first, last, N):
             columns, scores = _row_block(work, at, last, first, N)

@@ -31,7 +31,7 @@ class Sums(NamedTuple):
     top: Any
     mass: Any
     kept: Any
-    values: Any
+    weighed: Any
     unweighed: Any
 
 
@@ -218,7 +218,7 @@ def weigh_rows(
         tl.store(sums.kept + place, kept, mask=real)
         at = place[:, None] * V_WIDTH + dims[None, :]
         inside = real[:, None] & (dims < V_WIDTH)[None, :]
-        tl.store(sums.values + at, values, mask=inside)
+        tl.store(sums.weighed + at, values, mask=inside)
         if DROPPED:
             tl.store(sums.unweighed + at, unweighed, mask=inside)
 
