@@ -36,19 +36,25 @@ def call(queries: int, width: int, dtype: torch.dtype, method: TopK | TopTheta, 
 
 
 def _every() -> Iterator[Callable[[], None]]:
-    for dtype, width in itertools.product((torch.bfloat16, torch.float32), (64, 128, 256)):
-        for method, queries in itertools.product(METHODS, (PREFILL, DECODING)):
-            yield partial(call, queries, width, dtype, method)
-    yield partial(call, PREFILL, 128, torch.float16, METHODS[1])
+    post, dropped, bound, plain = METHODS[1:]
+    half, single = torch.bfloat16, torch.float32
+    yield partial(call, PREFILL, 128, half, METHODS[0])
+    yield partial(call, DECODING, 128, half, post)
+    yield partial(call, PREFILL, 128, torch.float16, plain)
+    yield partial(call, PREFILL, 64, half, bound)
+    yield partial(call, DECODING, 64, single, post)
+    yield partial(call, PREFILL, 128, single, post)
+    for queries, dtype in itertools.product((PREFILL, DECODING), (half, single)):
+        yield partial(call, queries, 256, dtype, dropped)
     more = {
         "visibility": FullMask(torch.ones(1, 1, PREFILL, 4096, dtype=torch.bool)),
         "bias": torch.zeros(1, 8, PREFILL, 4096),
         "softcap": 30.0,
         "sinks": torch.zeros(8),
     }
-    yield partial(call, PREFILL, 64, torch.bfloat16, TopTheta(k=8), **more)
+    yield partial(call, PREFILL, 64, half, plain, **more)
     by_distance = DistanceBias(torch.zeros(1, 8, PREFILL + 4095), PREFILL)
-    yield partial(call, PREFILL, 80, torch.float16, METHODS[0], bias=by_distance)
+    yield partial(call, PREFILL, 80, torch.float16, post, bias=by_distance)
 
 
 CALLS = list(_every())

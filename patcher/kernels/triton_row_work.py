@@ -44,11 +44,15 @@ class Tile(NamedTuple):
 
 
 def tile_of(inputs: AttentionInputs, rows: int) -> Tile:
-    """What fits into the registers and the 99 KB of shared memory of common GPUs. tl.dot needs 16 rows at least."""
-    widest = max(inputs.query.shape[3], inputs.value.shape[3]) * inputs.query.element_size()
-    keys = 64 if widest <= 256 else 32
-    most = 64 if widest <= 512 else 32
-    return Tile(min(max(16, triton.next_power_of_2(rows)), most), keys, 4)
+    """What fits into the registers and the 99 KB of shared memory of common GPUs (tests/triton_builds.py tells). tl.dot
+    needs 16 rows at least."""
+    widest, wide_numbers = _block(max(inputs.query.shape[3], inputs.value.shape[3])), inputs.query.itemsize > 2
+    if wide_numbers:
+        most, keys, warps = (16 if widest > 128 else 32), 32, (4 if widest <= 64 else 8)
+    else:
+        most, keys, warps = (32, 32, 8) if widest > 128 else (64, 64, 8 if widest > 64 else 4)
+        warps = 4 if rows <= 16 else warps
+    return Tile(min(max(16, triton.next_power_of_2(rows)), most), keys, warps)
 
 
 class RowKernels:

@@ -61,15 +61,17 @@ def _limits(
 
 
 @triton.jit
-def _weighed(keep, weights, v, total, careful):
-    """total + weights @ v; where `careful`, a value that is not finite makes NaN of the rows that keep it, and of no
-    other (0 * NaN is NaN)."""
-    if careful > 0:
-        broken = ~(tl.abs(v.to(tl.float32)) < float("inf"))
-        reached = tl.dot(keep.to(v.dtype), broken.to(v.dtype), input_precision="ieee")
-        v = tl.where(broken, 0.0, v).to(v.dtype)
-        total = tl.where(reached > 0, float("nan"), total)
-    return tl.dot(weights.to(v.dtype), v, total, input_precision="ieee")
+def _one_by_one(keep, weights, v_at, v_row, total, V_WIDTH: tl.constexpr, V_BLOCK: tl.constexpr, N: tl.constexpr):
+    """total + weights @ V, where a value that is not finite changes the rows that keep it, and no other: in a product
+    of matrices 0 * NaN would be NaN."""
+    dims, offsets = tl.arange(0, V_BLOCK), tl.arange(0, N)
+    for key in range(N):
+        here = keep & (offsets == key)[None, :]
+        kept = tl.max(here.to(tl.int32), 1) > 0
+        weight = tl.sum(tl.where(here, weights.to(tl.float32), 0.0), 1)
+        v = tl.load(v_at + key * v_row + dims, mask=(dims < V_WIDTH) & (tl.max(kept.to(tl.int32), 0) > 0), other=0.0)
+        total += tl.where(kept[:, None], weight[:, None] * v.to(tl.float32)[None, :], 0.0)
+    return total
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -119,7 +121,7 @@ def weigh_rows(
     unweighed = tl.zeros([M, V_BLOCK if DROPPED else 1], tl.float32)
     top, mass, kept = highest, tl.zeros([M], tl.float32), tl.zeros([M], tl.int32)
     best_score, total, best = top, mass, kept
-    v_rows, broken = 0, 1
+    v_rows, broken, v_row = 0, 1, call.value.row
     dims, offsets = tl.arange(0, V_BLOCK), tl.arange(0, N)
     for careful in range(2):  # once more, with more care, where a value or a weight was not finite
         if broken > 0:
@@ -157,16 +159,18 @@ def weigh_rows(
                         top = new
                     weights = tl.exp(scores - tl.where(top == float("-inf"), 0.0, top)[:, None])
                     mass += tl.sum(weights, 1)
-                    base = call.value.at + batch * call.value.batch + group * call.value.head
-                    base += tl.cast(at, tl.int64) * call.value.row
-                    v = tl.load(
-                        base + offsets[:, None] * call.value.row + dims[None, :],
-                        mask=(wanted > 0)[:, None] & (dims < V_WIDTH)[None, :],
-                        other=0.0,
-                    )
-                    values = _weighed(keep, weights, v, values, careful)
-                    if DROPPED:
-                        unweighed = _weighed(keep, keep, v, unweighed, careful)
+                    v_at = call.value.at + batch * call.value.batch + group * call.value.head
+                    v_at += tl.cast(at, tl.int64) * v_row
+                    if careful > 0:
+                        values = _one_by_one(keep, weights, v_at, v_row, values, V_WIDTH, V_BLOCK, N)
+                        if DROPPED:
+                            unweighed = _one_by_one(keep, keep, v_at, v_row, unweighed, V_WIDTH, V_BLOCK, N)
+                    else:
+                        inside = (wanted > 0)[:, None] & (dims < V_WIDTH)[None, :]
+                        v = tl.load(v_at + offsets[:, None] * v_row + dims[None, :], mask=inside, other=0.0)
+                        values = tl.dot(weights.to(v.dtype), v, values, input_precision="ieee")
+                        if DROPPED:
+                            unweighed = tl.dot(keep.to(v.dtype), v, unweighed, input_precision="ieee")
             finite = tl.abs(values) < float("inf")
             if DROPPED:
                 finite &= tl.abs(unweighed) < float("inf")
