@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,7 +12,8 @@ from hf_sparsify.patcher.methods import AttentionInputs, FullMask, RowRanges, To
 from hf_sparsify.patcher.methods.distance_bias import DistanceBias
 from hf_sparsify.patcher.thresholds import ModuleThresholds
 
-PREFILL, DECODING = 64, 1
+# With many queries no tile of rows shares its keys among programs.
+LONG, SHORT, DECODING = 4096, 64, 1
 METHODS = [
     TopK(k=8, compensation="sdc+vmc"),
     TopTheta(k=8, compensation="sdc+vmc"),
@@ -36,25 +36,23 @@ def call(queries: int, width: int, dtype: torch.dtype, method: TopK | TopTheta, 
 
 
 def _every() -> Iterator[Callable[[], None]]:
-    post, dropped, bound, plain = METHODS[1:]
+    top_k, post, dropped, bound, plain = METHODS
     half, single = torch.bfloat16, torch.float32
-    yield partial(call, PREFILL, 128, half, METHODS[0])
-    yield partial(call, DECODING, 128, half, post)
-    yield partial(call, PREFILL, 128, torch.float16, plain)
-    yield partial(call, PREFILL, 64, half, bound)
-    yield partial(call, DECODING, 64, single, post)
-    yield partial(call, PREFILL, 128, single, post)
-    for queries, dtype in itertools.product((PREFILL, DECODING), (half, single)):
-        yield partial(call, queries, 256, dtype, dropped)
+    yield partial(call, SHORT, 128, half, top_k)
+    yield partial(call, LONG, 128, half, post)
+    yield partial(call, DECODING, 128, torch.float16, post)
+    yield partial(call, SHORT, 256, half, dropped)
+    yield partial(call, DECODING, 256, single, dropped)
+    yield partial(call, LONG, 64, half, bound)
     more = {
-        "visibility": FullMask(torch.ones(1, 1, PREFILL, 4096, dtype=torch.bool)),
-        "bias": torch.zeros(1, 8, PREFILL, 4096),
+        "visibility": FullMask(torch.ones(1, 1, SHORT, 4096, dtype=torch.bool)),
+        "bias": torch.zeros(1, 8, SHORT, 4096),
         "softcap": 30.0,
         "sinks": torch.zeros(8),
     }
-    yield partial(call, PREFILL, 64, half, plain, **more)
-    by_distance = DistanceBias(torch.zeros(1, 8, PREFILL + 4095), PREFILL)
-    yield partial(call, PREFILL, 80, torch.float16, post, bias=by_distance)
+    yield partial(call, SHORT, 64, single, plain, **more)
+    by_distance = DistanceBias(torch.zeros(1, 8, SHORT + 4095), SHORT)
+    yield partial(call, SHORT, 80, torch.float16, post, bias=by_distance)
 
 
 CALLS = list(_every())

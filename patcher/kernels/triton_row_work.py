@@ -48,10 +48,12 @@ def tile_of(inputs: AttentionInputs, rows: int) -> Tile:
     needs 16 rows at least."""
     widest, wide_numbers = _block(max(inputs.query.shape[3], inputs.value.shape[3])), inputs.query.itemsize > 2
     if wide_numbers:
-        most, keys, warps = (16 if widest > 128 else 32), 32, (4 if widest <= 64 else 8)
+        most, keys, warps = (16 if widest > 128 else 32), 32, 8
     else:
         most, keys, warps = (32, 32, 8) if widest > 128 else (64, 64, 8 if widest > 64 else 4)
         warps = 4 if rows <= 16 else warps
+        if inputs.bias is not None:  # which is as large as the scores
+            keys = 32
     return Tile(min(max(16, triton.next_power_of_2(rows)), most), keys, warps)
 
 
