@@ -14,7 +14,7 @@ from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK, TopThe
 from hf_sparsify.patcher.methods.distance_bias import DistanceBias
 from row_oracle import named
 from tiny_models import LAYOUTS
-from triton_row_problems import check, problem, table, whole
+from triton_row_problems import check, problem, table, whole, widen_interpreted_products
 
 # Every row has a threshold for sure: no scores are written down.
 FUSED = [
@@ -107,7 +107,10 @@ def test_a_row_that_would_keep_nothing_keeps_its_best_key(placement: str, querie
     ],
     ids=str,
 )
-def test_shapes_dtypes_and_extras(method: TopK | TopTheta, changes: dict[str, Any]) -> None:
+def test_shapes_dtypes_and_extras(
+    method: TopK | TopTheta, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widen_interpreted_products(monkeypatch)
     inputs = problem(**changes)
     check(inputs, method, table(inputs, method))
 
