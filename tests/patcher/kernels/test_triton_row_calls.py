@@ -16,10 +16,10 @@ pytest.importorskip("triton")
 
 import torch
 from hf_sparsify.patcher.binding import attention
-from hf_sparsify.patcher.binding.patching import current_patch
+from hf_sparsify.patcher.binding.patching import apply_plan, call_paths
 from hf_sparsify.patcher.kernels import triton_row_work, triton_rows
-from hf_sparsify.patcher.methods import RowRanges, TopK, TopTheta
-from patched_models import close, patched
+from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK, TopTheta
+from patched_models import close, everything, one_layer
 from row_oracle import named
 from tiny_models import inputs as model_inputs
 from tiny_models import logits
@@ -44,7 +44,8 @@ def test_what_no_row_sees_changes_nothing(method: TopK | TopTheta) -> None:
     for hidden in (slice(0, 9), slice(30, None)):
         inputs.key[:, :, hidden] = torch.nan
         inputs.value[:, :, hidden] = torch.nan
-    assert torch.equal(attended(inputs, method, table(inputs, method))[0], out)
+    # Equal but for rounding: sums of values run through what is hidden, which counts as zeros where it is not finite.
+    torch.testing.assert_close(attended(inputs, method, table(inputs, method))[0], out)
 
 
 @each_method
@@ -113,8 +114,8 @@ KERNELS = ("score_rows", "select_rows", "weigh_rows", "combine_rows")
 def test_nothing_waits_for_the_gpu(
     method: TopK | TopTheta, queries: int, launched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fake tensors of a GPU have no numbers: whoever looks into one is told so. Scores are written down in three parts
-    where exact selection may need them."""
+    """Fake tensors have no numbers: whoever looks into one is told so. Scores are written down in three parts where
+    exact selection may need them."""
     thresholds = table(problem(), method, shortest=1)
     if thresholds is not None:
         thresholds.longest = 10000
@@ -122,12 +123,9 @@ def test_nothing_waits_for_the_gpu(
     for name, kernel in zip(KERNELS, kernels, strict=True):
         monkeypatch.setattr(triton_row_work, name, kernel)
     monkeypatch.setattr(triton_row_work, "SCORES", 2 * 2 * 2000 * 5008)
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: torch.autograd.no_grad())
     with FakeTensorMode(allow_non_fake_inputs=True):
-        inputs = problem(layout="all", queries=1, keys=1)
-        query, key = torch.empty(2, 2, queries, 16, device="cuda"), torch.empty(2, 1, 5000, 16, device="cuda")
-        ranges = RowRanges.causal(queries, 5000, device="cuda")
-        inputs = type(inputs)(query, key, key, ranges)
+        query, key = torch.empty(2, 2, queries, 16), torch.empty(2, 1, 5000, 16)
+        inputs = AttentionInputs(query, key, key, RowRanges.causal(queries, 5000))
         out, counts = triton_rows.attend(inputs, method, thresholds, count=queries > 1)
     assert out.shape == query.shape
     assert (counts is not None) == (queries > 1)
@@ -153,14 +151,15 @@ def test_the_kernels_compile_for_a_gpu(capability: int) -> None:
 
 
 def test_a_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prompt and two generated tokens, as by torch."""
-    method = TopK(k=3, compensation="sdc+vmc")
-    model = patched("llama", method).to(DEVICE)
+    """The prompt and three generated tokens, as by torch."""
+    model = one_layer("llama")
+    apply_plan(model, everything(model, TopK(k=3, compensation="sdc+vmc")))
+    model = model.to(DEVICE)
     call = {name: part.to(DEVICE) for name, part in model_inputs("llama", "left", length=6).items()}
     monkeypatch.setattr(attention, "kernel_of", lambda method, device: None)
-    expected = logits(model, call), model.generate(**call, max_new_tokens=2, do_sample=False)
+    expected = logits(model, call), model.generate(**call, max_new_tokens=3, do_sample=False)
     monkeypatch.setattr(attention, "kernel_of", lambda method, device: triton_rows)
-    found = logits(model, call), model.generate(**call, max_new_tokens=2, do_sample=False)
+    found = logits(model, call), model.generate(**call, max_new_tokens=3, do_sample=False)
     close(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
-    assert {way for patch in current_patch(model).attention for way in patch.patch.paths} >= {"triton"}
+    assert call_paths(model)["triton"] > 0
