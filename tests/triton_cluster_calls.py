@@ -17,7 +17,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def attend(method: ClusteredPlain, dtype: torch.dtype, width: int, softcap: float | None = None) -> None:
     inputs = call_of(200, batch=1, heads=2, groups=1, width=width, dtype=dtype, softcap=softcap)
-    attend_into(torch.empty_like(inputs.query), inputs, Sequences.of(inputs, method), method)
+    sequences = Sequences.of(inputs.visibility, method, tokens=200)
+    attend_into(torch.empty_like(inputs.query), inputs, sequences, method)
 
 
 def calls(dtype: torch.dtype, width: int) -> list[Callable[[], None]]:

@@ -14,10 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..methods.chunk import AttentionInputs
-from .triton_sequences import PROGRAMS, Sequences, bounds, capped, finite, load_rows, padded, shares, split_dot
+from .triton_sequences import PROGRAMS, Sequences, bounds, capped, finite, load_rows, padded, shares, split_dot, tile
 
-CENTROIDS = 32  # a tile of clusters
-KEYS = 64  # a tile of keys
 MEMBERS = 64  # queries that are summed at a time
 SOME = 16  # strongest keys that are read at a time
 
@@ -51,15 +49,18 @@ def attend_centroids(
         query, *query.stride()[:3], order, starts, centroids, heads, tokens, clusters, inputs.scale,
         width, padded(width), MEMBERS,
     )  # fmt: skip
-    tiles = triton.cdiv(clusters, CENTROIDS)
-    parts, share = shares(tokens, KEYS, PROGRAMS // (batch * heads * tiles))
+    widest = max(padded(width), padded(value_width))
+    some, keys = tile(4 * widest, most=32), tile(key.element_size() * widest)
+    tiles = triton.cdiv(clusters, some)
+    parts, share = shares(tokens, keys, PROGRAMS // (batch * heads * tiles))
     scores = torch.empty(batch, heads, clusters, parts * share if refined else 0, **new)
     tops, totals = (torch.empty(batch, heads, parts, clusters, **new) for _ in range(2))
     sums = torch.empty(batch, heads, parts, clusters, value_width, **new)
     _attend[(batch * heads, tiles, parts)](
         centroids, key, *key.stride()[:3], value, *value.stride()[:3], *sequences.place, scores, tops, totals, sums,
         heads, heads // groups, clusters, share, inputs.softcap or 1.0, inputs.softcap is not None, refined > 0,
-        width, padded(width), value_width, padded(value_width), CENTROIDS, KEYS,
+        width, padded(width), value_width, padded(value_width), some, keys,
+        num_warps=4 if widest <= 128 else 8, num_stages=2,
     )  # fmt: skip
     highest, strongest = scores.topk(refined, dim=-1, sorted=False) if refined else (None, None)
     mass = torch.empty(batch, heads, clusters, **new) if refined else None

@@ -50,8 +50,8 @@ def attend(
     score the same within rounding either may be refined. Where queries of a sequence see different keys, an assertion
     on the device fails. Counting waits for the device.
     """
-    reason = refusal(inputs, method)
-    if reason is not None:
+    reason, ranges = refusal(inputs, method), inputs.visibility
+    if reason is not None or not isinstance(ranges, RowRanges):
         raise ValueError(f"not a call for Triton: {reason}")
     query, key, value = (as_rows(tensor.detach()) for tensor in (inputs.query, inputs.key, inputs.value))
     inputs = replace(inputs, query=query, key=key, value=value)
@@ -59,7 +59,7 @@ def attend(
     out = torch.empty(batch, tokens, heads, value.shape[3], dtype=value.dtype, device=value.device).transpose(1, 2)
     if not out.numel():
         return out, ClusterCounts(0, 0, 0) if count else None
-    sequences = Sequences.of(inputs, method)
+    sequences = Sequences.of(ranges, method, tokens)
     # Autocast would round scores and distances to half precision, and the covariance till it is none any more.
     with torch.autocast(query.device.type, enabled=False):
         attend_into(out, inputs, sequences, method)

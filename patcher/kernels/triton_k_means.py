@@ -17,11 +17,10 @@ from torch import Tensor
 from ..methods.chunk import AttentionInputs
 from ..methods.clustered import ClusteredPlain
 from ..methods.k_means import random_direction, training_points
-from .triton_sequences import PROGRAMS, Sequences, bounds, load_rows, padded, shares
+from .triton_sequences import PRECISION, PROGRAMS, Sequences, bounds, load_rows, padded, shares, tile
 
-POINTS = 64  # a tile of tokens
-CENTROIDS = 32  # a tile of centroids: few, so that float32 products stay in registers
-COLUMNS = 64  # of a tile of the covariance
+ROWS = 64  # tokens that are summed at a time
+KEYS, COLUMNS = 32, 64  # a tile of centred keys, whose products are a tile of the covariance
 
 
 def find_clusters(inputs: AttentionInputs, sequences: Sequences, method: ClusteredPlain) -> Tensor:
@@ -57,10 +56,10 @@ def _direction(width: int, seed: int, device: torch.device) -> Tensor:
 def _mean(tensor: Tensor, sequences: Sequences) -> Tensor:
     """The mean row of every sequence and head of [B, H, N, D], float32 [B, H, D]."""
     batch, heads, tokens, width = tensor.shape
-    parts, share = shares(tokens, POINTS, PROGRAMS // (batch * heads))
+    parts, share = shares(tokens, ROWS, PROGRAMS // (batch * heads))
     sums = torch.empty(batch, heads, parts, width, dtype=torch.float32, device=tensor.device)
     _sum_rows[(batch * heads, parts)](
-        tensor, *tensor.stride()[:3], *sequences.place, sums, heads, share, width, padded(width), POINTS
+        tensor, *tensor.stride()[:3], *sequences.place, sums, heads, share, width, padded(width), ROWS
     )
     return sums.sum(2) / sequences.lengths.clamp(min=1)
 
@@ -87,11 +86,12 @@ def _metric(key: Tensor, mean: Tensor, sequences: Sequences) -> Tensor:
     """The covariance of the keys of every sequence and KV head, float32 [B, G, D, D]."""
     batch, groups, tokens, width = key.shape
     tiles = triton.cdiv(width, COLUMNS)
-    parts, share = shares(tokens, POINTS, PROGRAMS // (batch * groups * tiles * tiles))
+    parts, share = shares(tokens, KEYS, PROGRAMS // (batch * groups * tiles * tiles))
     sums = torch.empty(batch, groups, parts, width, width, dtype=torch.float32, device=key.device)
     _covariance[(batch * groups, parts, tiles * tiles)](
-        key, *key.stride()[:3], mean, *sequences.place, sums, groups, share, width, tiles, COLUMNS, POINTS
-    )
+        key, *key.stride()[:3], mean, *sequences.place, sums, groups, share, width, tiles, COLUMNS, KEYS,
+        num_stages=2,
+    )  # fmt: skip
     metric = sums.sum(2) / sequences.lengths.clamp(min=1).unsqueeze(-1)
     diagonal = metric.diagonal(dim1=-2, dim2=-1)
     diagonal += 1e-6 * diagonal.sum(-1, keepdim=True) + 1e-12  # as in score_space
@@ -119,7 +119,7 @@ def _covariance(
         y = load_rows(base, key_row, rows, seen, right, WIDTH).to(tl.float32)
         x = tl.where(seen[:, None], x - left_mean[None, :], 0.0)
         y = tl.where(seen[:, None], y - right_mean[None, :], 0.0)
-        total = tl.dot(tl.trans(x), y, total, input_precision="ieee")
+        total = tl.dot(tl.trans(x), y, total, input_precision=PRECISION)
     to = sums + (index * tl.num_programs(1) + part) * WIDTH * WIDTH + left[:, None] * WIDTH + right[None, :]
     tl.store(to, total, mask=(left < WIDTH)[:, None] & (right < WIDTH)[None, :])
 
@@ -128,9 +128,9 @@ def _projected(query: Tensor, mean: Tensor, slope: Tensor, sequences: Sequences)
     """Every query along the direction of the first centroids, float32 [B, H, N]; inf for padding."""
     batch, heads, tokens, width = query.shape
     out = torch.empty(batch, heads, tokens, dtype=torch.float32, device=query.device)
-    _project[(batch * heads, triton.cdiv(tokens, POINTS))](
+    _project[(batch * heads, triton.cdiv(tokens, ROWS))](
         query, *query.stride()[:3], mean, slope, *sequences.place, out, heads, heads // slope.shape[1], tokens,
-        width, padded(width), POINTS,
+        width, padded(width), ROWS,
     )  # fmt: skip
     return out
 
@@ -193,9 +193,12 @@ def _assign(
 ) -> None:
     """Fills `assigned` [B, H, m], of a sample of tokens or of all of them."""
     heads, points, width = query.shape[1], assigned.shape[2], query.shape[3]
-    _nearest[(query.shape[0] * heads, triton.cdiv(points, POINTS))](
+    # Products of float32 tiles hold their left rows in registers: these neither spill nor fill shared memory.
+    rows, some, warps = (64, 32, 4) if width <= 64 else (64, 16, 8) if width <= 128 else (16, 32, 4)
+    _nearest[(query.shape[0] * heads, triton.cdiv(points, rows))](
         query, *query.stride()[:3], mean, centroids, weights, *sequences.place, sample, assigned, heads, points,
-        method.clusters, sequences.short, sample is not None, width, padded(width), POINTS, CENTROIDS,
+        method.clusters, sequences.short, sample is not None, width, padded(width), rows, some,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip
 
 
@@ -225,7 +228,7 @@ def _nearest(
             c = load_rows(centroids + at, WIDTH, numbers, numbers < clusters, columns, WIDTH)
             w = load_rows(weights + at, WIDTH, numbers, numbers < clusters, columns, WIDTH)
             halves = tl.where(numbers < clusters, 0.5 * tl.sum(c * w, 1), float("inf"))
-            closeness = tl.dot(x, tl.trans(w), input_precision="ieee") - halves[None, :]
+            closeness = tl.dot(x, tl.trans(w), input_precision=PRECISION) - halves[None, :]
             highest, place = tl.max(closeness, 1, return_indices=True)
             found = tl.where(highest > best, start + place, found)
             best = tl.maximum(highest, best)
@@ -236,9 +239,11 @@ def _update(query: Tensor, mean: Tensor, sample: Tensor, assigned: Tensor, centr
     """Moves every centroid to the mean of its points; one without any stays where it is."""
     batch, heads, points = sample.shape
     clusters, width = centroids.shape[2:]
-    _means[(batch * heads, triton.cdiv(clusters, CENTROIDS))](
+    rows = tile(4 * padded(width))
+    some = min(32, rows)
+    _means[(batch * heads, triton.cdiv(clusters, some))](
         query, *query.stride()[:3], mean, sample, assigned, centroids, heads, points, clusters,
-        width, padded(width), POINTS, CENTROIDS,
+        width, padded(width), rows, some, num_warps=4 if width <= 64 else 8, num_stages=2,
     )  # fmt: skip
 
 
@@ -260,7 +265,7 @@ def _means(
         x = load_rows(base, query_row, tokens, tokens >= 0, columns, WIDTH).to(tl.float32)
         x = tl.where((tokens >= 0)[:, None], x - centre[None, :], 0.0)
         members = (of[None, :] == numbers[:, None]).to(tl.float32)
-        total = tl.dot(members, x, total, input_precision="ieee")
+        total = tl.dot(members, x, total, input_precision=PRECISION)
         sizes += tl.sum(members, 1)
     to = centroids + (index * clusters + numbers)[:, None] * WIDTH + columns[None, :]
     filled = ((sizes > 0) & (numbers < clusters))[:, None] & (columns < WIDTH)[None, :]

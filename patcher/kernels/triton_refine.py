@@ -6,15 +6,16 @@ them have one cluster's keys to read; in a sequence that stays dense the keys ar
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..methods.chunk import AttentionInputs
 from .triton_centroids import Attended
-from .triton_sequences import Sequences, bounds, capped, finite, load_rows, padded
+from .triton_sequences import PRECISION, Sequences, bounds, capped, finite, load_rows, padded, tile
 
-KEYS = 32  # at a time: what is refined by default is one tile
+KEYS = 32  # at a time, at most: what is refined by default
 
 
 def refine(
@@ -36,19 +37,18 @@ def refine(
     strongest = mass = rest = None
     if attended is not None:
         strongest, mass, rest = attended.strongest, attended.mass, attended.rest
-    rows = tile_rows(max(padded(width), padded(value_width)) * query.element_size())
+    # What neither spills nor fills shared memory; float32 products take more registers.
+    widest, exact = max(padded(width), padded(value_width)), query.dtype == torch.float32
+    rows, keys = tile((8 if exact else 2) * widest), tile(query.element_size() * widest, most=KEYS)
+    warps = 4 if widest <= (128 if exact else 64) else 8
     _refine[(batch * heads, triton.cdiv(tokens, rows))](
         query, *query.stride()[:3], key, *key.stride()[:3], value, *value.stride()[:3], out, *out.stride()[:3],
         *sequences.place, order, in_order, strongest, mass, rest, heads, heads // key.shape[1], tokens, clusters,
         0 if strongest is None else strongest.shape[3], sequences.short, inputs.scale,
         inputs.softcap or 1.0, inputs.softcap is not None, attended is not None,
-        width, padded(width), value_width, padded(value_width), rows, KEYS,
+        width, padded(width), value_width, padded(value_width), rows, keys,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip
-
-
-def tile_rows(row_bytes: int) -> int:
-    """Queries at a time: the widest rows have to leave shared memory to the keys."""
-    return 64 if row_bytes <= 256 else 32 if row_bytes <= 512 else 16
 
 
 @triton.jit(do_not_specialize=["tokens", "clusters", "refined", "short"])
@@ -87,14 +87,14 @@ def _refine(
                     tokens_of = tl.load(strongest + at * refined + some, mask=some < refined, other=-1).to(tl.int32)
             seen = (some < count) & (tokens_of >= low) & (tokens_of < high)
             k = load_rows(keys, key_row, tokens_of, seen, columns, WIDTH)
-            scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, softcap, CAPPED)
+            scores = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, softcap, CAPPED)
             scores = tl.where(seen[None, :], scores, float("-inf"))
             highest = tl.maximum(top, tl.max(scores, 1))
             weights = tl.exp(scores - finite(highest)[:, None])
             factor = tl.exp(top - finite(highest))
             v = load_rows(values, value_row, tokens_of, seen, value_columns, VALUE_WIDTH)
             sums = sums * factor[:, None]
-            sums = tl.dot(weights.to(v.dtype), v, sums, input_precision="ieee")
+            sums = tl.dot(weights.to(v.dtype), v, sums, input_precision=PRECISION)
             total = total * factor + tl.sum(weights, 1)
             top = highest
         given = sums / total[:, None]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..methods.chunk import AttentionInputs
 from ..methods.clustered import ClusteredPlain
 from ..methods.visibility import RowRanges
 
 # Programs that keep a GPU busy: two for each processor of the largest that there is.
 PROGRAMS = 264
+# Of float32 products: three of TF32 numbers on tensor cores have float32's digits.
+PRECISION = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,15 @@ class Sequences:
     short: int
 
     @staticmethod
-    def of(inputs: AttentionInputs, method: ClusteredPlain) -> Sequences:
-        """By what the first query of each sequence sees. With a cluster for every token, or every key refined, clustered
-        attention is dense attention, so that sequences where that is so count as short."""
-        ranges = inputs.visibility
-        assert isinstance(ranges, RowRanges)
+    def of(ranges: RowRanges, method: ClusteredPlain, tokens: int) -> Sequences:
+        """By what the first query of each sequence sees; an assertion on the device says that the others see the same.
+
+        With a cluster for every token, or every key refined, clustered attention is dense: such sequences are short.
+        """
+        same = (ranges.first == ranges.first[:, :1]) & (ranges.last == ranges.last[:, :1])
+        torch._assert_async(same.all(), "clustered attention needs every query of a sequence to see the same keys")
         short = max(method.clusters, method.refined, method.min_length - 1)
-        return Sequences(ranges.first[:, 0], ranges.last[:, 0], min(short, inputs.key.shape[2]))
+        return Sequences(ranges.first[:, 0], ranges.last[:, 0], min(short, tokens))
 
     @property
     def lengths(self) -> Tensor:
@@ -47,6 +51,11 @@ class Sequences:
 def padded(width: int) -> int:
     """Elements of a row as a tile has them."""
     return max(16, triton.next_power_of_2(width))
+
+
+def tile(row_bytes: int, most: int = 64) -> int:
+    """How many rows to work on at a time: 16 KiB of them, which leaves registers and shared memory to the rest."""
+    return max(16, min(most, 2**14 // row_bytes))
 
 
 def shares(tokens: int, tile: int, wanted: int) -> tuple[int, int]:
@@ -74,7 +83,7 @@ def load_rows(base, stride, rows, seen, columns, WIDTH: tl.constexpr):
 def split_dot(left, right):
     """float32 @ float32, bfloat16 or float16, to about float32's digits: `left` as two numbers of the other dtype."""
     high = left.to(right.dtype)
-    out = tl.dot(high, right, input_precision="ieee")
+    out = tl.dot(high, right, input_precision=PRECISION)
     if right.dtype != tl.float32:
         out = tl.dot((left - high.to(tl.float32)).to(right.dtype), right, out)
     return out
