@@ -156,11 +156,11 @@ def _project(
 def _chosen(projected: Tensor, lengths: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """The tokens that are the first centroids, int64 [B, H, C], and those that updates look at, [B, H, M].
 
-    As spread_out and the middles of methods/k_means.py, with lengths [B or 1, 1] of their own for each sequence; -1 for
+    As spread_out and the middles of methods/k_means.py, with lengths [B or 1, 1, 1] of their own for each sequence; -1 for
     no token.
     """
     ordered, order = projected.sort(dim=-1, stable=True)
-    lengths = lengths.clamp(min=1).unsqueeze(-1)
+    lengths = lengths.clamp(min=1)
     distinct = torch.zeros_like(order)
     torch.cumsum(ordered[..., 1:] != ordered[..., :-1], -1, out=distinct[..., 1:])
     total = distinct.gather(-1, (lengths - 1).expand(*order.shape[:2], 1)) + 1

@@ -39,8 +39,8 @@ class Sequences:
 
     @property
     def lengths(self) -> Tensor:
-        """int64 [B or 1, 1]."""
-        return (self.last - self.first).unsqueeze(1)
+        """int64 [B or 1, 1, 1]."""
+        return (self.last - self.first)[:, None, None]
 
     @property
     def place(self) -> tuple[Tensor, Tensor, int]:
