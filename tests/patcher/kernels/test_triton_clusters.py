@@ -24,7 +24,10 @@ from triton_interpreter import mend_products
 METHODS = [ClusteredPlain(clusters=4), Clustered(clusters=4, k=5)]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
-pytestmark = pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="no GPU, and Triton does not interpret")
+pytestmark = [
+    pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="no GPU, and Triton does not interpret"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # of NumPy, which interprets
+]
 
 
 @pytest.fixture(autouse=True)
