@@ -48,7 +48,7 @@ def _guard() -> Iterator[None]:
         registry[_CUDA_KIND] = own
 
 
-class no_copies(TorchDispatchMode):  # noqa: N801  # read as `with no_copies():`
+class no_copies(TorchDispatchMode):  # read as `with no_copies():`
     """Inside, no operation makes or takes a tensor on the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Calls of clustered attention, whole or given its clusters, by Triton: on a GPU, or interpreted where there is none."""
+"""Calls of clustered attention, whole or given its clusters, by Triton: on a GPU, or interpreted."""
 
 from __future__ import annotations
 

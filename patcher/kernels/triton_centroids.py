@@ -38,64 +38,72 @@ def attend_centroids(
 ) -> Attended:
     """order, in_order: the queries in the order of their clusters, and those, both [B, H, N]. Clusters of sequences
     that stay dense are of no meaning."""
-    query, key, value = inputs.query, inputs.key, inputs.value
-    batch, heads, tokens, width = query.shape
+    key, value = inputs.key, inputs.value
+    batch, heads, tokens, width = inputs.query.shape
     groups, value_width = key.shape[1], value.shape[3]
-    numbers = torch.arange(clusters + 1, dtype=in_order.dtype, device=query.device).expand(batch, heads, -1)
-    starts = torch.searchsorted(in_order, numbers.contiguous(), out_int32=True)
-    new = {"dtype": torch.float32, "device": query.device}
-    centroids = torch.empty(batch, heads, clusters, width, **new)
-    _mean_queries[(batch * heads, clusters)](
-        query, *query.stride()[:3], order, starts, centroids, heads, tokens, clusters, inputs.scale,
-        width, padded(width), MEMBERS,
-    )  # fmt: skip
+    centroids = _centroids(inputs.query, order, in_order, clusters)
     widest = max(padded(width), padded(value_width))
     some, keys = tile(4 * widest, most=32), tile(key.element_size() * widest)
     tiles = triton.cdiv(clusters, some)
     parts, share = shares(tokens, keys, PROGRAMS // (batch * heads * tiles))
-    scores = torch.empty(batch, heads, clusters, parts * share if refined else 0, **new)
-    tops, totals = (torch.empty(batch, heads, parts, clusters, **new) for _ in range(2))
-    sums = torch.empty(batch, heads, parts, clusters, value_width, **new)
+    scores = centroids.new_empty(batch, heads, clusters, parts * share) if refined else None
+    tops, totals = (centroids.new_empty(batch, heads, parts, clusters) for _ in range(2))
+    sums = centroids.new_empty(batch, heads, parts, clusters, value_width)
     _attend[(batch * heads, tiles, parts)](
         centroids, key, *key.stride()[:3], value, *value.stride()[:3], *sequences.place, scores, tops, totals, sums,
-        heads, heads // groups, clusters, share, inputs.softcap or 1.0, inputs.softcap is not None, refined > 0,
+        heads, heads // groups, clusters, share, inputs.scale, inputs.softcap or 1.0, inputs.softcap is not None,
         width, padded(width), value_width, padded(value_width), some, keys,
         num_warps=4 if widest <= 128 else 8, num_stages=2,
     )  # fmt: skip
-    highest, strongest = scores.topk(refined, dim=-1, sorted=False) if refined else (None, None)
-    mass = torch.empty(batch, heads, clusters, **new) if refined else None
-    rest = torch.empty(batch, heads, clusters, value_width, **new)
-    _settle[(batch * heads, clusters)](
+    highest = strongest = mass = None
+    if scores is not None:
+        highest, strongest = scores.topk(refined, dim=-1, sorted=False)
+        mass = centroids.new_empty(batch, heads, clusters)
+    rest = centroids.new_empty(batch, heads, clusters, value_width)
+    _settle[(batch * heads * clusters,)](
         value, *value.stride()[:3], *sequences.place, tops, totals, sums, highest, strongest, mass, rest,
         heads, heads // groups, clusters, parts, refined, value_width, padded(value_width), SOME, num_warps=1,
     )  # fmt: skip
     return Attended(strongest, mass, rest)
 
 
+def _centroids(query: Tensor, order: Tensor, in_order: Tensor, clusters: int) -> Tensor:
+    """The mean query of every cluster, float32 [B, H, C, D]."""
+    batch, heads, tokens, width = query.shape
+    numbers = torch.arange(clusters + 1, dtype=in_order.dtype, device=query.device).expand(batch, heads, -1)
+    starts = torch.searchsorted(in_order, numbers.contiguous(), out_int32=True)
+    means = torch.empty(batch, heads, clusters, width, dtype=torch.float32, device=query.device)
+    _mean_queries[(batch * heads * clusters,)](
+        query, *query.stride()[:3], order, starts, means, heads, tokens, clusters, width, padded(width), MEMBERS
+    )
+    return means
+
+
 @triton.jit(do_not_specialize=["tokens", "clusters"])
 def _mean_queries(
-    query, query_batch, query_head, query_row, order, starts, centroids, heads, tokens, clusters, scale,
+    query, query_batch, query_head, query_row, order, starts, centroids, heads, tokens, clusters,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The scaled mean of a cluster's queries; zeros for a cluster that has none."""
-    index, cluster = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """The mean of a cluster's queries; zeros for a cluster that has none."""
+    at = tl.program_id(0).to(tl.int64)
+    index, cluster = at // clusters, at % clusters
     columns = tl.arange(0, PADDED)
     base = query + index // heads * query_batch + index % heads * query_head
     start = tl.load(starts + index * (clusters + 1) + cluster)
     end = tl.load(starts + index * (clusters + 1) + cluster + 1)
     total = tl.zeros([PADDED], tl.float32)
-    for at in range(start, end, ROWS):
-        rows = at + tl.arange(0, ROWS)
+    for some in range(start, end, ROWS):
+        rows = some + tl.arange(0, ROWS)
         members = tl.load(order + index * tokens + rows, mask=rows < end, other=0)
         total += tl.sum(load_rows(base, query_row, members, rows < end, columns, WIDTH).to(tl.float32), 0)
     size = tl.maximum(end - start, 1).to(tl.float32)
-    tl.store(centroids + (index * clusters + cluster) * WIDTH + columns, total / size * scale, mask=columns < WIDTH)
+    tl.store(centroids + at * WIDTH + columns, total / size, mask=columns < WIDTH)
 
 
-@triton.jit(do_not_specialize=["clusters", "share"])
+@triton.jit(do_not_specialize=["clusters", "share", "per_sequence"])
 def _attend(
     centroids, key, key_batch, key_head, key_row, value, value_batch, value_head, value_row, first, last, per_sequence,
-    scores, tops, totals, sums, heads, per_group, clusters, share, softcap, CAPPED: tl.constexpr, SCORES: tl.constexpr,
+    scores, tops, totals, sums, heads, per_group, clusters, share, scale, softcap, CAPPED: tl.constexpr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, VALUE_WIDTH: tl.constexpr, VALUE_PADDED: tl.constexpr,
     CENTROIDS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
@@ -114,9 +122,9 @@ def _attend(
         rows = start + tl.arange(0, KEYS)
         seen = (rows >= low) & (rows < high)
         k = load_rows(keys, key_row, rows, seen, columns, WIDTH)
-        found = capped(split_dot(c, tl.trans(k)), softcap, CAPPED)
+        found = capped(split_dot(c, tl.trans(k)) * scale, softcap, CAPPED)
         found = tl.where(seen[None, :], found, float("-inf"))
-        if SCORES:
+        if scores is not None:
             tl.store(scores + places + rows[None, :], found, mask=(numbers < clusters)[:, None])
         highest = tl.maximum(top, tl.max(found, 1))
         weights = tl.exp(found - finite(highest)[:, None])
@@ -132,25 +140,25 @@ def _attend(
     tl.store(to, out, mask=(numbers < clusters)[:, None] & (value_columns < VALUE_WIDTH)[None, :])
 
 
-@triton.jit(do_not_specialize=["clusters", "parts", "refined"])
+@triton.jit(do_not_specialize=["clusters", "parts", "refined", "per_sequence"])
 def _settle(
     value, value_batch, value_head, value_row, first, last, per_sequence, tops, totals, sums, highest, strongest, mass,
     rest, heads, per_group, clusters, parts, refined, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One cluster: puts the shares of keys together, and takes out what the strongest keys gave."""
-    index, cluster = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = tl.program_id(0).to(tl.int64)
+    index, cluster = at // clusters, at % clusters
     columns = tl.arange(0, PADDED)
     top, total, out = float("-inf"), 0.0, tl.zeros([PADDED], tl.float32)
     for part in range(parts):
-        at = (index * parts + part) * clusters + cluster
-        own = tl.load(tops + at)
+        place = (index * parts + part) * clusters + cluster
+        own = tl.load(tops + place)
         both = tl.maximum(top, own)
         factor, own_factor = tl.exp(top - finite(both)), tl.exp(own - finite(both))
-        total = total * factor + tl.load(totals + at) * own_factor
-        own_out = tl.load(sums + at * WIDTH + columns, mask=columns < WIDTH, other=0.0)
+        total = total * factor + tl.load(totals + place) * own_factor
+        own_out = tl.load(sums + place * WIDTH + columns, mask=columns < WIDTH, other=0.0)
         out = out * factor + own_out * own_factor
         top = both
-    at = index * clusters + cluster
     if strongest is not None:
         low, high = bounds(first, last, per_sequence, index // heads)
         values = value + index // heads * value_batch + index % heads // per_group * value_head

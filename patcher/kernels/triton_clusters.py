@@ -59,9 +59,9 @@ def attend(
     out = torch.empty(batch, tokens, heads, value.shape[3], dtype=value.dtype, device=value.device).transpose(1, 2)
     if not out.numel():
         return out, ClusterCounts(0, 0, 0) if count else None
-    sequences = Sequences.of(ranges, method, tokens)
-    # Autocast would round scores and distances to half precision, and the covariance till it is none any more.
-    with torch.autocast(query.device.type, enabled=False):
+    # Triton launches on the current GPU. Autocast would round the covariance till it is none any more.
+    with torch.cuda.device_of(query), torch.autocast(query.device.type, enabled=False):
+        sequences = Sequences.of(ranges, method, tokens)
         attend_into(out, inputs, sequences, method)
     return out, _counts(method, sequences, batch, heads) if count else None
 

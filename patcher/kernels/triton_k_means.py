@@ -64,7 +64,7 @@ def _mean(tensor: Tensor, sequences: Sequences) -> Tensor:
     return sums.sum(2) / sequences.lengths.clamp(min=1)
 
 
-@triton.jit(do_not_specialize=["share"])
+@triton.jit(do_not_specialize=["share", "per_sequence"])
 def _sum_rows(
     x, x_batch, x_head, x_row, first, last, per_sequence, sums, heads, share,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
@@ -98,7 +98,7 @@ def _metric(key: Tensor, mean: Tensor, sequences: Sequences) -> Tensor:
     return metric
 
 
-@triton.jit(do_not_specialize=["share"])
+@triton.jit(do_not_specialize=["share", "per_sequence"])
 def _covariance(
     key, key_batch, key_head, key_row, mean, first, last, per_sequence, sums, groups, share,
     WIDTH: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
@@ -135,7 +135,7 @@ def _projected(query: Tensor, mean: Tensor, slope: Tensor, sequences: Sequences)
     return out
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "per_sequence"])
 def _project(
     query, query_batch, query_head, query_row, mean, slope, first, last, per_sequence, out, heads, per_group, tokens,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
@@ -156,8 +156,8 @@ def _project(
 def _chosen(projected: Tensor, lengths: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """The tokens that are the first centroids, int64 [B, H, C], and those that updates look at, [B, H, M].
 
-    As spread_out and the middles of methods/k_means.py, with lengths [B or 1, 1, 1] of their own for each sequence; -1 for
-    no token.
+    As spread_out and the middles of methods/k_means.py, with a length of its own for each sequence, [B or 1, 1, 1]; -1
+    for no token.
     """
     ordered, order = projected.sort(dim=-1, stable=True)
     lengths = lengths.clamp(min=1)
@@ -202,7 +202,7 @@ def _assign(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["points", "clusters", "short"])
+@triton.jit(do_not_specialize=["points", "clusters", "short", "per_sequence"])
 def _nearest(
     query, query_batch, query_head, query_row, mean, centroids, weights, first, last, per_sequence, sample, assigned,
     heads, points, clusters, short, SAMPLED: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,

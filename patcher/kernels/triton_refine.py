@@ -51,7 +51,7 @@ def refine(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["tokens", "clusters", "refined", "short"])
+@triton.jit(do_not_specialize=["tokens", "clusters", "refined", "short", "per_sequence"])
 def _refine(
     query, query_batch, query_head, query_row, key, key_batch, key_head, key_row, value, value_batch, value_head,
     value_row, out, out_batch, out_head, out_row, first, last, per_sequence, order, in_order, strongest, mass, rest,
@@ -71,7 +71,10 @@ def _refine(
         places = rows
         of = tl.where((rows >= low) & (rows < high), 0, clusters)
     q = load_rows(query + sequence * query_batch + head * query_head, query_row, places, of < clusters, columns, WIDTH)
-    keys, values = key + sequence * key_batch + kv_head * key_head, value + sequence * value_batch + kv_head * value_head
+    keys, values = (
+        key + sequence * key_batch + kv_head * key_head,
+        value + sequence * value_batch + kv_head * value_head,
+    )
     written = tl.zeros([ROWS, VALUE_PADDED], tl.float32)
     dense = high - low <= short
     count = tl.where(dense, high - low, refined)
@@ -82,7 +85,7 @@ def _refine(
         for start in range(0, count, KEYS):
             some = start + tl.arange(0, KEYS)
             tokens_of = low + some
-            if CLUSTERED and strongest is not None:
+            if CLUSTERED and strongest is not None:  # noqa: SIM102  # this one when compiling
                 if not dense:
                     tokens_of = tl.load(strongest + at * refined + some, mask=some < refined, other=-1).to(tl.int32)
             seen = (some < count) & (tokens_of >= low) & (tokens_of < high)
@@ -98,7 +101,7 @@ def _refine(
             total = total * factor + tl.sum(weights, 1)
             top = highest
         given = sums / total[:, None]
-        if CLUSTERED:
+        if CLUSTERED:  # noqa: SIM102  # this one when compiling
             if not dense:
                 given = tl.zeros_like(sums)
                 given += tl.load(rest + at * VALUE_WIDTH + value_columns, mask=value_columns < VALUE_WIDTH, other=0.0)
@@ -106,4 +109,6 @@ def _refine(
                     given += sums * (tl.load(mass + at) / total)[:, None]
         written = tl.where((of == cluster)[:, None], given, written)
     to = out + sequence * out_batch + head * out_head + places.to(tl.int64)[:, None] * out_row + value_columns[None, :]
-    tl.store(to, written.to(out.dtype.element_ty), mask=(rows < tokens)[:, None] & (value_columns < VALUE_WIDTH)[None, :])
+    tl.store(
+        to, written.to(out.dtype.element_ty), mask=(rows < tokens)[:, None] & (value_columns < VALUE_WIDTH)[None, :]
+    )
