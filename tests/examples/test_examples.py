@@ -44,12 +44,16 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "demo_table.py": (["--models", "demo-llama", "--limit", "4"], r"clustered \| - .*\n.*activations 12\.5 %"),
     "feed_forward.py": ([], r"256 of 256 +100\.0%(.*\n)+ +1 of 256 +0\.4%"),
     "finetune.py": (
-        ["--k", "2", "--seeds", "0", "--steps", "2"],
-        r"trained for \d+ s\n(.*\n)+\| k = 2 \| \d+\.\d ± 0\.0 \|",
+        ["--k", "2", "--seeds", "0", "--steps", "2", "--more", "1"],
+        r"k-2-more: trained for \d+ s\n(.*\n)+\| k = 2 \|( \d+\.\d ± 0\.0 \|){5}",
     ),
     "listops.py": (
         ["--length", "8-16", "--batch-size", "4", "--steps", "2", "--seeds", "2", "--methods", "clustered"],
         r"bag of tokens \| \d(.*\n)+\| clustered \| \d+\.\d \+- \d+\.\d \| 2 \| 2 \| \d+ \| \d\.\d{3} \|$",
+    ),
+    "key_bounds.py": (
+        [str(EXAMPLES.parent / "evaluation/demo/demo-llama"), "--text", __file__, "--tokens", "64"],
+        r"\| 16 \| \d+\.\d % \| 16 rows \|( \d+\.\d % \|){3}$",
     ),
     "long_encoder.py": (["long-encoder", "--positions", "64", "--layers", "1"], r"^[\d,]+ parameters in long-encoder"),
     "long_t5.py": (
