@@ -114,7 +114,15 @@ class RowKernels:
             chosen = Chosen(limit, tie, torch.empty(rows, dtype=torch.uint8, device=self.device))
         if not self.one_pass:
             score_rows[(tiles * splits,)](
-                self.call, parts, work, self.score_row, *span, TOTAL=self.total, **self.key_sizes, **self.sizes, **options
+                self.call,
+                parts,
+                work,
+                self.score_row,
+                *span,
+                TOTAL=self.total,
+                **self.key_sizes,
+                **self.sizes,
+                **options,
             )
         if self.scored:
             select_rows[(rows,)](

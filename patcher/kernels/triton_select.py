@@ -22,10 +22,10 @@ class Chosen(NamedTuple):
 
 @triton.jit
 def _row_block(work, at, last, first, N: tl.constexpr):
-    """Keys at .. at + N of a row: columns and scores, -inf beyond it."""
+    """Scores of the keys at .. at + N of a row, -inf beyond it."""
     columns = at + tl.arange(0, N)
     inside = (columns >= first) & (columns < last)
-    return columns, tl.load(work + columns, mask=inside, other=float("-inf"))
+    return tl.load(work + columns, mask=inside, other=float("-inf"))
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _kth_highest(work, first, last, wanted, N: tl.constexpr):
         shift = 24 - 8 * step
         histogram = tl.zeros([256], tl.int32)
         for at in range(first, last, N):
-            columns, scores = _row_block(work, at, last, first, N)
+            scores = _row_block(work, at, last, first, N)
             bits = _ordered(scores)
             alike = scores != float("-inf")
             if step > 0:
@@ -75,7 +75,7 @@ def _key_of_equal(work, first, last, bits, wanted, N: tl.constexpr):
     """The key of the wanted-th of a row's equals."""
     found, seen = last, 0
     for at in range(first, last, N):
-        columns, scores = _row_block(work, at, last, first, N)
+        scores = _row_block(work, at, last, first, N)
         equal = ((_ordered(scores) == bits) & (scores != float("-inf"))).to(tl.int32)
         here = tl.sum(equal, 0)
         if (seen < wanted) & (seen + here >= wanted):
@@ -89,7 +89,7 @@ def _kept(work, first, last, limit, N: tl.constexpr):
     """How many scores of a row a threshold keeps."""
     count = 0
     for at in range(first, last, N):
-        columns, scores = _row_block(work, at, last, first, N)
+        scores = _row_block(work, at, last, first, N)
         count += tl.sum(((scores != float("-inf")) & ~(scores <= limit)).to(tl.int32), 0)
     return count
 

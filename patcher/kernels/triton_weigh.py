@@ -1,4 +1,4 @@
-"""The values of kept keys, weighed. A block of keys of which a tile of rows keeps none costs no exp, no product, no V."""
+"""The values of kept keys, weighed. A block of keys that a tile of rows drops costs no exp, no product and no V."""
 
 from __future__ import annotations
 

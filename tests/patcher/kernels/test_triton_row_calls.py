@@ -106,7 +106,7 @@ KERNELS = ("score_rows", "select_rows", "weigh_rows", "combine_rows")
         (TopTheta(k=4, placement="pre-softmax"), 5000, [0, 0, 1, 0]),
         (TopTheta(k=4, compensation="sdc+vmc"), 5000, [1, 0, 1, 0]),
         (TopTheta(k=4, compensation="sdc+vmc", placement="pre-softmax"), 1, [0, 0, 1, 1]),
-        (TopTheta(k=4, min_keep=2), 5000, [3, 3, 3, 0]),
+        (TopTheta(k=4, min_keep=2), 5000, [3, 3, 3, 3]),
         (TopK(k=4, compensation="sdc+vmc"), 1, [1, 1, 1, 1]),
     ],
     ids=named,

@@ -144,9 +144,12 @@ def test_parts_of_larger_tensors(method: TopK | TopTheta) -> None:
 def test_keys_shared_among_programs(method: TopK | TopTheta, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_row_work, "SPLIT_KEYS", 40)
     inputs = problem("left", group=1, keys=100)
-    assert triton_row_work.RowKernels(
-        inputs, method, table(inputs, method), inputs.query, scored=True, count=False
-    )._splits(2) == 3
+    assert (
+        triton_row_work.RowKernels(
+            inputs, method, table(inputs, method), inputs.query, scored=True, count=False
+        )._splits(2)
+        == 3
+    )
     check(inputs, method, table(inputs, method))
 
 
