@@ -4,6 +4,9 @@ The definition is methods/cluster_rows.py. Scores are written once, float32 [B, 
 strongest from; without refined keys not even they are.
 """
 
+# What a kernel is given has no type in Python.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,6 +5,9 @@ of the covariance; here they stay queries less their mean, and the nearest centr
 q . w - c . w / 2 with w = L L' c, so that no other form of a query is written.
 """
 
+# What a kernel is given has no type in Python.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from functools import lru_cache

@@ -4,6 +4,9 @@ The definition is _refine of methods/cluster_rows.py. Queries come in the order 
 them have one cluster's keys to read; in a sequence that stays dense the keys are all of them.
 """
 
+# What a kernel is given has no type in Python.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 import torch

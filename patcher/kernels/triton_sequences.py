@@ -1,5 +1,8 @@
 """Sequences of a padded batch as the Triton kernels for clusters read them: one interval of tokens each."""
 
+# What a kernel is given has no type in Python.
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 
 from clustered_oracle import dense
 from fake_cuda import CUDA, fake_cuda, no_copies
+from hf_sparsify.patcher.kernels import kernel_of, triton_k_means, triton_refine
 from hf_sparsify.patcher.kernels import triton_clusters as kernel
-from hf_sparsify.patcher.kernels import triton_k_means, triton_refine
 from hf_sparsify.patcher.kernels.triton_library import runs_on
 from hf_sparsify.patcher.methods import AttentionInputs, Clustered, ClusteredPlain, FullMask, RowRanges
 from native_clusters import call_of, double, near
@@ -165,6 +165,7 @@ def test_what_goes_the_torch_way(reason: str, fields: dict[str, Any]) -> None:
     assert kernel.refusal(call, Clustered()) == reason
     with pytest.raises(ValueError, match=reason):
         kernel.attend(call, Clustered())
+    assert kernel_of(Clustered(), "cuda") is kernel_of(ClusteredPlain(), "cuda") is kernel
     assert kernel.refusal(small(), Clustered(clustering="hamming")) == "clusters of hash codes"
     assert kernel.refusal(small(), Clustered(), observer=lambda chunk: None) == "calibration looks at the scores"
 
