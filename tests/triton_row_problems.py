@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pytest
 import torch
 from hf_sparsify.patcher.kernels import triton_rows
 from hf_sparsify.patcher.methods import AttentionInputs, TopK, TopTheta
@@ -103,18 +101,3 @@ def check(inputs: AttentionInputs, method: TopK | TopTheta, thresholds: ModuleTh
         assert torch.equal(counts.v_rows, counted.v_rows)
     else:
         assert counts.v_rows is None
-
-
-def widen_interpreted_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter holds bfloat16 as whole numbers and would multiply those."""
-    from triton.language import bfloat16, float32
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    dot = InterpreterBuilder.create_dot
-
-    def wide(part: Any) -> Any:
-        if part.dtype.scalar != bfloat16:
-            return part
-        return TensorHandle((part.data.astype(np.uint32) << 16).view(np.float32), float32)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", lambda self, a, b, *rest: dot(self, wide(a), wide(b), *rest))

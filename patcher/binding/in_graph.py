@@ -10,7 +10,7 @@ from torch import Tensor
 from ..kernels.operator import attention, call_text, table_tensors
 from ..methods import asking
 from ..methods.distance_bias import DistanceBias
-from ..methods.visibility import RowRanges
+from ..methods.visibility import FullMask
 from .masks import bias_of, is_row_ranges, unmasked, visible_and_added
 
 if TYPE_CHECKING:
@@ -81,19 +81,6 @@ def _trace_mask(
         first, last, _ = mask[:, 0].to(torch.int64).unbind(-1)
         return first, last, None, None, None
     visible, added = visible_and_added(mask, queries, keys)
-    if not asking.answers(visible):
-        ranges = unmasked(queries, keys, causal=False, device=device)
-        return ranges.first, ranges.last, None, visible, added
-    ranges = _hull(visible)
-    gaps = (visible.sum(-1) != ranges.lengths()).any()
-    return ranges.first, ranges.last, gaps, visible, added
-
-
-def _hull(visible: Tensor) -> RowRanges:
-    """The smallest interval of keys that holds all that the heads of a row see: bool [B, H, q, n] -> [B, q]."""
-    keys = visible.shape[-1]
-    position = torch.arange(keys, device=visible.device)
-    seen = visible.any(1)
-    first = torch.where(seen, position, keys).amin(-1)
-    last = torch.where(seen, position + 1, 0).amax(-1)
-    return RowRanges(first, torch.maximum(first, last))
+    hull = FullMask(visible).hull()
+    gaps = (visible.sum(-1) != hull.lengths()).any() if asking.answers(visible) else None
+    return hull.first, hull.last, gaps, visible, added

@@ -108,17 +108,18 @@ def attention(
     """Attention [B, q, H, E] in the dtype of value, contiguous; tensors and numbers as in AttentionInputs.
 
     bias: by distance where it has three dimensions. first, last: int64 [B or 1, q], as in RowRanges. gaps: bool [],
-    whether `visible`, bool [B or 1, H or 1, q, n], says what the ranges cannot. Both None where the ranges say it all.
+    whether `visible`, bool [B or 1, H or 1, q, n], says what the ranges, then its hull, cannot. Both None where the
+    ranges say it all.
     Without gaps `visible` counts, if there is one; so it does on a GPU, which nobody asks.
     table: see table_tensors. call: see call_text.
     Nothing is carried from step to step here, as a graph has no memory: V-mean compensation reads the whole cache, and
     the rounded denominator rounds all keys anew. There is no backward pass. Raises NotPatchableError and
     RecipeMismatchError as the method does.
     """
-    visibility: Visibility = RowRanges(first, last)
+    visibility: Visibility = (ranges := RowRanges(first, last))
     known = gaps is not None and asking.answers(gaps)
     if visible is not None and not (known and not bool(gaps)):
-        visibility = FullMask(visible)
+        visibility = FullMask(visible, known_hull=ranges)
     added = bias if bias is None or bias.ndim == 4 else DistanceBias(bias, query.shape[2])
     inputs = AttentionInputs(query, key, value, visibility, scale, added, softcap, sinks)
     with torch.no_grad():

@@ -24,11 +24,14 @@ class Result(NamedTuple):
 
 class Mean(NamedTuple):
     """Sums of value rows: of all that a single query sees, `whole` [B, G, E]; or up to each key, `prefix` float32
-    [B, G, n, E], where rows that are not finite count as zeros, and their number, `broken` int32 [B, G, n]."""
+    [B, G, n, E], where rows that are not finite count as zeros, and their number, `broken` int32 [B, G, n]; or of what
+    each row sees, `rows`, of which `sharing` query heads share one."""
 
     whole: Any
     prefix: Any
     broken: Any
+    rows: Any
+    sharing: Any
     groups: Any
     keys: Any
 
@@ -70,13 +73,15 @@ def _up_to(mean, pair, key, real, V_WIDTH: tl.constexpr, V_BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _visible_sum(mean, batch, group, first, last, real, V_WIDTH: tl.constexpr, V_BLOCK: tl.constexpr):
+def _visible_sum(mean, batch, group, head, query, first, last, real, V_WIDTH: tl.constexpr, V_BLOCK: tl.constexpr):
     """Sum [M, V_BLOCK] of the value rows that each row sees; NaN where one of them is not finite."""
     pair = batch * mean.groups + group
     dims = tl.arange(0, V_BLOCK)
     if mean.whole is not None:
         whole = tl.load(mean.whole + pair * V_WIDTH + dims, mask=dims < V_WIDTH, other=0.0).to(tl.float32)
         sums = tl.where(real[:, None], whole[None, :], 0.0)
+    elif mean.rows is not None:
+        sums = load_rows(mean.rows, batch, head // mean.sharing, query.to(tl.int64), real, V_WIDTH, V_BLOCK)
     else:
         after, broken = _up_to(mean, pair, last, real & (last > first), V_WIDTH, V_BLOCK)
         before, broken_before = _up_to(mean, pair, first, real & (last > first), V_WIDTH, V_BLOCK)
@@ -154,7 +159,7 @@ def finish(
         missing = tl.where(dropped > 0, missing, 0.0)
         denominator += missing
         if COMPENSATION == "sdc+vmc":
-            sums, among = _visible_sum(mean, batch, group, first, last, real, V_WIDTH, V_BLOCK), length
+            sums, among = _visible_sum(mean, batch, group, head, query, first, last, real, V_WIDTH, V_BLOCK), length
             if DROPPED:
                 sums, among = sums - unweighed, dropped
             share = missing / tl.maximum(among, 1).to(tl.float32)

@@ -18,7 +18,6 @@ from ..methods.budget import exact_share
 from ..methods.chunk import AttentionInputs, Observer, RowCounts
 from ..methods.top_k import TopK
 from ..methods.top_theta import TopTheta
-from ..methods.visibility import FullMask
 from .triton_arguments import attention_refusal
 from .triton_row_work import RowKernels
 
@@ -37,8 +36,6 @@ def refusal(inputs: AttentionInputs, method: Method, observer: Observer | None =
         return shared
     if method.protect_first or method.protect_recent:
         return "protected keys"
-    if isinstance(inputs.visibility, FullMask) and method.compensation == "sdc+vmc":
-        return "a mean of values under a mask that is no range of keys per row"
     return None
 
 

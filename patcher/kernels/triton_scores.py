@@ -32,7 +32,7 @@ def score_rows(
     split, tile, pair = program(splits, count, GROUP, M)
     batch, group, query, head, number, real = tile_rows(call, start, count, tile, pair, GROUP, M)
     query += start
-    first, last = row_ranges(call, batch, query, real, keys)
+    first, last = row_ranges(call, batch, query, real)
     begin, end = key_range(first, last, split, splits, N)
     q = load_rows(call.query, batch, head, query.to(tl.int64), real, WIDTH, BLOCK)
     top = tl.full([M], float("-inf"), tl.float32)

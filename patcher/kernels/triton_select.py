@@ -116,7 +116,7 @@ def select_rows(
     number = tl.program_id(0).to(tl.int64)
     query, head = start + number % count, number // count % call.heads
     batch = number // count // call.heads
-    first, last = row_ranges(call, batch, query, True, keys)
+    first, last = row_ranges(call, batch, query, True)
     length, k = row_budget(call, budget, batch, head, query, first, last, True)
     limit, tie, rescued = float("-inf"), -1, False
     if k < length:

@@ -42,7 +42,8 @@ class Ranges(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The inputs of a call. ranges, or mask (bool) with lengths (int64); bias: Matrix. What there is not is None."""
+    """The inputs of a call. mask (bool), with lengths (int64): what of its range a row sees. bias: Matrix. What is not
+    there is None."""
 
     query: Any
     key: Any
@@ -96,15 +97,11 @@ def tile_rows(call, start, count, tile, pair, GROUP: tl.constexpr, M: tl.constex
 
 
 @triton.jit
-def row_ranges(call, batch, query, real, keys):
+def row_ranges(call, batch, query, real):
     """First and last key [M] of the rows of a tile; a mask says more of them. query: of the call, not of the chunk."""
-    if call.ranges is not None:
-        at = batch * call.ranges.batch + query * call.ranges.row
-        first = tl.load(call.ranges.first + at, mask=real, other=0).to(tl.int32)
-        last = tl.load(call.ranges.last + at, mask=real, other=0).to(tl.int32)
-    else:
-        first = (query * 0).to(tl.int32)
-        last = first + tl.where(real, keys, 0)
+    at = batch * call.ranges.batch + query * call.ranges.row
+    first = tl.load(call.ranges.first + at, mask=real, other=0).to(tl.int32)
+    last = tl.load(call.ranges.last + at, mask=real, other=0).to(tl.int32)
     return first, last
 
 

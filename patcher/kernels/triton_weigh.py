@@ -109,7 +109,7 @@ def weigh_rows(
     split, tile, pair = program(splits, count, GROUP, M)
     batch, group, query, head, number, real = tile_rows(call, start, count, tile, pair, GROUP, M)
     query += start
-    first, last = row_ranges(call, batch, query, real, keys)
+    first, last = row_ranges(call, batch, query, real)
     begin, end = key_range(first, last, split, splits, N)
     known = None if ONE_PASS else parts
     limit, since, tie, highest = _limits(
@@ -255,7 +255,7 @@ def combine_rows(
     _, tile, pair = program(1, count, GROUP, M)
     batch, group, query, head, number, real = tile_rows(call, start, count, tile, pair, GROUP, M)
     query += start
-    first, last = row_ranges(call, batch, query, real, keys)
+    first, last = row_ranges(call, batch, query, real)
     best_score, total, best = gathered(parts, number, real, rows, splits, TOTAL, chosen is None)
     top, mass, kept, values, unweighed = merged(sums, number, real, rows, splits, V_WIDTH, V_BLOCK, DROPPED)
     finish(

@@ -76,13 +76,30 @@ class RowRanges:
 
 @dataclass(frozen=True)
 class FullMask:
-    """Row i of head h sees key j where `visible[b, h, i, j]`: bool [B or 1, H or 1, q, n]."""
+    """Row i of head h sees key j where `visible[b, h, i, j]`: bool [B or 1, H or 1, q, n].
+
+    known_hull: see hull, where somebody has it already.
+    """
 
     visible: Tensor
     counted: Tensor | None = None
+    known_hull: RowRanges | None = None
 
     def to(self, device: torch.device) -> FullMask:
-        return FullMask(self.visible.to(device), None if self.counted is None else self.counted.to(device))
+        counted = None if self.counted is None else self.counted.to(device)
+        return FullMask(
+            self.visible.to(device), counted, None if self.known_hull is None else self.known_hull.to(device)
+        )
+
+    def hull(self) -> RowRanges:
+        """The smallest interval of keys that holds all that the heads of a row see."""
+        if self.known_hull is not None:
+            return self.known_hull
+        position = torch.arange(self.visible.shape[-1], device=self.visible.device)
+        seen = self.visible.any(1)
+        first = torch.where(seen, position, len(position)).amin(-1)
+        last = torch.where(seen, position + 1, 0).amax(-1)
+        return RowRanges(torch.minimum(first, last), last)
 
     def lengths(self) -> Tensor:
         """Visible keys per row, int64 [B or 1, H or 1, q]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
-from hf_sparsify.patcher.kernels import triton_row_work, triton_rows
-from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK, TopTheta
+from hf_sparsify.patcher.kernels import triton_row_places, triton_row_work, triton_rows
+from hf_sparsify.patcher.methods import AttentionInputs, FullMask, RowRanges, TopK, TopTheta
 from hf_sparsify.patcher.methods.distance_bias import DistanceBias
 from row_oracle import named
 from tiny_models import LAYOUTS
-from triton_row_problems import check, problem, table, whole, widen_interpreted_products
+from triton_interpreter import mend_products
+from triton_row_problems import attended, check, problem, table, whole
 
 # Every row has a threshold for sure: no scores are written down.
 FUSED = [
@@ -42,9 +44,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_row_work, "SELECT_KEYS", 32)
 
 
-# Every method with two layouts, in turn; without a mean of values also with any mask.
+# Every method with two layouts, in turn, and with any mask.
 IN_TURN = [(LAYOUTS[(number + more) % 5], method) for number, method in enumerate(FUSED) for more in (0, 2)]
-MASKED = [("full", method) for method in FUSED if method.compensation != "sdc+vmc"]
+MASKED = [("full", method) for method in FUSED]
 
 
 @pytest.mark.parametrize(("layout", "method"), IN_TURN + MASKED, ids=named)
@@ -66,6 +68,26 @@ def test_a_decoding_step_like_the_definition(method: TopK | TopTheta) -> None:
     """It counts V rows too."""
     inputs = problem("left", queries=1, group=3)
     check(inputs, method, table(inputs, method))
+
+
+MEANS = (SCORED[1], SCORED[2])
+
+
+@pytest.mark.parametrize("method", MEANS, ids=named)
+@pytest.mark.parametrize(("heads", "queries"), [(1, 1), (1, 3), (4, 1), (4, 3)])
+def test_means_under_a_mask(method: TopK, heads: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all heads, or each its own; a value that is not finite spoils the rows that see it."""
+    monkeypatch.setattr(triton_row_places, "MASK_ELEMENTS", 2 * 37 * heads)  # a row of it at a time
+    inputs = problem(groups=2, queries=queries)
+    mask = torch.rand(2, heads, queries, 37, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[..., 3] = mask[..., 20] = False
+    inputs.value[:, :, 3] = torch.nan
+    check(replace(inputs, visibility=FullMask(mask)), method)
+    mask[0, 0, -1, 20] = True
+    inputs.value[0, :, 20] = torch.inf
+    out, _ = attended(replace(inputs, visibility=FullMask(mask)), method)
+    spoilt = ~out.isfinite().all(-1)
+    assert torch.equal(spoilt, mask[..., 20].expand_as(spoilt))
 
 
 @pytest.mark.parametrize("length", [3, 30, 300])
@@ -113,7 +135,7 @@ def test_a_row_that_would_keep_nothing_keeps_its_best_key(placement: str, querie
 def test_shapes_dtypes_and_extras(
     method: TopK | TopTheta, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widen_interpreted_products(monkeypatch)
+    mend_products(monkeypatch)
     inputs = problem(**changes)
     check(inputs, method, table(inputs, method))
 
@@ -198,7 +220,6 @@ def test_nothing_to_see(method: TopK | TopTheta, queries: int) -> None:
     [
         ({"dropout": 0.1}, TOP, "dropout"),
         ({}, TopK(k=4, protect_first=1), "protected keys"),
-        ({"layout": "full"}, FUSED[2], "a mean of values under a mask that is no range of keys per row"),
         ({"width": 264}, TOP, "head size 264"),
     ],
 )
