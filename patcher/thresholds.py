@@ -21,6 +21,7 @@ from .tensor_file import MALFORMED, read_content, read_tensors, reason, tensor_b
 
 FORMAT = "hf_sparsify.thresholds"
 FORMAT_VERSION = 2
+CPU = torch.device("cpu")
 MOST_BYTES = 2**26  # of a file; 80 layers of 64 heads with every bucket of row lengths have about 2 MB
 
 # A recipe without its thresholds cannot be loaded, so it cannot be calibrated either.
@@ -51,7 +52,9 @@ class ModuleThresholds:
     dropped: Tensor | None = None
     _on_device: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _copies: dict[torch.device, list[Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _native: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    _numbers: dict[torch.device, tuple[Tensor, Tensor, Tensor | None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.theta.ndim != 2 or self.lengths.ndim != 1 or self.theta.shape[1] != len(self.lengths):
@@ -105,12 +108,18 @@ class ModuleThresholds:
         self.tensors(device)
         self._tensors(device)
 
+    def numbers(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log lengths, theta and dropped mass (None: none), contiguous float32 on a device, for a kernel."""
+        found = self._numbers.get(device)
+        if found is None:
+            lengths, theta, *dropped = (part.float().contiguous() for part in self._tensors(device))
+            self._numbers[device] = found = lengths, theta, dropped[0] if dropped else None
+        return found
+
     def addresses(self) -> tuple[int, int, int]:
-        """Where log lengths, theta and dropped mass (0: none) lie, contiguous float32 on the CPU, for a kernel."""
-        if not self._native:
-            self._native = [part.float().contiguous() for part in self._tensors(torch.device("cpu"))]
-        lengths, theta, *dropped = self._native
-        return lengths.data_ptr(), theta.data_ptr(), dropped[0].data_ptr() if dropped else 0
+        """Where the numbers for a kernel lie on the CPU (0: none)."""
+        lengths, theta, dropped = self.numbers(CPU)
+        return lengths.data_ptr(), theta.data_ptr(), 0 if dropped is None else dropped.data_ptr()
 
     def outside(self, lengths: Tensor) -> Tensor:
         """bool like lengths: rows that are not empty and have no threshold."""

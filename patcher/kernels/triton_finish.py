@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .triton_tiles import load_rows, row_budget, row_theta, with_reference
+from .triton_tiles import by_length, load_rows, row_budget, row_theta, with_reference
 
 
 class Result(NamedTuple):
@@ -124,7 +124,7 @@ def finish(
     length, k = row_budget(call, budget, batch, head, query, first, last, real)
     sparse, fallback, rescued = k < length, k < 0, k < 0
     if PLACEMENT != "none":
-        theta = row_theta(budget, batch, head, query, real)
+        theta = row_theta(budget, head, length, real)
         fallback = sparse & (theta != theta)
         limit = with_reference(call, theta, head, real, highest, total, PLACEMENT)
     if chosen is None:
@@ -153,8 +153,7 @@ def finish(
             estimate = dropped.to(tl.float32) * tl.exp(tl.minimum(limit - highest, 0.0))
             missing = tl.where(theta == theta, estimate, missing)
         elif DENOMINATOR == "offline":
-            at = batch * budget.dropped.batch + head * budget.dropped.head + query * budget.dropped.row
-            estimate = tl.load(budget.dropped.at + at, mask=real, other=0.0)
+            estimate = by_length(budget.table, budget.table.dropped, head, length, real)
             missing = tl.where(estimate == estimate, estimate, missing)
         missing = tl.where(dropped > 0, missing, 0.0)
         denominator += missing

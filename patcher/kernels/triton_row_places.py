@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+import triton
 from torch import Tensor
 
 from ..methods.chunk import AttentionInputs
@@ -13,14 +13,15 @@ from ..methods.distance_bias import DistanceBias
 from ..methods.top_k import TopK
 from ..methods.top_theta import TopTheta
 from ..methods.visibility import FullMask
-from .triton_finish import Mean
-from .triton_tiles import Budget, Call, Matrix, Place, Ranges
+from .triton_tiles import Budget, Call, Matrix, Place, Ranges, Table
 
 if TYPE_CHECKING:
     from ..thresholds import ModuleThresholds
 
-# Elements of a mask that are widened at a time: 64 MB.
-MASK_ELEMENTS = 2**24
+# Programs that keep a large GPU busy: two for each of 132 multiprocessors.
+PROGRAMS = 264
+# Fewer keys than these are not worth a split of their own.
+SPLIT_KEYS = 256
 
 
 def place_of(tensor: Tensor) -> Place:
@@ -62,53 +63,19 @@ def call_of(inputs: AttentionInputs) -> Call:
 
 def budget_of(inputs: AttentionInputs, method: TopK | TopTheta, thresholds: ModuleThresholds | None) -> Budget:
     """Of top-theta without a table no row has a threshold."""
-    batch, heads, queries, _ = inputs.query.shape
     k, numerator, denominator, min_length, *_ = method.numbers
-    theta, dropped = None, None
-    if isinstance(method, TopTheta):
-        lengths = inputs.visibility.lengths()
-        if thresholds is None:
-            known = torch.full((1, 1, 1), torch.nan, device=lengths.device).expand(batch, heads, queries)
-        else:
-            known = thresholds.lookup(lengths).float()
-        theta = _rows(known, batch, heads)
-        if thresholds is not None and method.denominator == "offline":
-            dropped = _rows(thresholds.lookup_dropped(lengths).float(), batch, heads)
-    return Budget(k, numerator, denominator, min_length, theta, dropped)
+    table = None
+    if isinstance(method, TopTheta) and thresholds is not None:
+        numbers = thresholds.numbers(inputs.query.device)
+        # As floats, of which a kernel has no versions by value.
+        ends = float(thresholds.shortest), float(thresholds.longest)
+        table = Table(*numbers, len(thresholds.lengths), *ends)
+    return Budget(k, numerator, denominator, min_length, table)
 
 
-def mean_of(inputs: AttentionInputs) -> Mean:
-    """Sums of value rows for their mean: the caller's; under a mask those of each row; or, up to each key, those of the
-    finite ones."""
-    value, single = inputs.value, inputs.query.shape[2] == 1
-    groups, keys = value.shape[1:3]
-    if single and inputs.value_sum is not None:
-        return Mean(inputs.value_sum.contiguous(), None, None, None, 1, groups, keys)
-    finite = value.isfinite().all(-1, keepdim=True)
-    clean = value.where(finite, 0)
-    if isinstance(inputs.visibility, FullMask):
-        sums, sharing = _sums_under(inputs.visibility.visible, clean.float(), finite, inputs.query.shape[1])
-        return Mean(None, None, None, place_of(sums), sharing, groups, keys)
-    prefix = clean.cumsum(2, dtype=torch.float32).contiguous()
-    broken = (~finite).squeeze(-1).cumsum(2, dtype=torch.int32).contiguous()
-    return Mean(None, prefix, broken, None, 1, groups, keys)
-
-
-def _sums_under(visible: Tensor, value: Tensor, finite: Tensor, heads: int) -> tuple[Tensor, int]:
-    """The sum of the value rows that each row sees, NaN where one is not finite, and how many query heads share it.
-
-    visible: bool [B or 1, H or 1, q, n]. value: float32 [B, G, n, E]. finite: [B, G, n, 1]. -> [B, G or H, q, E]
-    """
-    sharing = heads // value.shape[1]
-    if visible.shape[1] > 1:
-        value, finite, sharing = (*(part.repeat_interleave(sharing, 1) for part in (value, finite)), 1)
-    sums = value.new_empty(len(value), heads // sharing, visible.shape[2], value.shape[3])
-    rows = max(1, MASK_ELEMENTS // max(1, visible.shape[0] * visible.shape[1] * visible.shape[3]))
-    for start in range(0, visible.shape[2], rows):
-        seen = visible[:, :, start : start + rows].float()
-        broken = seen @ (~finite).float() > 0
-        sums[:, :, start : start + rows] = (seen @ value).masked_fill(broken, torch.nan)
-    return sums, sharing
+def splits_of(tiles: int, keys: int) -> int:
+    """Among how many programs the keys of a tile are shared."""
+    return min(triton.cdiv(PROGRAMS, tiles), triton.cdiv(keys, SPLIT_KEYS))
 
 
 def _rows(numbers: Tensor, batch: int, heads: int) -> Place:

@@ -12,7 +12,8 @@ from ..methods.chunk import AttentionInputs, RowCounts
 from ..methods.top_k import TopK
 from ..methods.top_theta import TopTheta
 from .triton_finish import Result
-from .triton_row_places import budget_of, call_of, mean_of, place_of
+from .triton_means import mean_of
+from .triton_row_places import budget_of, call_of, place_of, splits_of
 from .triton_scores import score_rows
 from .triton_select import Chosen, select_rows
 from .triton_tiles import Parts
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 # Scores that are written down at a time, in elements: 256 MB.
 SCORES = 2**26
-# Programs that keep a large GPU busy: two for each of 132 multiprocessors.
-PROGRAMS = 264
-# Fewer keys than these are not worth a split of their own.
-SPLIT_KEYS = 256
 # Scores that a program of select_rows reads at a time.
 SELECT_KEYS = 2048
 # Blocks of K that are on their way at a time.
@@ -74,7 +71,7 @@ class RowKernels:
         _, self.groups, self.keys, value_width = inputs.value.shape
         self.device, self.scored = out.device, scored
         self.call, self.budget = call_of(inputs), budget_of(inputs, method, thresholds)
-        self.mean = mean_of(inputs) if method.compensation == "sdc+vmc" else None
+        self.mean = mean_of(inputs, self.call) if method.compensation == "sdc+vmc" else None
         self.min_keep = method.min_keep if isinstance(method, TopTheta) else 0
         self.score_row = -(-self.keys // ALIGNED) * ALIGNED
         fit = SCORES // (self.batch * self.heads * self.score_row) if scored else self.queries
@@ -185,7 +182,7 @@ class RowKernels:
 
     def _splits(self, count: int) -> int:
         """Among how many programs the keys of a tile are shared."""
-        return min(triton.cdiv(PROGRAMS, self._tiles(count)), triton.cdiv(self.keys, SPLIT_KEYS))
+        return splits_of(self._tiles(count), self.keys)
 
     def _numbers(self, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
         """Room for two float32 and an int32 tensor."""

@@ -48,7 +48,7 @@ def _as_score(bits):
 
 @triton.jit
 def _kth_highest(work, first, last, wanted, N: tl.constexpr):
-    """The wanted-th highest of a row, as _ordered gives it, how many of its equals are wanted and how many there are."""
+    """The wanted-th highest of a row, as _ordered gives it, and how many of its equals are wanted and there."""
     known = tl.full([], 0, tl.int32)  # the digits that are known, the highest first
     equals = wanted
     for step in tl.static_range(4):
@@ -122,7 +122,7 @@ def select_rows(
     if k < length:
         wanted = k.to(tl.int32)
         if PLACEMENT != "none":
-            theta = row_theta(budget, batch, head, query, True)
+            theta = row_theta(budget, head, length, True)
             if theta == theta:
                 top, total, _ = gathered(parts, number, True, rows, splits, PLACEMENT == "post-softmax", False)
                 limit = with_reference(call, theta, head, True, top, total, PLACEMENT)

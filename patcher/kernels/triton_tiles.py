@@ -58,15 +58,26 @@ class Call(NamedTuple):
     heads: Any
 
 
+class Table(NamedTuple):
+    """Thresholds of a module: `columns` logarithms of row lengths, theta and dropped mass (or None) [H, columns], all
+    float32 and contiguous, and the range of row lengths that they hold for, as floats."""
+
+    lengths: Any
+    theta: Any
+    dropped: Any
+    columns: Any
+    shortest: Any
+    longest: Any
+
+
 class Budget(NamedTuple):
-    """Kept keys of a row (k, or 0 and a fraction), and theta and dropped mass by Place: see patcher/methods."""
+    """Kept keys of a row (k, or 0 and a fraction), as in patcher/methods, and a Table, or None."""
 
     k: Any
     numerator: Any
     denominator: Any
     min_length: Any
-    theta: Any
-    dropped: Any
+    table: Any
 
 
 class Parts(NamedTuple):
@@ -169,11 +180,31 @@ def row_budget(call, budget, batch, head, query, first, last, real):
 
 
 @triton.jit
-def row_theta(budget, batch, head, query, real):
+def by_length(table, numbers, head, length, real):
+    """A number of a table [H, columns] for rows of a length, between two columns linear in its logarithm; NaN outside
+    the table's range. As ModuleThresholds.lookup."""
+    wanted = tl.log(tl.maximum(length, 1).to(tl.float32))
+    right = tl.zeros_like(length).to(tl.int32)
+    for column in range(table.columns):
+        right += (tl.load(table.lengths + column) < wanted).to(tl.int32)
+    right = tl.minimum(tl.maximum(right, 1), table.columns - 1)
+    left = tl.maximum(right - 1, 0)
+    below, above = tl.load(table.lengths + left), tl.load(table.lengths + right)
+    share = tl.minimum(tl.maximum((wanted - below) / tl.maximum(above - below, 1e-12), 0.0), 1.0)
+    at = numbers + head * table.columns
+    low = tl.load(at + left, mask=real, other=0.0)
+    number = low + share * (tl.load(at + right, mask=real, other=0.0) - low)
+    known = (length.to(tl.float32) >= table.shortest) & (length.to(tl.float32) <= table.longest) & real
+    return tl.where(known, number, float("nan"))
+
+
+@triton.jit
+def row_theta(budget, head, length, real):
     """The threshold of each row, NaN where it has none."""
-    theta = budget.theta
-    at = batch * theta.batch + head * theta.head + query * theta.row
-    return tl.load(theta.at + at, mask=real, other=float("nan"))
+    theta = tl.full(length.shape, float("nan"), tl.float32)
+    if budget.table is not None:
+        theta = by_length(budget.table, budget.table.theta, head, length, real)
+    return theta
 
 
 @triton.jit

@@ -50,7 +50,7 @@ def _limits(
         limit = tl.load(chosen.limit + number, mask=real, other=float("inf"))
         tie = tl.load(chosen.tie + number, mask=real, other=-1)
     else:
-        theta = row_theta(budget, batch, head, query, real)
+        theta = row_theta(budget, head, length, real)
         if parts is not None:
             top, total, best = gathered(parts, number, real, rows, splits, PLACEMENT == "post-softmax", True)
             theta = with_reference(call, theta, head, real, top, total, PLACEMENT)

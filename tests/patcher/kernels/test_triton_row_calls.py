@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 import torch
 from hf_sparsify.patcher.binding import attention
 from hf_sparsify.patcher.binding.patching import apply_plan, call_paths
-from hf_sparsify.patcher.kernels import triton_row_work, triton_rows
+from hf_sparsify.patcher.kernels import triton_means, triton_row_work, triton_rows
 from hf_sparsify.patcher.methods import AttentionInputs, RowRanges, TopK, TopTheta
 from patched_models import close, everything, one_layer
 from row_oracle import named
@@ -97,17 +97,23 @@ class _Launches:
         return launch
 
 
-KERNELS = ("score_rows", "select_rows", "weigh_rows", "combine_rows")
+KERNELS = {
+    "score_rows": triton_row_work,
+    "select_rows": triton_row_work,
+    "weigh_rows": triton_row_work,
+    "combine_rows": triton_row_work,
+    "sum_values": triton_means,
+}
 
 
 @pytest.mark.parametrize(
     ("method", "queries", "launched"),
     [
-        (TopTheta(k=4, placement="pre-softmax"), 5000, [0, 0, 1, 0]),
-        (TopTheta(k=4, compensation="sdc+vmc"), 5000, [1, 0, 1, 0]),
-        (TopTheta(k=4, compensation="sdc+vmc", placement="pre-softmax"), 1, [0, 0, 1, 1]),
-        (TopTheta(k=4, min_keep=2), 5000, [3, 3, 3, 3]),
-        (TopK(k=4, compensation="sdc+vmc"), 1, [1, 1, 1, 1]),
+        (TopTheta(k=4, placement="pre-softmax"), 5000, [0, 0, 1, 0, 0]),
+        (TopTheta(k=4, compensation="sdc+vmc"), 5000, [1, 0, 1, 0, 0]),
+        (TopTheta(k=4, compensation="sdc+vmc", placement="pre-softmax"), 1, [0, 0, 1, 1, 1]),
+        (TopTheta(k=4, min_keep=2), 5000, [3, 3, 3, 3, 0]),
+        (TopK(k=4, compensation="sdc+vmc"), 1, [1, 1, 1, 1, 1]),
     ],
     ids=named,
 )
@@ -120,8 +126,8 @@ def test_nothing_waits_for_the_gpu(
     if thresholds is not None:
         thresholds.longest = 10000
     kernels = [_Launches() for _ in KERNELS]
-    for name, kernel in zip(KERNELS, kernels, strict=True):
-        monkeypatch.setattr(triton_row_work, name, kernel)
+    for (name, module), kernel in zip(KERNELS.items(), kernels, strict=True):
+        monkeypatch.setattr(module, name, kernel)
     monkeypatch.setattr(triton_row_work, "SCORES", 2 * 2 * 2000 * 5008)
     with FakeTensorMode(allow_non_fake_inputs=True):
         query, key = torch.empty(2, 2, queries, 16), torch.empty(2, 1, 5000, 16)

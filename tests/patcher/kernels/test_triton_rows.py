@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
-from hf_sparsify.patcher.kernels import triton_row_places, triton_row_work, triton_rows
+from hf_sparsify.patcher.kernels import triton_means, triton_row_places, triton_row_work, triton_rows
 from hf_sparsify.patcher.methods import AttentionInputs, FullMask, RowRanges, TopK, TopTheta
 from hf_sparsify.patcher.methods.distance_bias import DistanceBias
 from row_oracle import named
@@ -77,7 +77,7 @@ MEANS = (SCORED[1], SCORED[2])
 @pytest.mark.parametrize(("heads", "queries"), [(1, 1), (1, 3), (4, 1), (4, 3)])
 def test_means_under_a_mask(method: TopK, heads: int, queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for all heads, or each its own; a value that is not finite spoils the rows that see it."""
-    monkeypatch.setattr(triton_row_places, "MASK_ELEMENTS", 2 * 37 * heads)  # a row of it at a time
+    monkeypatch.setattr(triton_means, "MASK_ELEMENTS", 2 * 37 * heads)  # a row of it at a time
     inputs = problem(groups=2, queries=queries)
     mask = torch.rand(2, heads, queries, 37, generator=torch.Generator().manual_seed(1)) < 0.5
     mask[..., 3] = mask[..., 20] = False
@@ -164,7 +164,7 @@ def test_parts_of_larger_tensors(method: TopK | TopTheta) -> None:
 
 @pytest.mark.parametrize("method", [*FUSED[1:6], *SCORED[2:4]], ids=named)
 def test_keys_shared_among_programs(method: TopK | TopTheta, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_row_work, "SPLIT_KEYS", 40)
+    monkeypatch.setattr(triton_row_places, "SPLIT_KEYS", 40)
     inputs = problem("left", group=1, keys=100)
     assert (
         triton_row_work.RowKernels(
@@ -173,6 +173,16 @@ def test_keys_shared_among_programs(method: TopK | TopTheta, monkeypatch: pytest
         == 3
     )
     check(inputs, method, table(inputs, method))
+
+
+@pytest.mark.parametrize("layout", ["left", "window", "full"])
+def test_the_mean_of_a_step_is_shared_among_programs(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_row_places, "SPLIT_KEYS", 7)
+    monkeypatch.setattr(triton_means, "ROWS", 16)
+    inputs = problem(layout, queries=1, groups=2, value_width=10)
+    if layout == "full":
+        inputs = replace(inputs, visibility=FullMask(inputs.visibility.visible[:, :1]))
+    check(inputs, SCORED[1])
 
 
 @pytest.mark.parametrize("method", [SCORED[1], SCORED[3]], ids=named)
