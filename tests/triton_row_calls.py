@@ -51,6 +51,8 @@ def _every() -> Iterator[Callable[[], None]]:
         "sinks": torch.zeros(8),
     }
     yield partial(call, SHORT, 64, single, plain, **more)
+    seen = FullMask(torch.ones(1, 1, DECODING, 4096, dtype=torch.bool))
+    yield partial(call, DECODING, 128, half, top_k, visibility=seen)
     by_distance = DistanceBias(torch.zeros(1, 8, SHORT + 4095), SHORT)
     yield partial(call, SHORT, 80, torch.float16, post, bias=by_distance)
 
