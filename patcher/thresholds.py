@@ -74,6 +74,10 @@ class ModuleThresholds:
         if self.dropped is not None and not _is_mass(self.dropped, self.theta):
             raise DataError("the dropped mass of a threshold table needs the shape of theta and no negative value")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies stay behind: who reads a pickled model may not have their device."""
+        return {**self.__dict__, "_on_device": {}, "_copies": {}, "_numbers": {}}
+
     def _ascends(self) -> bool:
         """Whether all numbers are finite and the lengths ascend from 1 on. On a GPU it is a copy of a checked table."""
         good = torch.isfinite(self.theta).all() & torch.isfinite(self.lengths).all() & (self.lengths >= 1).all()

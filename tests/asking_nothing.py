@@ -11,7 +11,12 @@ import torch
 from hf_sparsify.patcher.methods import asking
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LOOKS = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique", "_unique2")
+LOOKS = (
+    *("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique", "_unique2"),
+    *("allclose", "bincount", "repeat_interleave"),
+)
+# These do not come to the dispatcher where a tensor is on the CPU.
+READS = ("tolist", "numpy", "cpu")
 
 
 class Look(AssertionError):
@@ -36,4 +41,10 @@ def asking_nothing() -> Iterator[None]:
     """The general way is taken everywhere, and a look raises Look."""
     with pytest.MonkeyPatch.context() as patching, no_looks():
         patching.setattr(asking, "answers", lambda tensor: False)
+        for name in READS:
+            patching.setattr(torch.Tensor, name, _refuse)
         yield
+
+
+def _refuse(tensor: torch.Tensor, *args: Any) -> None:
+    raise Look("a tensor is read")

@@ -13,12 +13,14 @@ from typing import Any
 os.environ.update({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
 os.environ.update({"HF_HOME": tempfile.mkdtemp(prefix="sparsify-tests-")})
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Where there is no GPU, Triton interprets its kernels; it has to know before it is imported.
-if not os.path.exists("/dev/nvidiactl"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+
+# Where there is no GPU, Triton interprets its kernels; it has to know before it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import typer.main
 from fault_drill import PROPERTY, Tally
 from huggingface_hub import constants

@@ -57,8 +57,9 @@ def table_tensors(table: ModuleThresholds | None, device: torch.device) -> list[
 
 @dataclass
 class _Call:
-    """What call_text told. thresholds: the table of the last call, made of `given`, because checking a table takes
-    longer than a short step of attention."""
+    """What call_text told. thresholds: on a CPU the table of the last call, made of `given`, because checking a table
+    takes longer than a short step of attention. On a GPU, where none is checked, nothing may outlive a call: it would
+    lie in the memory of the CUDA graph that is being made."""
 
     name: str
     method: AttentionMethod | None
@@ -72,6 +73,8 @@ class _Call:
         if self.thresholds is None or [*map(id, self.given)] != [*map(id, tensors)]:
             lengths, theta, *dropped = tensors
             table = ModuleThresholds(lengths, theta, dropped=dropped[0] if dropped else None, **self.table)
+            if not asking.answers(theta):
+                return table
             self.given, self.thresholds = tensors, table
         return self.thresholds
 

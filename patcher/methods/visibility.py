@@ -95,9 +95,10 @@ class FullMask:
         """The smallest interval of keys that holds all that the heads of a row see."""
         if self.known_hull is not None:
             return self.known_hull
-        position = torch.arange(self.visible.shape[-1], device=self.visible.device)
+        keys = self.visible.shape[-1]
+        position = torch.arange(keys, device=self.visible.device)
         seen = self.visible.any(1)
-        first = torch.where(seen, position, len(position)).amin(-1)
+        first = torch.where(seen, position, keys).amin(-1)
         last = torch.where(seen, position + 1, 0).amax(-1)
         return RowRanges(torch.minimum(first, last), last)
 
