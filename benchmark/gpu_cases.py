@@ -26,7 +26,7 @@ LONG = 16384  # tokens from which on floors hold
 CHECKED_ROWS = 8
 # So few of random keys that the four heads of a group want a tenth of the values between them.
 VALUE_SHARE, KEY_SHARE = 0.026, 0.1
-FEED_FORWARD = ((4096, 14336), (768, 3072))  # d_model, d_ff
+FEED_FORWARD = (4096, 14336)  # d_model, d_ff
 DENSE = "dense layer"
 
 
@@ -81,9 +81,9 @@ def cases(setup: Setup, *, quick: bool) -> Iterator[tuple[str, Callable[[], GpuC
             yield f"threshold prefill, {size}", partial(threshold_prefill, setup, batch, tokens)
             yield f"top-k prefill, {size}", partial(top_k_prefill, setup, batch, tokens)
             yield f"clustered, {size}", partial(clustered, setup, batch, tokens)
-    for d_model, d_ff in FEED_FORWARD:
-        for tokens in (1, 16):
-            yield f"feed-forward {d_model}/{d_ff}, {length(tokens)}", partial(layer, setup, tokens, d_model, d_ff)
+    d_model, d_ff = FEED_FORWARD
+    for tokens in (1, 16):
+        yield f"feed-forward {d_model}/{d_ff}, {length(tokens)}", partial(layer, setup, tokens, d_model, d_ff)
 
 
 def sized(tokens: int, batch: int) -> str:

@@ -26,4 +26,5 @@ CALLS = [
     partial(attend, Clustered(clusters=100), torch.bfloat16, 128, tokens=1024),
     partial(attend, ClusteredPlain(clusters=100), torch.bfloat16, 128),
     partial(attend, Clustered(min_length=512), torch.float32, 64, softcap=20.0),
+    partial(attend, Clustered(clusters=100), torch.float32, 256),
 ]

@@ -78,6 +78,10 @@ class FeedForwardPatch:
         self.active = self.installed = True
         if self.layer is not None:
             self.layer.install()
+        if type(self.module) is nn.Linear and self._peculiarity() is None:
+            prepare = getattr(feed_forward_kernel_of(self.module.weight.device.type), "prepare", None)
+            if prepare is not None:
+                prepare(self.module.weight, self.method)
 
     def uninstall(self) -> None:
         """Puts the module's own forward back. Where a hook was put over this one since, it stays and does nothing."""

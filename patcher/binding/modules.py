@@ -225,9 +225,19 @@ def layer_number(name: str) -> int | None:
 
 def head_count(module: nn.Module) -> int | None:
     """How many query heads a module or its config says that it has."""
+    return _said(module, "num_heads", "n_heads", "num_attention_heads", "n_head", "num_attn_heads")
+
+
+def head_width(module: nn.Module) -> int | None:
+    """The width of a head of queries, where a module or its config has a name for it."""
+    return _said(module, "qk_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "d_kv")
+
+
+def _said(module: nn.Module, *attributes: str) -> int | None:
+    """The first of these that a module or its config has as a whole number."""
     for source in (module, getattr(module, "config", None)):
-        for attribute in ("num_heads", "n_heads", "num_attention_heads", "n_head", "num_attn_heads"):
-            heads = getattr(source, attribute, None)
-            if isinstance(heads, int):
-                return heads
+        for attribute in attributes:
+            number = getattr(source, attribute, None)
+            if isinstance(number, int):
+                return number
     return None

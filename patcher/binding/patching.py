@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ...errors import UsageError
+from ..kernels import kernel_of
 from ..meter import Meter
 from ..methods import AttentionMethod, Method, TopKFeedForward
 from ..thresholds import ModuleThresholds
@@ -24,7 +25,7 @@ from .distances import keep_distances, knows_distances, make_whole
 from .feed_forward import FeedForwardPatch, is_patched
 from .feed_forward_layer import layer_patch
 from .interception import forget_graphs, intercept, leave_interrupted
-from .modules import INTERCEPTION, INTERFACE, AttentionModule, unwrapped
+from .modules import INTERCEPTION, INTERFACE, AttentionModule, head_width, unwrapped
 from .patchable import PatchableModule, check_module, check_name, patchable_modules
 
 logger = logging.getLogger(__name__)
@@ -203,8 +204,12 @@ def _attention_patch(
 ) -> ModulePatch:
     intercepted = isinstance(target, AttentionModule) and target.route == INTERCEPTION
     carried = None if intercepted else carried_for(target.kind, method)
+    device = _weights_device(target.module)
     if table is not None:
-        table.copy_to(_weights_device(target.module))
+        table.copy_to(device)
+    prepare, width = getattr(kernel_of(method, device.type), "prepare", None), head_width(target.module)
+    if prepare is not None and width is not None:  # otherwise the first call does it
+        prepare(method, width, device)
     return ModulePatch(target.name, target.kind, method, table, told, carried, intercepted=intercepted)
 
 

@@ -26,7 +26,8 @@ TRITON_KERNELS = {
 
 
 def kernel_of(method: object, device: str) -> ModuleType | None:
-    """The module with NAME, `refusal` and `attend` for a method on a type of device; None if there is none.
+    """The module with NAME, `refusal` and `attend` for a method on a type of device; None if there is none. It has
+    `prepare` where calls keep something, which is for when a model is patched.
 
     By the method's own class: what a subclass of it does is not what the kernel does.
     """
@@ -37,7 +38,8 @@ def kernel_of(method: object, device: str) -> ModuleType | None:
 
 
 def feed_forward_kernel_of(device: str) -> ModuleType:
-    """The module with NAME, `refusal` and `project_kept` for top-k feed-forward on a type of device."""
+    """The module with NAME, `refusal`, `project_kept` and maybe `prepare` (see kernel_of) for top-k feed-forward on a
+    type of device."""
     if device != "cuda" or obstacle() is not None:
         return feed_forward
     return import_module(f"{__name__}.triton_feed_forward")

@@ -16,7 +16,8 @@ from ..methods.visibility import RowRanges
 from .arguments import as_rows
 from .triton_arguments import attention_refusal
 from .triton_centroids import attend_centroids
-from .triton_k_means import find_clusters
+from .triton_k_means import find_clusters, keep_direction
+from .triton_library import obstacle, runs_on
 from .triton_refine import refine
 from .triton_sequences import Sequences
 
@@ -39,6 +40,12 @@ def refusal(inputs: AttentionInputs, method: ClusteredPlain, observer: Observer 
     if inputs.sinks is not None:
         return "attention sinks"
     return None
+
+
+def prepare(method: ClusteredPlain, width: int, device: torch.device) -> None:
+    """Makes what calls with heads of this width keep on a device."""
+    if method.clustering == "rows" and obstacle() is None and runs_on(device):
+        keep_direction(width, method.seed, device)
 
 
 def attend(

@@ -38,6 +38,8 @@ MOST_ACTIVATIONS = 2**24  # positions are 32 bits wide, and blocks beyond the la
 # Tokens read rows of their own, the dense product reads each once and at full speed: so much less has to be read. By
 # bytes alone; not measured.
 FEWER_ROWS = 2
+# Bytes: some ten microseconds of reading at 3 TB/s, which is what three launches may cost; not measured.
+LEAST_SAVED = 2**25
 # A token's activations, read again for each bit of the limit, from the nearest cache.
 SELECT_BLOCK, SELECT_WARPS = 4096, 8
 # 256 bytes of a bf16 row side by side; 8 KiB under way in each program.
@@ -69,9 +71,23 @@ def refusal(hidden: Tensor, rows: Tensor, method: TopKFeedForward) -> str | None
     kept = method.width(d_ff)
     if kept >= d_ff:
         return "all activations kept"
-    if hidden.numel() // d_ff * kept * FEWER_ROWS > d_ff:
+    spared = d_ff - hidden.numel() // d_ff * kept * FEWER_ROWS
+    if spared < 0:
         return "as many rows kept as the dense product reads"
+    if spared * d_model * rows.element_size() < LEAST_SAVED:
+        return "too few bytes left out"
     return None
+
+
+def prepare(weight: Tensor, method: TopKFeedForward) -> None:
+    """Makes room for the copy of a weight [d_model, d_ff] if calls of one token will read it.
+
+    A call that makes a CUDA graph may leave nothing in that graph's memory. After a patched model was copied or moved
+    to another device, it is the first call that makes room.
+    """
+    with torch.no_grad():
+        if refusal(weight.new_empty(1, weight.shape[1]), weight.t(), method) is None and weight.stride(0) != 1:
+            device_rows(weight)
 
 
 def project_kept(
@@ -104,8 +120,9 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, k: int, *, is_r
             rows = rows.detach() if rows.stride(1) == 1 else rows.detach().contiguous()
             kept = _select(tokens, k)
         else:
-            copy, written = device_rows(weight)
-            rows, kept = copy.rows, _select(tokens, k, weight.detach(), copy, written)
+            copy = device_rows(weight)
+            rows, kept = copy.rows, _select(tokens, k, weight.detach(), copy, copy.is_behind(weight))
+            copy.launched(weight)
         _add_up(kept, rows, None if bias is None else bias.detach().contiguous(), out.view(-1, d_model))
     return out
 

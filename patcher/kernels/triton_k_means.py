@@ -10,7 +10,7 @@ q . w - c . w / 2 with w = L L' c, so that no other form of a query is written.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
@@ -42,15 +42,20 @@ def find_clusters(inputs: AttentionInputs, sequences: Sequences, method: Cluster
     centroids = picked.float() - query_mean.unsqueeze(2)
     assigned = torch.empty(sample.shape, dtype=torch.int32, device=query.device)
     for _ in range(method.iterations):
-        weights = _weights(centroids, metric)
-        _assign(query, query_mean, centroids, weights, sequences, method, assigned, sample)
+        _assign(query, query_mean, centroids, metric, sequences, method, assigned, sample)
         _update(query, query_mean, sample, assigned, centroids)
     assigned = torch.empty(batch, heads, tokens, dtype=torch.int32, device=query.device)
-    _assign(query, query_mean, centroids, _weights(centroids, metric), sequences, method, assigned, None)
+    _assign(query, query_mean, centroids, metric, sequences, method, assigned, None)
     return assigned
 
 
-@lru_cache(maxsize=64)
+def keep_direction(width: int, seed: int, device: torch.device) -> None:
+    """Makes what calls with heads of this width keep on a device; the first call does it otherwise, which must then not
+    be one that makes a CUDA graph: nothing may stay in that graph's memory."""
+    _direction(width, seed, device)
+
+
+@cache
 def _direction(width: int, seed: int, device: torch.device) -> Tensor:
     """float32 [width] on the device. Kept, because what comes from the host is waited for."""
     return random_direction(width, torch.Generator().manual_seed(seed)).to(device)
@@ -177,18 +182,19 @@ def _chosen(projected: Tensor, lengths: Tensor, clusters: int) -> tuple[Tensor, 
     return first, torch.where(steps < used, order.gather(-1, places), -1)
 
 
-def _weights(centroids: Tensor, metric: Tensor) -> Tensor:
-    """w, float32 [B, H, C, D]: the heads of a KV head in one product."""
+def _weights(centroids: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
+    """w, float32 [B, H, C, D], the heads of a KV head in one product; and c . w / 2, [B, H, C]."""
     batch, heads, clusters, width = centroids.shape
     groups = metric.shape[1]
-    return (centroids.view(batch, groups, heads // groups * clusters, width) @ metric).view_as(centroids)
+    weights = (centroids.view(batch, groups, heads // groups * clusters, width) @ metric).view_as(centroids)
+    return weights, 0.5 * (centroids * weights).sum(-1)
 
 
 def _assign(
     query: Tensor,
     mean: Tensor,
     centroids: Tensor,
-    weights: Tensor,
+    metric: Tensor,
     sequences: Sequences,
     method: ClusteredPlain,
     assigned: Tensor,
@@ -199,15 +205,15 @@ def _assign(
     # Products of float32 tiles hold their left rows in registers: these neither spill nor fill shared memory.
     rows, some, warps = (64, 32, 4) if width <= 64 else (64, 16, 8) if width <= 128 else (16, 32, 4)
     _nearest[(query.shape[0] * heads, triton.cdiv(points, rows))](
-        query, *query.stride()[:3], mean, centroids, weights, *sequences.place, sample, assigned, heads, points,
-        method.clusters, sequences.short, sample is not None, width, padded(width), rows, some,
+        query, *query.stride()[:3], mean, *_weights(centroids, metric), *sequences.place, sample, assigned, heads,
+        points, method.clusters, sequences.short, sample is not None, width, padded(width), rows, some,
         num_warps=warps, num_stages=2,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["points", "clusters", "short", "per_sequence"])
 def _nearest(
-    query, query_batch, query_head, query_row, mean, centroids, weights, first, last, per_sequence, sample, assigned,
+    query, query_batch, query_head, query_row, mean, weights, halves, first, last, per_sequence, sample, assigned,
     heads, points, clusters, short, SAMPLED: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
     ROWS: tl.constexpr, CENTROIDS: tl.constexpr,
 ):  # fmt: skip
@@ -227,11 +233,9 @@ def _nearest(
     if high - low > short:
         for start in range(0, clusters, CENTROIDS):
             numbers = start + tl.arange(0, CENTROIDS)
-            at = index * clusters * WIDTH
-            c = load_rows(centroids + at, WIDTH, numbers, numbers < clusters, columns, WIDTH)
-            w = load_rows(weights + at, WIDTH, numbers, numbers < clusters, columns, WIDTH)
-            halves = tl.where(numbers < clusters, 0.5 * tl.sum(c * w, 1), float("inf"))
-            closeness = tl.dot(x, tl.trans(w), input_precision=PRECISION) - halves[None, :]
+            w = load_rows(weights + index * clusters * WIDTH, WIDTH, numbers, numbers < clusters, columns, WIDTH)
+            half = tl.load(halves + index * clusters + numbers, mask=numbers < clusters, other=float("inf"))
+            closeness = tl.dot(x, tl.trans(w), input_precision=PRECISION) - half[None, :]
             highest, place = tl.max(closeness, 1, return_indices=True)
             found = tl.where(highest > best, start + place, found)
             best = tl.maximum(highest, best)

@@ -40,7 +40,8 @@ def refine(
     strongest = mass = rest = None
     if attended is not None:
         strongest, mass, rest = attended.strongest, attended.mass, attended.rest
-    # What neither spills nor fills shared memory; float32 products take more registers.
+    # What fits in shared memory and in registers. Of rows of more than 128 float32 even the smallest tiles do not: a
+    # thread has up to 192 bytes in slower memory, and with fewer or more warps more.
     widest, exact = max(padded(width), padded(value_width)), query.dtype == torch.float32
     rows, keys = tile((8 if exact else 2) * widest), tile(query.element_size() * widest, most=KEYS)
     warps = 4 if widest <= (128 if exact else 64) else 8

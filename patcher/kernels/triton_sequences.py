@@ -23,7 +23,8 @@ PRECISION = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 
 @dataclass(frozen=True)
 class Sequences:
-    """The tokens first[b] <= i < last[b] of each sequence, int64 [B or 1]; sequences of up to `short` stay dense."""
+    """The tokens first[b] <= i < last[b] of each sequence, int64 [B or 1], both contiguous and of one size; sequences
+    of up to `short` stay dense."""
 
     first: Tensor
     last: Tensor
@@ -38,7 +39,8 @@ class Sequences:
         same = (ranges.first == ranges.first[:, :1]) & (ranges.last == ranges.last[:, :1])
         torch._assert_async(same.all(), "clustered attention needs every query of a sequence to see the same keys")
         short = max(method.clusters, method.refined, method.min_length - 1)
-        return Sequences(ranges.first[:, 0], ranges.last[:, 0], min(short, tokens))
+        first, last = torch.broadcast_tensors(ranges.first[:, 0], ranges.last[:, 0])
+        return Sequences(first.contiguous(), last.contiguous(), min(short, tokens))
 
     @property
     def lengths(self) -> Tensor:
@@ -48,7 +50,7 @@ class Sequences:
     @property
     def place(self) -> tuple[Tensor, Tensor, int]:
         """The arguments of `bounds`: where the numbers of one sequence lie, and how far from those of the next."""
-        return self.first, self.last, self.first.stride(0) if len(self.first) > 1 else 0
+        return self.first, self.last, 1 if len(self.first) > 1 else 0
 
 
 def padded(width: int) -> int:

@@ -28,11 +28,12 @@ COPY_TILE = 64
 @dataclass
 class DeviceRows:
     """The copy, contiguous [d_ff, d_model], and per band the elements that tell whether it is out of date, which the
-    kernel writes. state: of the weight that was copied."""
+    kernel writes. state: of the weight that was copied. stream: on which that was."""
 
     rows: Tensor
     samples: Tensor
     state: tuple[Any, ...] | None = None
+    stream: int = 0
 
     def is_of(self, weight: Tensor) -> bool:
         return (
@@ -41,9 +42,33 @@ class DeviceRows:
             and self.rows.shape == weight.shape[::-1]
         )
 
+    def is_behind(self, weight: Tensor) -> bool:
+        """Whether all has to be copied: the weight was written to, or another stream may still be at the copy.
 
-def device_rows(weight: Tensor) -> tuple[DeviceRows, bool]:
-    """The copy of a weight [d_model, d_ff], and whether the weight was written to, so that it has to be made anew.
+        No other stream is at work when the recording of a CUDA graph begins.
+        """
+        return self.state != state_of(weight) or (not recording() and self.stream != stream_of(weight))
+
+    def launched(self, weight: Tensor) -> None:
+        """Remembers that a kernel brings the copy up to date. One that is recorded does nothing yet."""
+        if not recording():
+            self.state, self.stream = state_of(weight), stream_of(weight)
+
+
+def recording() -> bool:
+    """Whether launches are recorded as a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def stream_of(weight: Tensor) -> int:
+    """The stream of launches on the device of a weight; 0 without a GPU."""
+    if not (weight.is_cuda and torch.cuda.is_initialized()):
+        return 0
+    return int(torch.cuda.current_stream(weight.device).cuda_stream)
+
+
+def device_rows(weight: Tensor) -> DeviceRows:
+    """The copy of a weight [d_model, d_ff], which is without content where it is new.
 
     It stays where it is as long as the weight keeps its shape, type and device, because CUDA graphs hold its address.
     """
@@ -53,10 +78,7 @@ def device_rows(weight: Tensor) -> tuple[DeviceRows, bool]:
         rows = torch.empty((d_ff, d_model), dtype=weight.dtype, device=weight.device)
         samples = torch.empty((bands_of(d_model), max(d_ff, BAND)), dtype=weight.dtype, device=weight.device)
         copies[weight] = copy = DeviceRows(rows, samples)
-    state = state_of(weight)
-    written = copy.state != state
-    copy.state = state
-    return copy, written
+    return copy
 
 
 def bands_of(d_model: int) -> int:

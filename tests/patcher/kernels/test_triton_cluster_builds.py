@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 TESTS = Path(__file__).parents[2]
 SHARED = 99 * 1024  # bytes a program may have on an RTX 3090 or 4090
 SPILLED = 64  # bytes a thread
+WIDE_SPILLED = 192  # of _refine with rows of 256 float32, whose tiles are the smallest that there are
 
 
 @pytest.mark.slow
@@ -31,16 +32,16 @@ def test_kernels_fit_a_gpu(capability: str) -> None:
     kernels = [json.loads(line) for line in told.stdout.splitlines()]
     # Queries' and keys' rows; a sample and all points; refined, plain and dense. None is there for a length of its own.
     assert Counter(kernel["kernel"] for kernel in kernels) == {
-        "_sum_rows": 2,
-        "_covariance": 1,
-        "_project": 1,
-        "_nearest": 2,
-        "_means": 1,
-        "_mean_queries": 1,
-        "_attend": 2,
-        "_settle": 2,
-        "_refine": 3,
+        "_sum_rows": 4,
+        "_covariance": 2,
+        "_project": 2,
+        "_nearest": 4,
+        "_means": 2,
+        "_mean_queries": 2,
+        "_attend": 3,
+        "_settle": 3,
+        "_refine": 4,
     }
     for kernel in kernels:
         assert kernel["shared"] <= SHARED, kernel
-        assert kernel["spilled"] <= SPILLED, kernel
+        assert kernel["spilled"] <= (WIDE_SPILLED if kernel["kernel"] == "_refine" else SPILLED), kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,14 @@ pytest.importorskip("triton")
 
 from clustered_oracle import dense
 from fake_cuda import CUDA, fake_cuda, no_copies
+from hf_sparsify.patcher.binding import patching
 from hf_sparsify.patcher.kernels import kernel_of, triton_k_means, triton_refine
 from hf_sparsify.patcher.kernels import triton_clusters as kernel
 from hf_sparsify.patcher.kernels.triton_library import runs_on
 from hf_sparsify.patcher.methods import AttentionInputs, Clustered, ClusteredPlain, FullMask, RowRanges
+from live_storage import LiveStorage
 from native_clusters import call_of, double, near
+from patched_models import patched
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from triton_clusters import DEVICE, attend, between, on_device, valid_tokens
 from triton_interpreter import mend_products
@@ -194,6 +198,38 @@ def test_nothing_waits_for_the_gpu(method: ClusteredPlain, monkeypatch: pytest.M
             kernel.attend(call, method, count=True)
     assert out.device == CUDA
     assert launched[-1] is triton_refine._refine
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_call_after_patching_leaves_nothing_alive(method: ClusteredPlain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lives on could not be recorded as a CUDA graph."""
+    monkeypatch.setattr(patching, "kernel_of", lambda method, device: kernel)
+    triton_k_means._direction.cache_clear()
+    patched("bert", method)
+    call = small(width=8)
+    with LiveStorage() as storage:
+        out = kernel.attend(call, method)
+        assert storage.live > 0
+        del out
+        gc.collect()  # the interpreter's cycles
+        assert storage.live == 0
+
+
+@pytest.mark.parametrize(("first", "last"), [([0], [20, 13]), ([0, 4], [20]), ([0, 4], [20, 13])])
+@pytest.mark.parametrize("lie", ["in rows", "in columns", "expanded"])
+def test_ends_of_sequences_however_they_lie(first: list[int], last: list[int], lie: str) -> None:
+    call, method = on_device(small(batch=2)), Clustered(clusters=4, k=5, min_length=15)
+
+    def ends(numbers: list[int], expanded: bool) -> torch.Tensor:
+        rows = torch.tensor(numbers, device=DEVICE).unsqueeze(1).expand(-1, 20)
+        return rows if expanded else rows.t().contiguous().t() if lie == "in columns" else rows.contiguous()
+
+    ranges = RowRanges(ends(first, False), ends(last, lie == "expanded"))
+    call = replace(call, visibility=ranges)
+    expected, counts = method.attend(double(call), count=True)
+    out, counted = kernel.attend(call, method, count=True)
+    near(out, expected)
+    assert counted == counts
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
