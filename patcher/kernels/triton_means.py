@@ -84,7 +84,12 @@ def sum_values(call, sums, splits, groups, V_WIDTH: tl.constexpr, V_BLOCK: tl.co
         visible = columns < end
         if call.mask is not None:  # one for all heads
             visible &= (
-                tl.load(call.mask.at + batch * call.mask.batch + columns * call.mask.column, mask=visible, other=0) != 0
+                tl.load(
+                    call.mask.at + batch * call.mask.batch + columns.to(tl.int64) * call.mask.column,
+                    mask=visible,
+                    other=0,
+                )
+                != 0
             )
         inside = visible[:, None] & (dims < V_WIDTH)[None, :]
         v = tl.load(rows + columns.to(tl.int64)[:, None] * call.value.row, mask=inside, other=0.0)

@@ -102,7 +102,6 @@ def select_rows(
     chosen,
     work,
     work_row,
-    keys,
     start,
     count,
     splits,
