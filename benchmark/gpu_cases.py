@@ -99,7 +99,7 @@ def decode(setup: Setup, batch: int, keys: int, share: float) -> GpuCase:
 
 
 def decode_by_all_scores(setup: Setup, batch: int, keys: int, method: TopK | TopTheta) -> GpuCase:
-    """One query by a method that knows what it keeps once it has seen all scores. FlexAttention compares with scores."""
+    """One query by a method that has to see all scores first. FlexAttention compares with scores here, too."""
     return _step(setup, batch, keys, method, KEY_SHARE if isinstance(method, TopTheta) else K / keys, None)
 
 
