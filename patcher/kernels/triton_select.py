@@ -1,5 +1,6 @@
 """Exact selection: the k-th highest score of a row, by counting digits of integers that are ordered like the scores."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ def _as_score(bits):
 
 @triton.jit
 def _kth_highest(work, first, last, wanted, N: tl.constexpr):
-    """The wanted-th highest of a row, as _ordered gives it, how many of its equals are wanted and how many there are."""
+    """The wanted-th highest of a row, as _ordered gives it, how many of its equals are wanted, how many there are."""
     known = tl.full([], 0, tl.int32)  # the digits that are known, the highest first
     equals = wanted
     for step in tl.static_range(4):
