@@ -66,10 +66,13 @@ def _every_row_has_a_threshold(method: Method, thresholds: ModuleThresholds | No
     """Whether one pass over a row's scores can tell what it keeps: it needs no exact top-k, for sure."""
     if not isinstance(method, TopTheta) or thresholds is None or method.min_keep > 1:
         return False
-    share = None if method.k is not None else exact_share(method.keep)  # type: ignore[arg-type]
-    if share == 1:
-        return True
-    shortest = method.k + 1 if share is None else math.ceil(1 / (1 - share))  # of the rows that drop a key
+    if method.keep is None:
+        shortest = (method.k or 0) + 1  # of the rows that drop a key
+    else:
+        share = exact_share(method.keep)
+        if share == 1:
+            return True
+        shortest = math.ceil(1 / (1 - share))
     return thresholds.shortest <= max(shortest, method.min_length) and keys <= thresholds.longest
 
 

@@ -1,5 +1,6 @@
 """The scores of every row of a chunk: what is known of them, and where exact selection needs them the scores."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 import triton

@@ -5,6 +5,7 @@ the KV head, so that a tile of rows reads K and V once. A chunk is the queries s
 rows are numbered (batch, head, query) in everything that is handed from kernel to kernel.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any, NamedTuple
