@@ -227,7 +227,8 @@ def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor 
         return mask, None
     if torch.compiler.is_compiling():
         return _spelled_out(mask, keys), False
-    sizes, made = getattr(mask, "_hf_sparsify_ordinary", (None, None))
+    made: tuple[Tensor | None, bool]
+    sizes, made = getattr(mask, "_hf_sparsify_ordinary", (None, (None, False)))
     if sizes != (queries, keys) or (made[0] is not None and made[0].device != mask.device):
         made = _ordinary(mask, queries, keys)
         mask._hf_sparsify_ordinary = (queries, keys), made  # type: ignore[attr-defined]
