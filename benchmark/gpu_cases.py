@@ -78,6 +78,8 @@ def cases(setup: Setup, *, quick: bool) -> Iterator[tuple[str, Callable[[], GpuC
             size = sized(tokens, batch)
             for share in (VALUE_SHARE, KEY_SHARE):
                 yield f"threshold decode, {size}", partial(decode, setup, batch, tokens, share)
+            for method in (TopTheta(keep=KEY_SHARE), TopK(k=K)):
+                yield f"{method.name} decode, {size}", partial(decode_by_all_scores, setup, batch, tokens, method)
             yield f"threshold prefill, {size}", partial(threshold_prefill, setup, batch, tokens)
             yield f"top-k prefill, {size}", partial(top_k_prefill, setup, batch, tokens)
             yield f"clustered, {size}", partial(clustered, setup, batch, tokens)
@@ -92,21 +94,31 @@ def sized(tokens: int, batch: int) -> str:
 
 def decode(setup: Setup, batch: int, keys: int, share: float) -> GpuCase:
     """One query against a KV cache, compared with scores: all keys are read, and the values that a group keeps."""
-    inputs, method = setup.attention(batch, 1, keys), TopTheta(keep=share, placement="pre-softmax")
-    table = _table(inputs, method, share)
+    method = TopTheta(keep=share, placement="pre-softmax")
+    return _step(setup, batch, keys, method, share, 1.5 if share == VALUE_SHARE and keys >= LONG else None)
+
+
+def decode_by_all_scores(setup: Setup, batch: int, keys: int, method: TopK | TopTheta) -> GpuCase:
+    """One query by a method that has to see all scores first. FlexAttention compares with scores here, too."""
+    return _step(setup, batch, keys, method, KEY_SHARE if isinstance(method, TopTheta) else K / keys, None)
+
+
+def _step(setup: Setup, batch: int, keys: int, method: TopK | TopTheta, share: float, floor: float | None) -> GpuCase:
+    inputs = setup.attention(batch, 1, keys)
+    table = _table(inputs, method, share) if isinstance(method, TopTheta) else None
     checked, values = _checked(inputs, method, table)
     rows = batch * setup.groups * keys
     row_bytes = setup.width * inputs.key.element_size()
-    whole = share == VALUE_SHARE
+    name = f"threshold decode, {method.placement}" if isinstance(method, TopTheta) else "top-k decode"
     return GpuCase(
-        f"threshold decode, {values:.0%} of V rows",
+        f"{name}, {values:.0%} of V rows",
         sized(keys, batch),
         partial(_attend, inputs, method, table),
-        _others(inputs, table, causal=False),
+        _others(inputs, _table(inputs, TopTheta(keep=share, placement="pre-softmax"), share), causal=False),
         checked,
         rows * row_bytes * (1 + values),
         2 * batch * setup.heads * keys * setup.width * (1 + share),
-        1.5 if whole and keys >= LONG else None,
+        floor,
     )
 
 

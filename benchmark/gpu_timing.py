@@ -11,7 +11,7 @@ from .timing import Spread, order
 
 # Written before every timing: larger than any second-level cache.
 FLUSH_BYTES = 2**29
-# The device waits so many of its cycles, about a millisecond, so that all of a call is queued before it begins: what the
+# The device waits so many of its cycles, about a millisecond, so that a call is queued before it begins: what the
 # program itself takes to start kernels is not timed.
 HEAD_START = 2_000_000
 COPY_BYTES = 2**30

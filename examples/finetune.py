@@ -121,7 +121,7 @@ def measure(seed: int, args: Any, test: list[Example], output: Path) -> dict[str
     dense = build_model(len(build_tokenizer()))
     start = copy.deepcopy(dense.state_dict())
     trainer = train(dense, "dense", args.steps, seed, args, output)
-    found = {DENSE: [right(trainer, test)] * len(methods), PATCHED: patched(trainer, methods, test), TRAINED: []}
+    found = {DENSE: [right(trainer, test)] * len(methods), TRAINED: [], PATCHED: patched(trainer, methods, test)}
     trained = copy.deepcopy(dense)
     for method in methods:
         model = build_model(len(build_tokenizer()))

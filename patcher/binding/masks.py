@@ -143,16 +143,19 @@ def _is_recorded() -> bool:
 
 
 def look(*conditions: Tensor) -> list[bool]:
-    """What these conditions are: the one time that a forward pass waits for a GPU."""
+    """What these conditions are: the only place where making a mask waits for a GPU."""
     return torch.stack(conditions).tolist()
 
 
 def _note_plain(ranges: Tensor, keys: int, causal: bool, offset: int | Tensor) -> None:
     """Keeps what ordinary_mask gives for intervals without padding or a narrow window, where sizes tell."""
     if not causal or (isinstance(offset, int) and offset + 1 >= keys):
-        ranges._hf_sparsify_ordinary = None, False  # type: ignore[attr-defined]
+        made: tuple[Tensor | None, bool] = None, False
     elif isinstance(offset, int) and offset == 0 and ranges.shape[2] == keys:
-        ranges._hf_sparsify_ordinary = None, True  # type: ignore[attr-defined]
+        made = None, True
+    else:
+        return
+    ranges._hf_sparsify_ordinary = (ranges.shape[2], keys), made  # type: ignore[attr-defined]
 
 
 def is_row_ranges(mask: Tensor | None) -> bool:
@@ -224,10 +227,11 @@ def ordinary_mask(mask: Tensor | None, queries: int, keys: int) -> tuple[Tensor 
         return mask, None
     if torch.compiler.is_compiling():
         return _spelled_out(mask, keys), False
-    made = getattr(mask, "_hf_sparsify_ordinary", None)
-    if made is None or (made[0] is not None and made[0].device != mask.device):
+    made: tuple[Tensor | None, bool]
+    sizes, made = getattr(mask, "_hf_sparsify_ordinary", (None, (None, False)))
+    if sizes != (queries, keys) or (made[0] is not None and made[0].device != mask.device):
         made = _ordinary(mask, queries, keys)
-        mask._hf_sparsify_ordinary = made  # type: ignore[attr-defined]
+        mask._hf_sparsify_ordinary = (queries, keys), made  # type: ignore[attr-defined]
     return made
 
 

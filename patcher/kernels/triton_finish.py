@@ -1,5 +1,6 @@
 """The end of a row: what its splits have of it put together, the mass of dropped keys, sinks, the mean of values."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any, NamedTuple

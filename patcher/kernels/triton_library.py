@@ -31,8 +31,25 @@ def interpreted() -> bool:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether a kernel can be given tensors on a device. ROCm calls itself "cuda" too."""
-    return device.type == "cuda" or (device.type == "cpu" and interpreted())
+    """Whether a kernel can be given tensors on a device: a GPU for whose kind they were compiled once."""
+    if device.type == "cuda":
+        return torch.version.hip is None and _capable(device.index)
+    return device.type == "cpu" and interpreted()
+
+
+@cache
+def _capable(index: int | None) -> bool:
+    """From compute capability 8.0 on; older ones have too few registers for the tiles."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def architecture() -> int:
+    """What Triton compiles for now, such as 90; 0 where it interprets."""
+    if interpreted():
+        return 0
+    from triton.runtime import driver
+
+    return int(driver.active.get_current_target().arch)
 
 
 def describe() -> str:

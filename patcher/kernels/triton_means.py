@@ -25,14 +25,14 @@ def mean_of(inputs: AttentionInputs, call: Call) -> Mean:
     else, up to each key, those of the finite ones."""
     value, seen = inputs.value, inputs.visibility
     groups, keys = value.shape[1:3]
-    masked = isinstance(seen, FullMask)
-    if inputs.query.shape[2] == 1 and not (masked and seen.visible.shape[1] > 1):
+    mask = seen.visible if isinstance(seen, FullMask) else None
+    if inputs.query.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
         whole = _sum_of_single(value, call) if inputs.value_sum is None else inputs.value_sum.contiguous()
         return Mean(whole, None, None, None, 1, groups, keys)
     finite = value.isfinite().all(-1, keepdim=True)
     clean = value.where(finite, 0)
-    if masked:
-        sums, sharing = _sums_under(seen.visible, clean.float(), finite, inputs.query.shape[1])
+    if mask is not None:
+        sums, sharing = _sums_under(mask, clean.float(), finite, inputs.query.shape[1])
         return Mean(None, None, None, place_of(sums), sharing, groups, keys)
     prefix = clean.cumsum(2, dtype=torch.float32).contiguous()
     broken = (~finite).squeeze(-1).cumsum(2, dtype=torch.int32).contiguous()
@@ -84,7 +84,12 @@ def sum_values(call, sums, splits, groups, V_WIDTH: tl.constexpr, V_BLOCK: tl.co
         visible = columns < end
         if call.mask is not None:  # one for all heads
             visible &= (
-                tl.load(call.mask.at + batch * call.mask.batch + columns * call.mask.column, mask=visible, other=0) != 0
+                tl.load(
+                    call.mask.at + batch * call.mask.batch + columns.to(tl.int64) * call.mask.column,
+                    mask=visible,
+                    other=0,
+                )
+                != 0
             )
         inside = visible[:, None] & (dims < V_WIDTH)[None, :]
         v = tl.load(rows + columns.to(tl.int64)[:, None] * call.value.row, mask=inside, other=0.0)

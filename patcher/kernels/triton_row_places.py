@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import triton
 from torch import Tensor
 
 from ..methods.chunk import AttentionInputs
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 # Programs that keep a large GPU busy: two for each of 132 multiprocessors.
 PROGRAMS = 264
-# Fewer keys than these are not worth a split of their own.
-SPLIT_KEYS = 256
+# Fewer keys than these are not worth a split of their own; so many splits at most are put together one after another.
+SPLIT_KEYS, MOST_SPLITS = 256, 64
 
 
 def place_of(tensor: Tensor) -> Place:
@@ -75,7 +74,7 @@ def budget_of(inputs: AttentionInputs, method: TopK | TopTheta, thresholds: Modu
 
 def splits_of(tiles: int, keys: int) -> int:
     """Among how many programs the keys of a tile are shared."""
-    return min(triton.cdiv(PROGRAMS, tiles), triton.cdiv(keys, SPLIT_KEYS))
+    return min(-(-PROGRAMS // tiles), -(-keys // SPLIT_KEYS), MOST_SPLITS)
 
 
 def _rows(numbers: Tensor, batch: int, heads: int) -> Place:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..methods.chunk import AttentionInputs, RowCounts
 from ..methods.top_k import TopK
 from ..methods.top_theta import TopTheta
 from .triton_finish import Result
+from .triton_library import architecture
 from .triton_means import mean_of
-from .triton_row_places import budget_of, call_of, place_of, splits_of
+from .triton_row_places import PROGRAMS, budget_of, call_of, place_of, splits_of
 from .triton_scores import score_rows
 from .triton_select import Chosen, select_rows
 from .triton_tiles import Parts
@@ -22,13 +22,15 @@ from .triton_weigh import Sums, combine_rows, weigh_rows
 if TYPE_CHECKING:
     from ..thresholds import ModuleThresholds
 
-# Scores that are written down at a time, in elements: 256 MB.
-SCORES = 2**26
-# Scores that a program of select_rows reads at a time.
+# Scores that are written down at a time, in elements: a 64th of a GPU's memory, or 256 MB.
+SCORES, SCORES_OF_MEMORY = 2**26, 64 * 4
+# Scores that a program of select_rows reads at a time; four times as many where there are too few rows for a GPU.
 SELECT_KEYS = 2048
 # Blocks of K that are on their way at a time.
 STAGES = 2
-# Rows of scores begin where they can be read 16 at a time.
+# Of so many rows to a KV head scores are written down rather than made twice: a number is less to read than a key.
+FEW_ROWS = 16
+# Room for a row of scores is a multiple of this, so that no length has kernels of its own.
 ALIGNED = 16
 
 
@@ -51,7 +53,16 @@ def tile_of(inputs: AttentionInputs, rows: int) -> Tile:
         warps = 4 if rows <= 16 else warps
         if inputs.bias is not None:  # which is as large as the scores
             keys = 32
-    return Tile(min(max(16, triton.next_power_of_2(rows)), most), keys, warps)
+    if architecture() // 10 == 10:  # 64 rows are more than Triton 3.7 compiles for a B200
+        most = min(most, 32)
+    return Tile(min(_block(rows), most), keys, warps)
+
+
+def room_for_scores(device: torch.device) -> int:
+    """Scores that may be written down at a time."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return SCORES
+    return torch.cuda.get_device_properties(device).total_memory // SCORES_OF_MEMORY
 
 
 class RowKernels:
@@ -74,7 +85,7 @@ class RowKernels:
         self.mean = mean_of(inputs, self.call) if method.compensation == "sdc+vmc" else None
         self.min_keep = method.min_keep if isinstance(method, TopTheta) else 0
         self.score_row = -(-self.keys // ALIGNED) * ALIGNED
-        fit = SCORES // (self.batch * self.heads * self.score_row) if scored else self.queries
+        fit = room_for_scores(self.device) // (self.batch * self.heads * self.score_row) if scored else self.queries
         self.chunk = min(max(1, fit), self.queries)
         self.group = self.heads // self.groups
         self.tile = tile_of(inputs, self.group * self.chunk)
@@ -84,6 +95,7 @@ class RowKernels:
         self.result = self._room_for_result(out, count, count_v_rows)
         # Rows that keep their best key alone are known only after the first pass, too late to count V rows.
         self.one_pass = not scored and placement == "pre-softmax" and not count_v_rows
+        self.stored = scored or (not self.one_pass and self.group * self.queries <= FEW_ROWS)
         self.sizes: dict[str, Any] = {"GROUP": self.group, "M": self.tile.rows, "N": self.tile.keys}
         self.key_sizes: dict[str, Any] = {"WIDTH": width, "BLOCK": _block(width)}
         self.value_sizes: dict[str, Any] = {"V_WIDTH": value_width, "V_BLOCK": _block(value_width)}
@@ -101,12 +113,13 @@ class RowKernels:
         """Writes the output and the counts of the queries start .. start + count."""
         rows, splits = self.batch * self.heads * count, self._splits(count)
         tiles = self._tiles(count)
-        span = self.keys, start, count, splits, rows
+        span = start, count, splits, rows
         options = {"num_warps": self.tile.warps, "num_stages": STAGES}
         parts = None if self.one_pass and splits == 1 else Parts(*self._numbers(splits, rows))
         work, chosen, sums = None, None, None
-        if self.scored:
+        if self.stored:
             work = torch.empty(rows, self.score_row, dtype=torch.float32, device=self.device)
+        if self.scored:
             limit, _, tie = self._numbers(rows)
             chosen = Chosen(limit, tie, torch.empty(rows, dtype=torch.uint8, device=self.device))
         if not self.one_pass:
@@ -117,6 +130,7 @@ class RowKernels:
                 self.score_row,
                 *span,
                 TOTAL=self.total,
+                BEST=not self.scored,
                 **self.key_sizes,
                 **self.sizes,
                 **options,
@@ -132,7 +146,7 @@ class RowKernels:
                 *span,
                 self.min_keep,
                 PLACEMENT=self.ways["PLACEMENT"],
-                N=SELECT_KEYS,
+                N=SELECT_KEYS * (4 if rows < PROGRAMS else 1),
                 num_warps=8,
             )
         if splits > 1:
@@ -178,7 +192,7 @@ class RowKernels:
         return RowCounts(result.kept, result.fallback.view(torch.bool), result.rescued.view(torch.bool), v_rows)
 
     def _tiles(self, count: int) -> int:
-        return self.batch * self.groups * triton.cdiv(count * self.group, self.tile.rows)
+        return self.batch * self.groups * -(-count * self.group // self.tile.rows)
 
     def _splits(self, count: int) -> int:
         """Among how many programs the keys of a tile are shared."""
@@ -207,4 +221,5 @@ class RowKernels:
 
 
 def _block(width: int) -> int:
-    return max(16, triton.next_power_of_2(width))
+    """The power of 2 that holds so many, and that tl.dot takes."""
+    return max(16, 1 << (width - 1).bit_length())

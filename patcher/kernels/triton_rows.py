@@ -1,9 +1,9 @@
 """Top-k and top-theta attention by Triton: what `attend_rows` does in torch, without waiting for the GPU.
 
-Where every row has a threshold, one pass over the keys weighs what exceeds it ("pre-softmax"), or a second one, after
-a first that finds what the threshold is relative to. Exact top-k, and rows without a threshold, have their scores
-written down for a chunk of queries at a time, whose k-th highest is found there (see triton_select.py). Where there are
-few rows, as in decoding, the keys are split among programs.
+Where every row has a threshold, one pass over the keys weighs what exceeds it ("pre-softmax"), or a second one, after a
+first that finds what the threshold is relative to and, in decoding, leaves the scores behind. Exact top-k, and rows
+without a threshold, have their scores written down for a chunk of queries at a time, whose k-th highest is found there
+(see triton_select.py). Where there are few rows, as in decoding, the keys are split among programs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def refusal(inputs: AttentionInputs, method: Method, observer: Observer | None =
         return shared
     if method.protect_first or method.protect_recent:
         return "protected keys"
+    if isinstance(inputs.bias, Tensor) and method.compensation == "sdc+vmc":
+        return "a mean of values under a position bias, which may hide keys"
     return None
 
 
@@ -64,10 +66,13 @@ def _every_row_has_a_threshold(method: Method, thresholds: ModuleThresholds | No
     """Whether one pass over a row's scores can tell what it keeps: it needs no exact top-k, for sure."""
     if not isinstance(method, TopTheta) or thresholds is None or method.min_keep > 1:
         return False
-    share = None if method.k is not None else exact_share(method.keep)  # type: ignore[arg-type]
-    if share == 1:
-        return True
-    shortest = method.k + 1 if share is None else math.ceil(1 / (1 - share))  # of the rows that drop a key
+    if method.keep is None:
+        shortest = (method.k or 0) + 1  # of the rows that drop a key
+    else:
+        share = exact_share(method.keep)
+        if share == 1:
+            return True
+        shortest = math.ceil(1 / (1 - share))
     return thresholds.shortest <= max(shortest, method.min_length) and keys <= thresholds.longest
 
 

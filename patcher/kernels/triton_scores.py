@@ -1,5 +1,6 @@
 """The scores of every row of a chunk: what is known of them, and where exact selection needs them the scores."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 import triton
@@ -7,7 +8,7 @@ import triton.language as tl
 
 from .triton_tiles import key_range, load_rows, online, program, row_ranges, score_block, tile_rows
 
-LENGTHS = ["keys", "start", "count", "splits"]
+LENGTHS = ["start", "count", "splits"]
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -16,7 +17,6 @@ def score_rows(
     parts,
     work,
     work_row,
-    keys,
     start,
     count,
     splits,
@@ -25,10 +25,11 @@ def score_rows(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     TOTAL: tl.constexpr,
+    BEST: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """parts: as Parts, best only where no scores are stored. work: float32 [rows, work_row], or None."""
+    """parts: as Parts, `best` where it is wanted. work: float32 [rows, work_row], or None."""
     split, tile, pair = program(splits, count, GROUP, M)
     batch, group, query, head, number, real = tile_rows(call, start, count, tile, pair, GROUP, M)
     query += start
@@ -39,7 +40,7 @@ def score_rows(
     total, best = tl.zeros([M], tl.float32), tl.zeros([M], tl.int32)
     for at in range(begin, end, N):
         scores = score_block(call, q, batch, group, head, query, first, last, at, end, WIDTH, BLOCK, N)
-        top, total, best = online(scores, top, total, best, at, TOTAL, work is None)
+        top, total, best = online(scores, top, total, best, at, TOTAL, BEST)
         if work is not None:
             columns = at + tl.arange(0, N)
             to = work + number[:, None] * work_row + columns[None, :]
@@ -48,5 +49,5 @@ def score_rows(
     tl.store(parts.top + place, top, mask=real)
     if TOTAL:
         tl.store(parts.total + place, total, mask=real)
-    if work is None:
+    if BEST:
         tl.store(parts.best + place, best, mask=real)

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
 """Exact selection: the k-th highest score of a row, by counting digits of integers that are ordered like the scores."""
 
 from __future__ import annotations
@@ -102,7 +103,6 @@ def select_rows(
     chosen,
     work,
     work_row,
-    keys,
     start,
     count,
     splits,

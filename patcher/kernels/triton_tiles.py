@@ -5,6 +5,7 @@ the KV head, so that a tile of rows reads K and V once. A chunk is the queries s
 rows are numbered (batch, head, query) in everything that is handed from kernel to kernel.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -151,11 +152,12 @@ def score_block(
     if call.mask is not None:
         mask = call.mask
         row = (batch * mask.batch + head * mask.head + query.to(tl.int64) * mask.row)[:, None]
-        visible &= tl.load(mask.at + row + columns[None, :] * mask.column, mask=visible, other=0) != 0
+        visible &= tl.load(mask.at + row + columns[None, :].to(tl.int64) * mask.column, mask=visible, other=0) != 0
     if call.bias is not None:
         bias = call.bias
         row = (batch * bias.batch + head * bias.head + query.to(tl.int64) * bias.row)[:, None]
-        scores += tl.load(bias.at + row + columns[None, :] * bias.column, mask=visible, other=0.0).to(tl.float32)
+        at_bias = bias.at + row + columns[None, :].to(tl.int64) * bias.column
+        scores += tl.load(at_bias, mask=visible, other=0.0).to(tl.float32)
     if call.softcap is not None:
         scores = (2 * tl.sigmoid(2 * scores / call.softcap) - 1) * call.softcap  # tanh
     return tl.where(visible, scores, float("-inf"))

@@ -1,5 +1,6 @@
 """The values of kept keys, weighed. A block of keys that a tile of rows drops costs no exp, no product and no V."""
 
+# mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -85,7 +86,6 @@ def weigh_rows(
     sums,
     mean,
     result,
-    keys,
     start,
     count,
     splits,
@@ -236,7 +236,6 @@ def combine_rows(
     sums,
     mean,
     result,
-    keys,
     start,
     count,
     splits,

@@ -133,9 +133,10 @@ class Selection:
 @dataclass(frozen=True)
 class RowCounts:
     """What was kept. kept, fallback, rescued: per row, [B, H, q]. v_rows: the V rows that at least one query head of a
-    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where they were
-    not counted: by a kernel that had more than one query, or where the KV heads are not known. k_rows: of a decoding
-    step, the keys that were read in full, where the others were read rounded to 8 bits; None where all were."""
+    KV head needs for a query, int64 [B, G, q]: what is read where a row is a decoding step. None where they were not
+    counted: by a kernel that had more than one query, or more heads to a KV head than fit in a tile, or where the KV
+    heads are not known. k_rows: of a decoding step, the keys that were read in full, where the others were read rounded
+    to 8 bits; None where all were."""
 
     kept: Tensor
     fallback: Tensor

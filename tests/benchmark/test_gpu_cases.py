@@ -15,13 +15,15 @@ from hf_sparsify.benchmark.gpu_ops import errors
 from hf_sparsify.errors import SparsifyError
 from hf_sparsify.patcher.kernels import KERNELS
 from hf_sparsify.patcher.kernels.library import native
-from hf_sparsify.patcher.methods import AttentionInputs, Clustered, attend_rows
+from hf_sparsify.patcher.methods import AttentionInputs, Clustered, TopK, TopTheta, attend_rows
 
 pytestmark = pytest.mark.skipif(native() is None, reason="the native kernels are not built, or switched off")
 
 SETUP = Setup(torch.device("cpu"), torch.float32, heads=4, groups=2, width=8, clusters=Clustered(clusters=4, k=3))
 CASES: dict[str, Callable[[], GpuCase]] = {
     "decode": lambda: decode(SETUP, 2, 512, 0.1),
+    "post-softmax decode": lambda: gpu_cases.decode_by_all_scores(SETUP, 2, 512, TopTheta(keep=0.1)),
+    "top-k decode": lambda: gpu_cases.decode_by_all_scores(SETUP, 2, 512, TopK(k=64)),
     "threshold prefill": lambda: gpu_cases.threshold_prefill(SETUP, 2, 128),
     "top-k prefill": lambda: gpu_cases.top_k_prefill(SETUP, 2, 128),
     "clustered": lambda: clustered(SETUP, 2, 64),
@@ -60,7 +62,7 @@ def test_bytes_of_a_decoding_step_are_all_keys_and_the_values_that_a_group_wants
     keys = 3 * 2 * 2000 * 8 * 4
     values = case.moved / keys - 1
     assert values == pytest.approx(1 - (1 - gpu_cases.VALUE_SHARE) ** 2, abs=0.01)  # two heads a group here
-    assert case.name == f"threshold decode, {values:.0%} of V rows"
+    assert case.name == f"threshold decode, pre-softmax, {values:.0%} of V rows"
     assert case.checked is not None
     assert case.checked.kept == pytest.approx(gpu_cases.VALUE_SHARE, abs=0.002)
 
@@ -91,10 +93,10 @@ def test_floors_hold_from_16k_on() -> None:
 
 def test_every_operation_is_there_at_every_length_and_batch() -> None:
     whole = [name for name, _ in cases(SETUP, quick=False)]
-    assert len(whole) == 4 * 2 * 5 + 2
+    assert len(whole) == 4 * 2 * 7 + 2
     for expected in ("threshold decode, 128k tokens, batch 8", "clustered, 4k tokens, batch 1"):
         assert expected in whole
-    assert len([*cases(SETUP, quick=True)]) == 5 + 2
+    assert len([*cases(SETUP, quick=True)]) == 7 + 2
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -14,6 +14,7 @@ from families.family import scores
 from hf_sparsify.patcher import kernels
 from hf_sparsify.patcher.binding import attention
 from hf_sparsify.patcher.binding.patching import apply_plan
+from hf_sparsify.patcher.kernels.triton_library import interpreted
 from hf_sparsify.patcher.methods import Clustered, Method, TopK, TopKFeedForward, TopTheta
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -23,14 +24,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 METHODS: dict[str, Method] = {
     "top-k": TopK(k=3, compensation="sdc+vmc"),
     "top-theta": TopTheta(k=3),
-    "feed-forward": TopKFeedForward(k=8),
+    "feed-forward": TopKFeedForward(k=1),
 }
 CELLS = [(name, method) for name in ("llama", "t5", "bert") for method in METHODS.values()]
 
 
 @pytest.fixture(params=["kernels", "torch"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By Triton kernels, where they take a call, and in torch alone."""
+    """By Triton kernels, where they take a call, small layers too, and in torch alone."""
+    assert not interpreted()
+    monkeypatch.setattr("hf_sparsify.patcher.kernels.triton_feed_forward.LEAST_SAVED", 0)
     if request.param == "torch":
         monkeypatch.setattr(kernels, "obstacle", lambda: "not wanted")
     return str(request.param)
@@ -109,7 +112,9 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("padding", ["none", "right"])
-@pytest.mark.parametrize(("name", "method"), CELLS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "method"), [cell for cell in CELLS if not isinstance(cell[1], TopKFeedForward)], ids=str
+)
 def test_no_attention_call_waits(name: str, method: Method, padding: str, way: str, no_waiting: None) -> None:
     there = patched(EVERY[name].build().cuda(), method)
     assert scored(name, there, padding).isfinite().all()

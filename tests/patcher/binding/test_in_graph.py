@@ -240,3 +240,14 @@ def test_an_exported_model_is_sparse_without_its_patch() -> None:
     found = logits(program.module(), call)  # type: ignore[arg-type]
     assert far(found, dense)
     close(found, expected)
+
+
+def test_an_export_holds_for_other_lengths_with_padding() -> None:
+    model = one_layer("bert")
+    with hf_sparsify.patch(model, TopK(k=3)):
+        length = torch.export.Dim("length", min=4, max=64)
+        call = inputs("bert", "right")
+        shapes = {name: {1: length} for name in call}
+        program = torch.export.export(model, (), call, dynamic_shapes=shapes)
+        other = inputs("bert", "right", length=19)
+        close(logits(program.module(), other), logits(model, other))  # type: ignore[arg-type]

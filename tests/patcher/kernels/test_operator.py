@@ -25,6 +25,7 @@ from hf_sparsify.patcher.methods import (
     attend_rows,
 )
 from hf_sparsify.patcher.thresholds import ModuleThresholds
+from live_storage import LiveStorage
 from tiny_models import attention_inputs, visible_keys
 from torch import Tensor
 
@@ -136,6 +137,18 @@ def test_it_looks_at_no_tensor_that_cannot_be_asked(
     with asking_nothing():
         out = attention._init_fn(*given)  # a mode sees the operator, and not what is in it
     torch.testing.assert_close(out, expected(call, method, thresholds), rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_gpu_nothing_outlives_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lie in the memory of the CUDA graph that the first call of a compiled step is made for."""
+    monkeypatch.setattr(operator, "kernel_of", lambda method, device: None)
+    call = problem("left", OFFLINE)
+    given = arguments(call, OFFLINE, table(OFFLINE))
+    with asking_nothing(), LiveStorage() as storage:
+        out = attention._init_fn(*given)
+        assert storage.live > 0
+        del out
+        assert storage.live == 0
 
 
 def test_the_tables_of_one_module_are_not_mixed_up() -> None:

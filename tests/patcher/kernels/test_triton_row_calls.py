@@ -139,7 +139,7 @@ def test_nothing_waits_for_the_gpu(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_kernels_compile_for_a_gpu(capability: int) -> None:
     """They need no more shared memory than common GPUs have, and keep what they work on in registers."""
     told = subprocess.run(
