@@ -24,22 +24,31 @@ def refusal(hidden: Tensor, rows: Tensor, method: TopKFeedForward) -> str | None
     """
     if hidden.device.type != "cpu" or rows.device.type != "cpu":
         return f"on {hidden.device.type}"
+    shared = shared_refusal(hidden, rows, method, DTYPES, MOST_ACTIVATIONS)
+    if shared is not None:
+        return shared
+    d_ff, d_model = rows.shape
+    if d_model % 8:
+        return f"size {d_ff} to {d_model}"
+    return "no native library" if native() is None else None
+
+
+def shared_refusal(
+    hidden: Tensor, rows: Tensor, method: TopKFeedForward, dtypes: tuple[torch.dtype, ...], most: int
+) -> str | None:
+    """What of a call is against any kernel. most: activations of a token."""
     if hidden.dtype != rows.dtype:
         return f"{dtype_name(hidden.dtype)} activations, {dtype_name(rows.dtype)} weights"
-    if hidden.dtype not in DTYPES:
+    if hidden.dtype not in dtypes:
         return f"stored as {dtype_name(hidden.dtype)}"
     if torch.is_grad_enabled() and (hidden.requires_grad or rows.requires_grad):
         return "gradients"
     if rows.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != rows.shape[0]:
         return "sizes that do not match"
     d_ff, d_model = rows.shape
-    if not 0 < d_ff <= MOST_ACTIVATIONS or not d_model or d_model % 8:
+    if not 0 < d_ff <= most or not d_model:
         return f"size {d_ff} to {d_model}"
-    if method.width(d_ff) >= d_ff:
-        return "all activations kept"
-    if native() is None:
-        return "no native library"
-    return None
+    return "all activations kept" if method.width(d_ff) >= d_ff else None
 
 
 def project_kept(

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import UsageError
-from ..dtypes import dtype_name
 from ..methods.top_k_feed_forward import TopKFeedForward
+from .feed_forward import shared_refusal
 from .triton_arguments import DTYPES
 from .triton_library import obstacle, runs_on
 from .triton_weight_rows import (
@@ -57,21 +57,11 @@ def refusal(hidden: Tensor, rows: Tensor, method: TopKFeedForward) -> str | None
         return reason
     if not runs_on(hidden.device) or hidden.device != rows.device:
         return f"on {hidden.device.type}"
-    if hidden.dtype != rows.dtype:
-        return f"{dtype_name(hidden.dtype)} activations, {dtype_name(rows.dtype)} weights"
-    if hidden.dtype not in DTYPES:
-        return f"stored as {dtype_name(hidden.dtype)}"
-    if torch.is_grad_enabled() and (hidden.requires_grad or rows.requires_grad):
-        return "gradients"
-    if rows.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != rows.shape[0]:
-        return "sizes that do not match"
+    shared = shared_refusal(hidden, rows, method, DTYPES, MOST_ACTIVATIONS)
+    if shared is not None:
+        return shared
     d_ff, d_model = rows.shape
-    if not 0 < d_ff <= MOST_ACTIVATIONS or not d_model:
-        return f"size {d_ff} to {d_model}"
-    kept = method.width(d_ff)
-    if kept >= d_ff:
-        return "all activations kept"
-    spared = d_ff - hidden.numel() // d_ff * kept * FEWER_ROWS
+    spared = d_ff - hidden.numel() // d_ff * method.width(d_ff) * FEWER_ROWS
     if spared < 0:
         return "as many rows kept as the dense product reads"
     if spared * d_model * rows.element_size() < LEAST_SAVED:

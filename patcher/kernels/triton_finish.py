@@ -97,22 +97,9 @@ def finish(
     chosen,
     mean,
     result,
-    batch,
-    group,
-    head,
-    query,
-    number,
-    first,
-    last,
-    real,
-    highest,
-    total,
-    best,
-    top,
-    mass,
-    kept,
-    values,
-    unweighed,
+    place,
+    seen,
+    kept_sums,
     V_WIDTH: tl.constexpr,
     V_BLOCK: tl.constexpr,
     PLACEMENT: tl.constexpr,
@@ -121,7 +108,14 @@ def finish(
     DROPPED: tl.constexpr,
     TOTAL: tl.constexpr,
 ):
-    """Writes the output and the counts of a tile of rows. highest, total, best: as in Parts. The rest: as in Sums."""
+    """Writes the output and the counts of a tile of rows.
+
+    place: sequence, KV head, and of each row head, query, number, first and last key, and whether it is one. seen: as
+    in Parts. kept_sums: as in Sums.
+    """
+    batch, group, head, query, number, first, last, real = place
+    highest, total, best = seen
+    top, mass, kept, values, unweighed = kept_sums
     length, k = row_budget(call, budget, batch, head, query, first, last, real)
     sparse, fallback, rescued = k < length, k < 0, k < 0
     if PLACEMENT != "none":
@@ -167,9 +161,9 @@ def finish(
     # A NaN is kept, so that a row which keeps nothing sees nothing.
     out = tl.where((kept > 0)[:, None], values / tl.where(kept > 0, denominator, 1.0)[:, None], 0.0)
     dims = tl.arange(0, V_BLOCK)
-    place = result.out
-    at = (batch * place.batch + head * place.head + query.to(tl.int64) * place.row)[:, None] + dims[None, :]
-    tl.store(place.at + at, out.to(place.at.dtype.element_ty), mask=real[:, None] & (dims < V_WIDTH)[None, :])
+    to = result.out
+    at = (batch * to.batch + head * to.head + query.to(tl.int64) * to.row)[:, None] + dims[None, :]
+    tl.store(to.at + at, out.to(to.at.dtype.element_ty), mask=real[:, None] & (dims < V_WIDTH)[None, :])
     if result.kept is not None:
         at = (batch * call.heads + head) * result.queries + query
         tl.store(result.kept + at, kept.to(tl.int64), mask=real)

@@ -180,36 +180,12 @@ def weigh_rows(
     if sums is None:
         if not ONE_PASS:
             best_score, total, best = gathered(parts, number, real, rows, splits, TOTAL, chosen is None)
+        place = batch, group, head, query, number, first, last, real
+        seen, kept_sums = (best_score, total, best), (top, mass, kept, values, unweighed)
         finish(
-            call,
-            budget,
-            chosen,
-            mean,
-            result,
-            batch,
-            group,
-            head,
-            query,
-            number,
-            first,
-            last,
-            real,
-            best_score,
-            total,
-            best,
-            top,
-            mass,
-            kept,
-            values,
-            unweighed,
-            V_WIDTH,
-            V_BLOCK,
-            PLACEMENT,
-            DENOMINATOR,
-            COMPENSATION,
-            DROPPED,
-            TOTAL,
-        )
+            call, budget, chosen, mean, result, place, seen, kept_sums,
+            V_WIDTH, V_BLOCK, PLACEMENT, DENOMINATOR, COMPENSATION, DROPPED, TOTAL,
+        )  # fmt: skip
     else:
         place = split * rows + number
         if ONE_PASS:
@@ -255,35 +231,10 @@ def combine_rows(
     batch, group, query, head, number, real = tile_rows(call, start, count, tile, pair, GROUP, M)
     query += start
     first, last = row_ranges(call, batch, query, real)
-    best_score, total, best = gathered(parts, number, real, rows, splits, TOTAL, chosen is None)
-    top, mass, kept, values, unweighed = merged(sums, number, real, rows, splits, V_WIDTH, V_BLOCK, DROPPED)
+    place = batch, group, head, query, number, first, last, real
+    seen = gathered(parts, number, real, rows, splits, TOTAL, chosen is None)
+    kept_sums = merged(sums, number, real, rows, splits, V_WIDTH, V_BLOCK, DROPPED)
     finish(
-        call,
-        budget,
-        chosen,
-        mean,
-        result,
-        batch,
-        group,
-        head,
-        query,
-        number,
-        first,
-        last,
-        real,
-        best_score,
-        total,
-        best,
-        top,
-        mass,
-        kept,
-        values,
-        unweighed,
-        V_WIDTH,
-        V_BLOCK,
-        PLACEMENT,
-        DENOMINATOR,
-        COMPENSATION,
-        DROPPED,
-        TOTAL,
-    )
+        call, budget, chosen, mean, result, place, seen, kept_sums,
+        V_WIDTH, V_BLOCK, PLACEMENT, DENOMINATOR, COMPENSATION, DROPPED, TOTAL,
+    )  # fmt: skip
