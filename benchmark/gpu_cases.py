@@ -104,8 +104,11 @@ def decode_by_all_scores(setup: Setup, batch: int, keys: int, method: TopK | Top
 
 
 def _step(setup: Setup, batch: int, keys: int, method: TopK | TopTheta, share: float, floor: float | None) -> GpuCase:
-    inputs = setup.attention(batch, 1, keys)
-    table = _table(inputs, method, share) if isinstance(method, TopTheta) else None
+    inputs, by_score = setup.attention(batch, 1, keys), TopTheta(keep=share, placement="pre-softmax")
+    on_scores = _table(inputs, by_score, share)
+    table = None
+    if isinstance(method, TopTheta):
+        table = on_scores if method == by_score else _table(inputs, method, share)
     checked, values = _checked(inputs, method, table)
     rows = batch * setup.groups * keys
     row_bytes = setup.width * inputs.key.element_size()
@@ -114,7 +117,7 @@ def _step(setup: Setup, batch: int, keys: int, method: TopK | TopTheta, share: f
         f"{name}, {values:.0%} of V rows",
         sized(keys, batch),
         partial(_attend, inputs, method, table),
-        _others(inputs, _table(inputs, TopTheta(keep=share, placement="pre-softmax"), share), causal=False),
+        _others(inputs, on_scores, causal=False),
         checked,
         rows * row_bytes * (1 + values),
         2 * batch * setup.heads * keys * setup.width * (1 + share),

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hf_sparsify.patcher.kernels import triton_clusters as kernel
 from hf_sparsify.patcher.kernels.triton_centroids import attend_centroids
 from hf_sparsify.patcher.kernels.triton_k_means import find_clusters
+from hf_sparsify.patcher.kernels.triton_library import runs_on
 from hf_sparsify.patcher.kernels.triton_refine import refine
 from hf_sparsify.patcher.kernels.triton_sequences import Sequences
 from hf_sparsify.patcher.methods import AttentionInputs, ClusteredPlain, RowRanges
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+MARKS = [
+    pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="no GPU, and Triton does not interpret"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # of NumPy, which interprets
+]
 
 
 def on_device(call: AttentionInputs) -> AttentionInputs:

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..methods.chunk import AttentionInputs
-from .triton_sequences import PROGRAMS, Sequences, bounds, capped, finite, load_rows, padded, shares, split_dot, tile
+from .triton_sequences import Sequences, bounds, capped, finite, load_rows, shares, split_dot, tile
+from .triton_sizes import PROGRAMS, cdiv, padded
 
 MEMBERS = 64  # queries that are summed at a time
 SOME = 16  # strongest keys that are read at a time
@@ -47,7 +48,7 @@ def attend_centroids(
     centroids = _centroids(inputs.query, order, in_order, clusters)
     widest = max(padded(width), padded(value_width))
     some, keys = tile(4 * widest, most=32), tile(key.element_size() * widest)
-    tiles = triton.cdiv(clusters, some)
+    tiles = cdiv(clusters, some)
     parts, share = shares(tokens, keys, PROGRAMS // (batch * heads * tiles))
     scores = centroids.new_empty(batch, heads, clusters, parts * share) if refined else None
     tops, totals = (centroids.new_empty(batch, heads, parts, clusters) for _ in range(2))

@@ -22,6 +22,7 @@ from ..methods.top_k_feed_forward import TopKFeedForward
 from .feed_forward import shared_refusal
 from .triton_arguments import DTYPES
 from .triton_library import obstacle, runs_on
+from .triton_sizes import cdiv
 from .triton_weight_rows import (
     BAND,
     COPY_TILE,
@@ -153,10 +154,10 @@ def _select(
 def _add_up(kept: Kept, rows: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """out[token] = bias + the sum of the token's kept activations times their rows [d_ff, d_model]."""
     (tokens, d_model), k = out.shape, kept.positions.shape[1]
-    columns = triton.cdiv(d_model, COLUMNS)
-    wanted = min(triton.cdiv(PROGRAMS, tokens * columns), triton.cdiv(k, ROWS))
-    share = triton.cdiv(triton.cdiv(k, wanted), ROWS) * ROWS
-    parts = triton.cdiv(k, share)
+    columns = cdiv(d_model, COLUMNS)
+    wanted = min(cdiv(PROGRAMS, tokens * columns), cdiv(k, ROWS))
+    share = cdiv(cdiv(k, wanted), ROWS) * ROWS
+    parts = cdiv(k, share)
     sums = torch.empty((parts, tokens, d_model), dtype=torch.float32, device=out.device)
     _add_rows[(tokens, columns, parts)](
         *(*kept, rows, rows.stride(0), sums, k, share, d_model), ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..methods.chunk import AttentionInputs
 from ..methods.clustered import ClusteredPlain
 from ..methods.k_means import random_direction, training_points
-from .triton_sequences import PRECISION, PROGRAMS, Sequences, bounds, load_rows, padded, shares, tile
+from .triton_sequences import PRECISION, Sequences, bounds, load_rows, shares, tile
+from .triton_sizes import PROGRAMS, cdiv, padded
 
 ROWS = 64  # tokens that are summed at a time
 KEYS, COLUMNS = 32, 64  # a tile of centred keys, whose products are a tile of the covariance
@@ -93,7 +94,7 @@ def _sum_rows(
 def _metric(key: Tensor, mean: Tensor, sequences: Sequences) -> Tensor:
     """The covariance of the keys of every sequence and KV head, float32 [B, G, D, D]."""
     batch, groups, tokens, width = key.shape
-    tiles = triton.cdiv(width, COLUMNS)
+    tiles = cdiv(width, COLUMNS)
     parts, share = shares(tokens, KEYS, PROGRAMS // (batch * groups * tiles * tiles))
     sums = torch.empty(batch, groups, parts, width, width, dtype=torch.float32, device=key.device)
     _covariance[(batch * groups, parts, tiles * tiles)](
@@ -136,7 +137,7 @@ def _projected(query: Tensor, mean: Tensor, slope: Tensor, sequences: Sequences)
     """Every query along the direction of the first centroids, float32 [B, H, N]; inf for padding."""
     batch, heads, tokens, width = query.shape
     out = torch.empty(batch, heads, tokens, dtype=torch.float32, device=query.device)
-    _project[(batch * heads, triton.cdiv(tokens, ROWS))](
+    _project[(batch * heads, cdiv(tokens, ROWS))](
         query, *query.stride()[:3], mean, slope, *sequences.place, out, heads, heads // slope.shape[1], tokens,
         width, padded(width), ROWS,
     )  # fmt: skip
@@ -204,7 +205,7 @@ def _assign(
     heads, points, width = query.shape[1], assigned.shape[2], query.shape[3]
     # Products of float32 tiles hold their left rows in registers: these neither spill nor fill shared memory.
     rows, some, warps = (64, 32, 4) if width <= 64 else (64, 16, 8) if width <= 128 else (16, 32, 4)
-    _nearest[(query.shape[0] * heads, triton.cdiv(points, rows))](
+    _nearest[(query.shape[0] * heads, cdiv(points, rows))](
         query, *query.stride()[:3], mean, *_weights(centroids, metric), *sequences.place, sample, assigned, heads,
         points, method.clusters, sequences.short, sample is not None, width, padded(width), rows, some,
         num_warps=warps, num_stages=2,
@@ -248,7 +249,7 @@ def _update(query: Tensor, mean: Tensor, sample: Tensor, assigned: Tensor, centr
     clusters, width = centroids.shape[2:]
     rows = tile(4 * padded(width))
     some = min(32, rows)
-    _means[(batch * heads, triton.cdiv(clusters, some))](
+    _means[(batch * heads, cdiv(clusters, some))](
         query, *query.stride()[:3], mean, sample, assigned, centroids, heads, points, clusters,
         width, padded(width), rows, some, num_warps=4 if width <= 64 else 8, num_stages=2,
     )  # fmt: skip

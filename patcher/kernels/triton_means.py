@@ -12,6 +12,7 @@ from ..methods.chunk import AttentionInputs
 from ..methods.visibility import FullMask
 from .triton_finish import Mean
 from .triton_row_places import place_of, splits_of
+from .triton_sizes import padded
 from .triton_tiles import Call, row_ranges
 
 # Elements of a mask that are widened at a time: 64 MB.
@@ -62,7 +63,7 @@ def _sum_of_single(value: Tensor, call: Call) -> Tensor:
     splits = splits_of(batch * groups, keys)
     sums = torch.empty(splits, batch, groups, width, dtype=torch.float32, device=value.device)
     sum_values[(splits * batch * groups,)](
-        call, sums, splits, groups, V_WIDTH=width, V_BLOCK=triton.next_power_of_2(width), N=ROWS, num_warps=4
+        call, sums, splits, groups, V_WIDTH=width, V_BLOCK=padded(width), N=ROWS, num_warps=4
     )
     return sums.sum(0)
 

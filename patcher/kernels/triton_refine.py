@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..methods.chunk import AttentionInputs
 from .triton_centroids import Attended
-from .triton_sequences import PRECISION, Sequences, bounds, capped, finite, load_rows, padded, tile
+from .triton_sequences import PRECISION, Sequences, bounds, capped, finite, load_rows, tile
+from .triton_sizes import cdiv, padded
 
 KEYS = 32  # at a time, at most: what is refined by default
 
@@ -45,7 +46,7 @@ def refine(
     widest, exact = max(padded(width), padded(value_width)), query.dtype == torch.float32
     rows, keys = tile((8 if exact else 2) * widest), tile(query.element_size() * widest, most=KEYS)
     warps = 4 if widest <= (128 if exact else 64) else 8
-    _refine[(batch * heads, triton.cdiv(tokens, rows))](
+    _refine[(batch * heads, cdiv(tokens, rows))](
         query, *query.stride()[:3], key, *key.stride()[:3], value, *value.stride()[:3], out, *out.stride()[:3],
         *sequences.place, order, in_order, strongest, mass, rest, heads, heads // key.shape[1], tokens, clusters,
         0 if strongest is None else strongest.shape[3], sequences.short, inputs.scale,

@@ -12,13 +12,12 @@ from ..methods.distance_bias import DistanceBias
 from ..methods.top_k import TopK
 from ..methods.top_theta import TopTheta
 from ..methods.visibility import FullMask
+from .triton_sizes import PROGRAMS, cdiv
 from .triton_tiles import Budget, Call, Matrix, Place, Ranges, Table
 
 if TYPE_CHECKING:
     from ..thresholds import ModuleThresholds
 
-# Programs that keep a large GPU busy: two for each of 132 multiprocessors.
-PROGRAMS = 264
 # Fewer keys than these are not worth a split of their own; so many splits at most are put together one after another.
 SPLIT_KEYS, MOST_SPLITS = 256, 64
 
@@ -74,7 +73,7 @@ def budget_of(inputs: AttentionInputs, method: TopK | TopTheta, thresholds: Modu
 
 def splits_of(tiles: int, keys: int) -> int:
     """Among how many programs the keys of a tile are shared."""
-    return min(-(-PROGRAMS // tiles), -(-keys // SPLIT_KEYS), MOST_SPLITS)
+    return min(cdiv(PROGRAMS, tiles), cdiv(keys, SPLIT_KEYS), MOST_SPLITS)
 
 
 def _rows(numbers: Tensor, batch: int, heads: int) -> Place:

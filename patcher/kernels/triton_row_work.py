@@ -13,9 +13,10 @@ from ..methods.top_theta import TopTheta
 from .triton_finish import Result
 from .triton_library import architecture
 from .triton_means import mean_of
-from .triton_row_places import PROGRAMS, budget_of, call_of, place_of, splits_of
+from .triton_row_places import budget_of, call_of, place_of, splits_of
 from .triton_scores import score_rows
 from .triton_select import Chosen, select_rows
+from .triton_sizes import PROGRAMS, cdiv, padded
 from .triton_tiles import Parts
 from .triton_weigh import Sums, combine_rows, weigh_rows
 
@@ -45,7 +46,7 @@ class Tile(NamedTuple):
 def tile_of(inputs: AttentionInputs, rows: int) -> Tile:
     """What fits into the registers and the 99 KB of shared memory of common GPUs (tests/triton_builds.py tells). tl.dot
     needs 16 rows at least."""
-    widest, wide_numbers = _block(max(inputs.query.shape[3], inputs.value.shape[3])), inputs.query.itemsize > 2
+    widest, wide_numbers = padded(max(inputs.query.shape[3], inputs.value.shape[3])), inputs.query.itemsize > 2
     if wide_numbers:
         most, keys, warps = (16 if widest > 128 else 32), 32, 8
     else:
@@ -55,7 +56,7 @@ def tile_of(inputs: AttentionInputs, rows: int) -> Tile:
             keys = 32
     if architecture() // 10 == 10:  # 64 rows are more than Triton 3.7 compiles for a B200
         most = min(most, 32)
-    return Tile(min(_block(rows), most), keys, warps)
+    return Tile(min(padded(rows), most), keys, warps)
 
 
 def room_for_scores(device: torch.device) -> int:
@@ -84,7 +85,7 @@ class RowKernels:
         self.call, self.budget = call_of(inputs), budget_of(inputs, method, thresholds)
         self.mean = mean_of(inputs, self.call) if method.compensation == "sdc+vmc" else None
         self.min_keep = method.min_keep if isinstance(method, TopTheta) else 0
-        self.score_row = -(-self.keys // ALIGNED) * ALIGNED
+        self.score_row = cdiv(self.keys, ALIGNED) * ALIGNED
         fit = room_for_scores(self.device) // (self.batch * self.heads * self.score_row) if scored else self.queries
         self.chunk = min(max(1, fit), self.queries)
         self.group = self.heads // self.groups
@@ -97,8 +98,8 @@ class RowKernels:
         self.one_pass = not scored and placement == "pre-softmax" and not count_v_rows
         self.stored = scored or (not self.one_pass and self.group * self.queries <= FEW_ROWS)
         self.sizes: dict[str, Any] = {"GROUP": self.group, "M": self.tile.rows, "N": self.tile.keys}
-        self.key_sizes: dict[str, Any] = {"WIDTH": width, "BLOCK": _block(width)}
-        self.value_sizes: dict[str, Any] = {"V_WIDTH": value_width, "V_BLOCK": _block(value_width)}
+        self.key_sizes: dict[str, Any] = {"WIDTH": width, "BLOCK": padded(width)}
+        self.value_sizes: dict[str, Any] = {"V_WIDTH": value_width, "V_BLOCK": padded(value_width)}
         compensated = method.compensation != "none"
         self.total = placement == "post-softmax" or (compensated and (scored or not estimated))
         self.ways: dict[str, Any] = {
@@ -192,7 +193,7 @@ class RowKernels:
         return RowCounts(result.kept, result.fallback.view(torch.bool), result.rescued.view(torch.bool), v_rows)
 
     def _tiles(self, count: int) -> int:
-        return self.batch * self.groups * -(-count * self.group // self.tile.rows)
+        return self.batch * self.groups * cdiv(count * self.group, self.tile.rows)
 
     def _splits(self, count: int) -> int:
         """Among how many programs the keys of a tile are shared."""
@@ -218,8 +219,3 @@ class RowKernels:
             pairs = self.batch * self.groups
             v_rows = torch.empty(self._splits(1), pairs, dtype=torch.int32, device=self.device)
         return Result(place_of(out), kept, fallback, rescued, v_rows, self.queries)
-
-
-def _block(width: int) -> int:
-    """The power of 2 that holds so many, and that tl.dot takes."""
-    return max(16, 1 << (width - 1).bit_length())

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ..methods.clustered import ClusteredPlain
 from ..methods.visibility import RowRanges
+from .triton_sizes import cdiv
 
-# Programs that keep a GPU busy: two for each processor of the largest that there is.
-PROGRAMS = 264
 # Of float32 products: three of TF32 numbers on tensor cores have float32's digits.
 PRECISION = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 
@@ -53,11 +52,6 @@ class Sequences:
         return self.first, self.last, 1 if len(self.first) > 1 else 0
 
 
-def padded(width: int) -> int:
-    """Elements of a row as a tile has them."""
-    return max(16, triton.next_power_of_2(width))
-
-
 def tile(row_bytes: int, most: int = 64) -> int:
     """How many rows to work on at a time: 16 KiB of them, which leaves registers and shared memory to the rest."""
     return max(16, min(most, 2**14 // row_bytes))
@@ -65,9 +59,9 @@ def tile(row_bytes: int, most: int = 64) -> int:
 
 def shares(tokens: int, tile: int, wanted: int) -> tuple[int, int]:
     """Into how many shares of how many tokens to cut a sequence, whole tiles each: about as many as wanted."""
-    tiles = max(1, triton.cdiv(tokens, tile))
-    share = triton.cdiv(tiles, max(1, min(wanted, tiles)))
-    return triton.cdiv(tiles, share), share * tile
+    tiles = max(1, cdiv(tokens, tile))
+    share = cdiv(tiles, max(1, min(wanted, tiles)))
+    return cdiv(tiles, share), share * tile
 
 
 @triton.jit

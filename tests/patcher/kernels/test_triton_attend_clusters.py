@@ -11,21 +11,15 @@ import torch
 pytest.importorskip("triton")
 
 from clustered_oracle import oracle
-from hf_sparsify.patcher.kernels.triton_library import runs_on
 from hf_sparsify.patcher.methods import Clustered, ClusteredPlain
 from hf_sparsify.patcher.methods.cluster_rows import attend_clusters
 from hf_sparsify.patcher.methods.clustered import score_space
 from hf_sparsify.patcher.methods.k_means import cluster_means, training_points
 from native_clusters import call_of, double, near, random_clusters
-from triton_clusters import DEVICE, attend, clustered, given_clusters
+from triton_clusters import MARKS, TOLERANCE, attend, clustered, given_clusters
 from triton_interpreter import mend_products
 
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-
-pytestmark = [
-    pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="no GPU, and Triton does not interpret"),
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # of NumPy, which interprets
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)

@@ -17,22 +17,17 @@ from fake_cuda import CUDA, fake_cuda, no_copies
 from hf_sparsify.patcher.binding import patching
 from hf_sparsify.patcher.kernels import kernel_of, triton_k_means, triton_refine
 from hf_sparsify.patcher.kernels import triton_clusters as kernel
-from hf_sparsify.patcher.kernels.triton_library import runs_on
 from hf_sparsify.patcher.methods import AttentionInputs, Clustered, ClusteredPlain, FullMask, RowRanges
 from live_storage import LiveStorage
 from native_clusters import call_of, double, near
 from patched_models import patched
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from triton_clusters import DEVICE, attend, between, on_device, valid_tokens
+from triton_clusters import DEVICE, MARKS, TOLERANCE, attend, between, on_device, valid_tokens
 from triton_interpreter import mend_products
 
 METHODS = [ClusteredPlain(clusters=4), Clustered(clusters=4, k=5)]
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
-pytestmark = [
-    pytest.mark.skipif(not runs_on(torch.device(DEVICE)), reason="no GPU, and Triton does not interpret"),
-    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # of NumPy, which interprets
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(autouse=True)
